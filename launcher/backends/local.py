@@ -1,0 +1,133 @@
+"""This machine as a back end: a detached bash script, log files, and a lock that lives as long as the run."""
+
+import datetime
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.backends.base import Artifact, JobStatus, LogLine, NodeStatus, State, Submission
+from launcher.edge import shell
+from launcher.errors import BackendError
+from launcher.logs.files import follow_files
+from launcher.plan import Plan
+from launcher.render.local import render_local
+from launcher.runs import Run, RunStore, write_whole
+from launcher.secrets import secrets_file
+from launcher.snapshot import copy_to
+
+
+class LocalBackend:
+    """Runs jobs here."""
+
+    def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
+        self.store = store
+        self.environ = environ
+
+    def render(self, plan: Plan) -> Artifact:
+        """The script that `submit` runs."""
+        return Artifact("local", plan.run_id, render_local(plan))
+
+    def check(self, plan: Plan, artifact: Artifact) -> None:
+        """The runtime must be here; a port or a GPU is found out by the job itself."""
+        runtime = plan.profile.container_runtime
+        if runtime != "none" and not shell.has_command(runtime):
+            raise BackendError(f"{runtime}: no such command on this machine", f"install {runtime}, or run without --container")
+
+    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+        """Start the script in a session of its own; it goes on when this process ends."""
+        folder = submission.run_dir
+        if submission.snapshot:
+            copy_to(submission.snapshot, folder / "code")
+        if submission.secrets:
+            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        script = folder / "render.sh"
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            pid = shell.start_detached(["bash", str(script)], cwd=submission.job_dir, env=self._job_environ(submission), keep_fd=lock)
+        except OSError as error:
+            raise BackendError(f"the job could not be started: {error}") from error
+        finally:
+            os.close(lock)
+        return Run(run_id=plan.run_id, name=plan.name, backend="local", handle=f"local://{plan.run_id}", cluster=None,
+                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), job_id=str(pid))
+
+    def status(self, run: Run) -> JobStatus:
+        """From the exit code that the script leaves, and the lock that its processes hold."""
+        folder = self.store.folder(run.run_id)
+        alive = self._alive(folder)
+        code = _read_int(folder / "exit_code")
+        if (folder / "cancelled").exists() and not alive:
+            return JobStatus(State.CANCELLED, "cancelled by the user", code)
+        if code is None and alive:
+            return JobStatus(State.RUNNING, nodes=_nodes(run, State.RUNNING))
+        if code is None:
+            return JobStatus(State.FAILED, "its processes are gone without an exit code: killed, or the machine restarted")
+        state = State.SUCCEEDED if code == 0 else State.FAILED
+        return JobStatus(state, None if code == 0 else f"exit code {code}", code, _nodes(run, state))
+
+    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
+        """From the files that the script writes."""
+        return follow_files(self.store.folder(run.run_id) / "logs", ended=lambda: self.status(run).state.ended,
+                            follow=follow, tail=tail, node=node)
+
+    def cancel(self, run: Run) -> None:
+        """TERM, time for a last checkpoint, then KILL."""
+        folder = self.store.folder(run.run_id)
+        if not self._alive(folder) or run.job_id is None:
+            return
+        (folder / "cancelled").touch()
+        shell.signal_process(int(run.job_id), signal.SIGTERM)  # the script passes it on, once to each node
+        deadline = time.monotonic() + _grace_s(folder) + 5
+        while self._alive(folder) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self._alive(folder):
+            shell.signal_group(int(run.job_id), signal.SIGKILL)
+
+    def _alive(self, folder: Path) -> bool:
+        """Whether any process of the run lives: they all inherited the lock."""
+        try:
+            descriptor = os.open(folder / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _job_environ(self, submission: Submission) -> dict[str, str]:
+        """This environment, with the python that runs launch first on PATH, and without the secrets' values."""
+        environ = {key: value for key, value in self.environ.items() if key not in submission.secrets}
+        environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+        environ["LAUNCH_HOME"] = str(self.store.root.parent)
+        return environ
+
+
+def now() -> str:
+    """UTC, RFC 3339, microseconds: sorts as text."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _nodes(run: Run, state: State) -> tuple[NodeStatus, ...]:
+    return tuple(NodeStatus(node, state, host="localhost") for node in range(run.nodes))
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _grace_s(folder: Path) -> int:
+    for line in (folder / "render.sh").read_text(encoding="utf-8").splitlines():
+        if line.startswith("export LAUNCH_GRACE_S="):
+            return int(line.partition("=")[2])
+    return 120

@@ -1,0 +1,98 @@
+"""The `launch` command: parse, call, print. Commands are imported when they are called."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from launcher import __version__
+
+COMMANDS = {
+    "local": "Run a job on this machine, in front.",
+    "submit": "Send a job to its cluster; print the run's handle.",
+    "render": "Print exactly what submit would send.",
+    "logs": "Show what a run printed, or follow it.",
+    "status": "Show how a run is.",
+    "list": "List the runs of this machine.",
+    "cancel": "End a run.",
+    "validate": "Check a job file; report every mistake.",
+    "data": "Show the rows of a job as the model sees them.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' one-line help without importing them: `launch --help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"launcher.commands.{cmd_name}")
+        command: click.Command = module.command
+        command.short_help = command.help = COMMANDS[cmd_name] + (f"\n\n{command.help}" if command.help else "")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command for an unknown one."""
+        import difflib
+
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            ctx.fail(f"got command {name!r}, allowed: {', '.join(COMMANDS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="launch")
+@click.option("--debug", is_flag=True, help="Show Python's trace of an error.")
+def launch(debug: bool) -> None:
+    """One job.yaml: fine-tune chat models here, on Slurm or on Kubernetes."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 2 usage or job file, 3 refused, 4 not found, 5 job failed, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = launch.main(arguments, prog_name="launch", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `launch logs | head`
+        sys.stderr.close()
+        code = 141
+    except Exception as error:
+        code = _report(error, debug="--debug" in arguments)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    from launcher.errors import LaunchError
+    from launcher.ui import show_error
+
+    if debug:
+        raise error
+    if isinstance(error, LaunchError):
+        show_error(error)
+        return error.exit_code
+    detail: Any = f"{type(error).__name__}: {error}"
+    show_error(LaunchError(f"a defect in launch: {detail}", "run it again with `launch --debug ...` and report the trace"))
+    return 1
+
+
+if __name__ == "__main__":
+    main()

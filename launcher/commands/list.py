@@ -1,0 +1,33 @@
+"""launch list."""
+
+import os
+
+import click
+
+from launcher import ui
+from launcher.backends.registry import load_backend
+from launcher.commands.options import json_option, run_store
+from launcher.errors import LaunchError
+from launcher.runs import Run, RunStore
+
+
+@click.command("list")
+@json_option
+def command(json_output: bool) -> None:
+    """The newest last. A cluster that cannot be asked shows its runs as unknown."""
+    store = run_store()
+    rows = [(run, _state(store, run)) for run in store.all()]
+    if json_output:
+        for run, state in rows:
+            ui.as_json({"run": run.run_id, "handle": run.handle, "state": state, "created": run.created, "nodes": run.nodes})
+    else:
+        ui.print_table(["RUN", "STATE", "NODES", "CREATED", "HANDLE"],
+                       [[run.run_id, state, str(run.nodes), run.created[:19], run.handle] for run, state in rows])
+
+
+def _state(store: RunStore, run: Run) -> str:
+    try:
+        return load_backend(run.backend, store, dict(os.environ)).status(run).state  # type: ignore[arg-type]
+    except LaunchError as error:
+        ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
+        return "unknown"

@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.prepare import Request
+from launcher.runs import RunStore, launch_home
+from launcher.spec import BACKENDS
+
+Command = Callable[..., Any]
+
+
+def job_options(command: Command) -> Command:
+    """JOB.yaml, --set and --clusters."""
+    for decorate in (
+        click.option("--clusters", type=click.Path(path_type=Path), help="File of cluster profiles. Default: ./clusters.yaml, "
+                     "then ~/.config/launch/clusters.yaml."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the job file; may be repeated."),
+        click.argument("job", type=click.Path(path_type=Path), metavar="JOB.yaml"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def backend_option(help_text: str) -> Callable[[Command], Command]:
+    """--backend."""
+    return click.option("--backend", type=click.Choice(BACKENDS), help=help_text)
+
+
+def run_argument(command: Command) -> Command:
+    """RUN: an id or a handle, the latest run when left out."""
+    return click.argument("run", required=False, metavar="[RUN]")(command)
+
+
+def json_option(command: Command) -> Command:
+    """--json."""
+    return click.option("--json", "json_output", is_flag=True, help="Print JSON, one object a line.")(command)
+
+
+def run_store() -> RunStore:
+    """The runs of this user."""
+    return RunStore(launch_home(os.environ))
+
+
+def request(job: Path, overrides: tuple[str, ...], clusters: Path | None, **more: Any) -> Request:
+    """The shared options as one value."""
+    return Request(job, overrides, clusters, **more)

@@ -1,0 +1,39 @@
+"""launch submit."""
+
+import os
+from pathlib import Path
+
+import click
+
+from launcher import ui
+from launcher.backends.registry import load_backend
+from launcher.commands.options import backend_option, job_options, request, run_store
+from launcher.prepare import checked_run_id, prepare
+from launcher.spec import BackendName
+from launcher.submit import rendered, submit_run
+
+
+@click.command("submit")
+@job_options
+@backend_option("Send to this back end with plain defaults. Default: the job's cluster.")
+@click.option("--run-id", help="Name the run. Default: the job's name and a hash; -2, -3, ... when it is taken.")
+@click.option("--dry-run", is_flag=True, help="Print exactly what would be sent, and send nothing.")
+@click.option("--follow", is_flag=True, help="Go on to the logs; the exit code is then the job's: 0 or 5.")
+def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, backend: BackendName | None, run_id: str | None,
+            dry_run: bool, follow: bool) -> None:  # noqa: PLR0913  (one parameter per option)
+    """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine."""
+    prepared = prepare(request(job, overrides, clusters, backend=backend), os.environ)
+    store = run_store()
+    target = load_backend(prepared.profile.backend, store, dict(os.environ))
+    if dry_run:
+        free = store.first_free(checked_run_id(run_id) or prepared.base_id)
+        ui.raw(rendered(prepared, target, free)[1].text)
+        return
+    run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
+    ui.data(run.handle)
+    if follow:
+        from launcher.commands.watch import watch
+
+        watch(target, store, run)
+    else:
+        ui.note(f"follow it: launch logs -f {run.run_id}")

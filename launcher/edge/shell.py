@@ -1,0 +1,78 @@
+"""The only place that starts processes. Always an argument list, never a shell string."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.errors import BackendError
+
+TAIL = 2000
+
+
+def run_command(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60, cwd: Path | None = None,
+                env: Mapping[str, str] | None = None) -> str:
+    """Run to the end and return stdout. Raises BackendError with the command and the end of its stderr."""
+    done = try_command(argv, stdin=stdin, timeout_s=timeout_s, cwd=cwd, env=env)
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip() or "it printed nothing")[-TAIL:]
+        raise BackendError(f"{argv[0]} exited with {done.returncode}: {words}")
+    return done.stdout
+
+
+def try_command(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60, cwd: Path | None = None,
+                env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run to the end, whatever the exit code. Raises BackendError when it cannot start or does not end."""
+    try:
+        return subprocess.run(argv, input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout_s,
+                              cwd=cwd, env=env, check=False)
+    except FileNotFoundError as error:
+        raise BackendError(f"{argv[0]}: no such command on this machine") from error
+    except PermissionError as error:
+        raise BackendError(f"{argv[0]}: may not be run: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"{' '.join(argv[:3])}: no answer within {timeout_s:g} s") from error
+
+
+def start_detached(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], keep_fd: int) -> int:
+    """Start in a session of its own, without terminal; returns the pid, which is also the process group.
+
+    `keep_fd` stays open in the child and in everything it starts: a lock on it tells whether any of them lives.
+    """
+    process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(keep_fd,))
+    return process.pid
+
+
+def run_through(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> int:
+    """Run with this process's own streams; returns the exit code (128 + N for a signal, as shells do)."""
+    try:
+        code = subprocess.run(argv, cwd=cwd, env=env, check=False).returncode
+    except FileNotFoundError as error:
+        raise BackendError(f"{argv[0]}: no such command on this machine") from error
+    return code if code >= 0 else 128 - code
+
+
+def signal_group(pid: int, number: signal.Signals) -> bool:
+    """Signal a process group; False when it is gone."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def signal_process(pid: int, number: signal.Signals) -> bool:
+    """Signal one process; False when it is gone."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def has_command(name: str) -> bool:
+    """Whether `name` is on PATH."""
+    return shutil.which(name) is not None

@@ -1,0 +1,286 @@
+"""Job files and cluster profiles: YAML text to typed specs, with every mistake reported at once.
+
+The only reader of YAML that people write. ruamel.yaml, because it knows line numbers, sees duplicate keys and
+reads YAML 1.2 (`no` and `12:30:00` stay text, `2e-4` is a number).
+"""
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from launcher.errors import SpecError
+from launcher.spec import ClusterProfile, JobSpec
+
+Loc = tuple[str | int, ...]
+SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file as plain values, and where each of them stands."""
+
+    source: str
+    values: dict[str, Any]
+    places: dict[Loc, str]
+    problems: tuple[str, ...]
+
+    def place(self, loc: Loc) -> str:
+        """`file:line` (or `--set ...`) of the value at `loc`, or of the nearest one around it."""
+        while loc and loc not in self.places:
+            loc = loc[:-1]
+        return self.places.get(loc, f"{self.source}:1")
+
+
+def validate_job(document: Document, more_problems: Sequence[str] = ()) -> JobSpec:
+    """Check a job document. Raises SpecError listing every mistake, `more_problems` among them."""
+    return _validated(JobSpec, document, more_problems)
+
+
+def load_profiles(path: Path) -> dict[str, Document]:
+    """Read a clusters file: one unchecked Document per profile, so that a mistake in one cluster spares the others."""
+    document = read_document(path)
+    found = {}
+    for name, values in document.values.items():
+        places = {loc[1:]: place for loc, place in document.places.items() if loc and loc[0] == name}
+        problems = document.problems if not isinstance(values, dict) else ()
+        found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, problems)
+    return found
+
+
+def profile_of(document: Document) -> ClusterProfile:
+    """Check one profile. Raises SpecError listing every mistake."""
+    return _validated(ClusterProfile, document)
+
+
+def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a YAML mapping. Raises SpecError when it is missing, unreadable, no YAML or no mapping."""
+    text = _read_text(path)
+    try:
+        node = _yaml().compose(io.StringIO(text))
+        values = _yaml().load(io.StringIO(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path}:1: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}") from error
+    if not isinstance(node, MappingNode) or not isinstance(values, dict):
+        raise SpecError(f"{path}:1: got {_shown(values)}, allowed: keys with values, such as `name: my-job`")
+    places: dict[Loc, str] = {}
+    problems = [*_walk(node, (), str(path), places)]
+    for override in overrides:
+        problems += _override(values, places, override)
+    return Document(str(path), values, places, tuple(problems))
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.allow_duplicate_keys = True  # all of them are reported by _walk, not only the first
+    return yaml
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file", "name an existing job file, such as examples/quickstart/job.yaml") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path}: is a folder", f"name the file in it: {path}/job.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+
+
+def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str]) -> Iterator[str]:
+    """Record the line of every value below `node`; yield the duplicate keys."""
+    places.setdefault(loc, f"{source}:{node.start_mark.line + 1}")
+    if isinstance(node, MappingNode):
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value) if isinstance(key, ScalarNode) else "?", key.start_mark.line + 1
+            if name in first:
+                yield f"{source}:{line}: {_dotted((*loc, name))}: got the key twice (first on line {first[name]}), allowed: once"
+            first.setdefault(name, line)
+            places.setdefault((*loc, name), f"{source}:{line}")
+            yield from _walk(value, (*loc, name), source, places)
+    elif isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*loc, index), source, places)
+
+
+def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list[str]:
+    """Apply one `a.b=c`; a list item is addressed by its number. Returns what is wrong with it."""
+    path, equals, raw = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        return [f"--set {text}: got {text!r}, allowed: path.to.field=value"]
+    try:
+        value = _yaml().load(raw) if raw.strip() else ""
+    except YAMLError:
+        return [f"--set {text}: got {raw!r}, allowed: a YAML value (quote text that holds ': ' or '#')"]
+    target: Any = values
+    for key in keys[:-1]:
+        target = _step(target, key)
+        if not isinstance(target, dict | list):
+            return [f"--set {text}: {path}: got a path through {key!r}, allowed: a path through sections"]
+    last: Any = keys[-1]
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            return [f"--set {text}: {path}: got item {last!r}, allowed: 0 to {len(target) - 1}"]
+        last = int(last)
+    target[last] = value
+    loc: Loc = tuple(int(key) if key.isdigit() else key for key in keys)
+    for old in [place for place in places if place[: len(loc)] == loc]:
+        del places[old]
+    places[loc] = f"--set {text}"
+    return []
+
+
+def _step(target: Any, key: str) -> Any:
+    if isinstance(target, list):
+        return target[int(key)] if key.isdigit() and int(key) < len(target) else None
+    if target.get(key) is None:
+        target[key] = {}
+    return target[key]
+
+
+def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[str] = ()) -> SpecT:
+    """Validate twice when keys are unknown: pydantic checks combinations only in sections without other errors."""
+    problems = [*document.problems, *more_problems]
+    values = document.values
+    for _ in range(2):
+        try:
+            checked = spec.model_validate(values)
+            break
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            problems += [line for detail in details for line in _explain(spec, document, detail)]
+            values = _without(values, [_real_loc(detail["loc"], values) for detail in details if detail["type"] == "extra_forbidden"])
+    if problems:
+        raise SpecError("\n".join(dict.fromkeys(problems)))
+    return checked
+
+
+def _without(values: Any, locs: list[Loc]) -> Any:
+    """A copy of `values` without the keys at `locs`."""
+    if isinstance(values, dict):
+        kept = {key: value for key, value in values.items() if (key,) not in locs}
+        return {key: _without(value, [loc[1:] for loc in locs if loc[:1] == (key,)]) for key, value in kept.items()}
+    if isinstance(values, list):
+        return [_without(value, [loc[1:] for loc in locs if loc[:1] == (index,)]) for index, value in enumerate(values)]
+    return values
+
+
+def _explain(spec: type[BaseModel], document: Document, detail: Any) -> list[str]:
+    """The lines for one pydantic error: `place: path: got X, allowed Y`."""
+    loc = _real_loc(tuple(detail["loc"]), document.values)
+    where = f"{document.place(loc)}: {_dotted(loc)}: " if loc else f"{document.place(loc)}: "
+    kind, context, got = detail["type"], detail.get("ctx", {}), _shown(detail["input"])
+    if kind == "extra_forbidden":
+        known = sorted(_fields(spec, loc[:-1]))
+        near = difflib.get_close_matches(str(loc[-1]), known, 1)
+        return [f"{where}got an unknown key, allowed: {f'{near[0]} (did you mean that?)' if near else ', '.join(known)}"]
+    if kind == "missing":
+        return [f"{where}got nothing, allowed: {_description(spec, loc)} (it is required)"]
+    if kind == "value_error":
+        return [where + line for line in str(context["error"]).split("; ")]
+    return [f"{where}got {got}, allowed: {_allowed(kind, context, detail['msg'])}"]
+
+
+_TYPES = {
+    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "keys with values", "model_type": "keys with values",
+    "model_attributes_type": "keys with values",
+}  # fmt: skip
+
+
+def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
+    if kind in _TYPES:
+        return _TYPES[kind]
+    match kind:
+        case "literal_error":
+            return str(context["expected"]).replace("'", "")
+        case "greater_than_equal":
+            return f"{context['ge']:g} or more"
+        case "greater_than":
+            return f"more than {context['gt']:g}"
+        case "less_than_equal":
+            return f"{context['le']:g} or less"
+        case "less_than":
+            return f"less than {context['lt']:g}"
+        case "too_short" | "string_too_short":
+            return f"at least {context['min_length']} {'item' if kind == 'too_short' else 'character'}(s)"
+        case "too_long" | "string_too_long":
+            return f"at most {context['max_length']} {'item' if kind == 'too_long' else 'character'}(s)"
+        case "finite_number":
+            return "a finite number"
+    return message[0].lower() + message[1:]
+
+
+def _real_loc(loc: Loc, values: Any) -> Loc:
+    """`loc` without the names that pydantic adds for the branches of a union and for mapping keys."""
+    real: list[str | int] = []
+    for index, step in enumerate(loc):
+        if isinstance(values, dict) and (step in values or index == len(loc) - 1) and step != "[key]":
+            values = values.get(step)
+        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
+            values = values[step]
+        else:
+            continue
+        real.append(step)
+    return tuple(real)
+
+
+def _fields(spec: Any, loc: Loc) -> dict[str, Any]:
+    """Names and field infos of the section at `loc`."""
+    for step in loc:
+        info = _sections(spec).get(str(step)) if not isinstance(step, int) else spec
+        spec = info if info is not None else spec
+    return dict(spec.model_fields) if isinstance(spec, type) and issubclass(spec, BaseModel) else {}
+
+
+def _sections(spec: Any) -> dict[str, Any]:
+    """Field name -> the section class inside its annotation, where there is one."""
+    found = {}
+    for name, info in spec.model_fields.items():
+        stack = [info.annotation]
+        while stack:
+            part = stack.pop()
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found[name] = part
+            stack += getattr(part, "__args__", ())
+    return found
+
+
+def _description(spec: type[BaseModel], loc: Loc) -> str:
+    field = _fields(spec, loc[:-1]).get(str(loc[-1]))
+    text = (field.description or "").split(". ")[0].rstrip(".") if field else ""
+    return text[:1].lower() + text[1:] if text else "a value"
+
+
+def _dotted(loc: Loc) -> str:
+    text = ""
+    for step in loc:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def _shown(value: Any) -> str:
+    """A short form of what was given."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "keys with values"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

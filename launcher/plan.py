@@ -1,0 +1,112 @@
+"""JobSpec + ClusterProfile -> Plan: what will run, with every default filled in. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher import __version__
+from launcher.quantities import duration_s, size_bytes
+from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources
+
+DEFAULT_IMAGE = f"launch-trainer:{__version__}"
+CONFIG_PATH = "/etc/launch/train.yaml"
+MAX_SHM = 32 * 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a back end needs to render a run. Sizes in bytes, times in seconds."""
+
+    run_id: str
+    name: str
+    image: str
+    nodes: int
+    gpus_per_node: int
+    cpus_per_node: int | None
+    memory: int | None
+    shm: int
+    time_limit_s: int | None
+    grace_s: int
+    restarts: int
+    mounts: tuple[Mount, ...]
+    env: dict[str, str]
+    secrets: tuple[str, ...]
+    profile: ClusterProfile
+    command: tuple[str, ...] | None = None
+    train_yaml: str | None = None
+    code_digest: str | None = None
+    code_archive: bytes | None = field(default=None, repr=False)
+
+    @property
+    def processes_per_node(self) -> int:
+        """One per GPU, or one on the CPU."""
+        return max(1, self.gpus_per_node)
+
+
+def default_profile(backend: BackendName) -> ClusterProfile:
+    """The profile of a job that names no cluster."""
+    return ClusterProfile(backend=backend)
+
+
+def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest: str | None = None,
+             code_archive: bytes | None = None) -> Plan:
+    """Fill in a checked job for a cluster that it fits (see `misfits`)."""
+    resources = job.resources
+    memory = size_bytes(resources.memory_per_node) if resources.memory_per_node else None
+    return Plan(
+        run_id=run_id,
+        name=job.name,
+        image=job.image or DEFAULT_IMAGE,
+        nodes=resources.nodes,
+        gpus_per_node=resources.gpus_per_node,
+        cpus_per_node=resources.cpus_per_node,
+        memory=memory,
+        shm=_shm(resources, memory),
+        time_limit_s=duration_s(resources.time_limit) if resources.time_limit else None,
+        grace_s=duration_s(profile.grace),
+        restarts=job.restarts,
+        mounts=(*job.mounts, *(mount for mount in profile.mounts if mount.path not in {own.path for own in job.mounts})),
+        env={**profile.env, **job.env},
+        secrets=tuple(job.secrets),
+        profile=profile,
+        command=tuple(job.run) if job.run else None,
+        train_yaml=_train_yaml(job) if job.train else None,
+        code_digest=code_digest,
+        code_archive=code_archive,
+    )
+
+
+def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where raw job values and a profile cannot go together: (path, message).
+
+    Works on raw values, so that it can be reported together with the job's own mistakes.
+    """
+    resources = values.get("resources")
+    resources = resources if isinstance(resources, dict) else {}
+    for key, limit, what in (("gpus_per_node", profile.gpus_per_node, "GPUs per node"), ("nodes", profile.max_nodes, "nodes")):
+        asked = resources.get(key)
+        if isinstance(asked, int) and limit is not None and asked > limit:
+            yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
+    if profile.backend != "kubernetes":
+        mounts = values.get("mounts")
+        for mount in mounts if isinstance(mounts, list) else []:
+            if isinstance(mount, dict) and mount.get("claim"):
+                yield ("mounts",), f"got claim {mount['claim']!r}, allowed: host_path (back end {profile.backend} has no claims)"
+
+
+def _shm(resources: Resources, memory: int | None) -> int:
+    if resources.shm:
+        return size_bytes(resources.shm)
+    return min(MAX_SHM, memory // 4) if memory else 2**30
+
+
+def _train_yaml(job: JobSpec) -> str:
+    """The five sections as the trainer will read them: every default written out, so that a run explains itself."""
+    import yaml
+
+    assert job.train is not None
+    sections = job.train.model_dump(mode="json")
+    sections["settings"]["output_dir"] = job.train.settings.output_dir or f"outputs/{job.name}"
+    if job.train.model.init is None:
+        del sections["model"]["shape"]
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,102 @@
+"""From a job file to a Plan: read it, find its cluster, take the code snapshot, settle the run id."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import SpecError
+from launcher.load import Document, load_profiles, profile_of, read_document, validate_job
+from launcher.names import default_run_id, is_run_id
+from launcher.plan import Plan, default_profile, misfits, plan_run
+from launcher.snapshot import Snapshot, archive, take_snapshot
+from launcher.spec import BackendName, ClusterProfile, JobSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    clusters: Path | None = None
+    backend: BackendName | None = None
+    container: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked job and everything its render depends on."""
+
+    job: JobSpec
+    job_dir: Path
+    profile: ClusterProfile
+    snapshot: Snapshot | None
+    base_id: str
+    cluster: str | None
+
+    def plan(self, run_id: str | None = None) -> Plan:
+        """The plan under a run id; by default the hash of all that the render depends on."""
+        packed = archive(self.snapshot) if self.snapshot and self.profile.backend == "kubernetes" else None
+        return plan_run(self.job, self.profile, run_id=run_id or self.base_id, code_archive=packed,
+                        code_digest=self.snapshot.digest if self.snapshot else None)
+
+
+def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
+    """Read and check everything. Raises SpecError with every mistake at once."""
+    document = read_document(request.path, request.overrides)
+    cluster, profile, problems = _profile(document, request, environ)
+    if profile:
+        problems += [f"{document.place(loc)}: {'.'.join(loc)}: {text}" for loc, text in misfits(document.values, profile, cluster or "")]
+    job = validate_job(document, problems)
+    assert profile is not None  # a missing one is among the problems
+    if request.container:
+        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
+    job_dir = request.path.absolute().parent
+    snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
+    content = json.dumps([job.model_dump(mode="json"), profile.model_dump(mode="json"), snapshot.digest if snapshot else None])
+    return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
+
+
+def checked_run_id(text: str | None) -> str | None:
+    """A run id from the command line. Raises SpecError."""
+    if text is not None and not is_run_id(text):
+        raise SpecError(f"--run-id: got {text!r}, allowed: lower-case letters, digits and '-', 53 characters at most")
+    return text
+
+
+def _runtime(profile: ClusterProfile) -> str:
+    from launcher.edge.shell import has_command
+
+    if profile.container_runtime != "none":
+        return profile.container_runtime
+    return "podman" if has_command("podman") or not has_command("docker") else "docker"
+
+
+def _profile(document: Document, request: Request, environ: Mapping[str, str]) -> tuple[str | None, ClusterProfile | None, list[str]]:
+    """The cluster's name and profile, or why there is none."""
+    cluster = document.values.get("cluster")
+    if not isinstance(cluster, str) or not cluster:
+        return None, default_profile(request.backend or "local"), []
+    where = document.place(("cluster",))
+    files = _clusters_files(request, environ)
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: a profile from one of {', '.join(map(str, files))} (none exists)"]
+    profiles = load_profiles(path)
+    if cluster not in profiles:
+        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: {', '.join(profiles) or 'nothing yet'} (from {path})"]
+    try:
+        profile = profile_of(profiles[cluster])
+    except SpecError as error:
+        return cluster, None, error.message.splitlines()
+    if request.backend and profile.backend != request.backend:
+        return None, default_profile(request.backend), []
+    return cluster, profile, []
+
+
+def _clusters_files(request: Request, environ: Mapping[str, str]) -> Sequence[Path]:
+    if request.clusters:
+        return [request.clusters]
+    config = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '~')}/.config"
+    return [Path("clusters.yaml"), Path(config) / "launch/clusters.yaml"]

@@ -1,0 +1,19 @@
+"""The environment that every back end gives to a job. Pure."""
+
+from launcher.plan import Plan
+
+DEFAULT_PORT = 29500
+
+
+def job_env(plan: Plan) -> dict[str, str]:
+    """What is the same on every node. The user's own `env` comes last, so it wins."""
+    return {
+        "LAUNCH_RUN_ID": plan.run_id,
+        "LAUNCH_NODES": str(plan.nodes),
+        "LAUNCH_GPUS_PER_NODE": str(plan.gpus_per_node),
+        "LAUNCH_PROCESSES_PER_NODE": str(plan.processes_per_node),
+        "LAUNCH_GRACE_S": str(plan.grace_s),
+        "PYTHONUNBUFFERED": "1",
+        "NCCL_DEBUG": "WARN",
+        **plan.env,
+    }

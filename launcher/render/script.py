@@ -1,0 +1,135 @@
+"""The parts that the bash scripts of Slurm and of this machine share. Pure; every word is quoted by shlex."""
+
+import shlex
+
+from launcher.plan import CONFIG_PATH, Plan
+from launcher.render.env import job_env
+
+CONTAINER_CODE = "/opt/code"
+CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
+
+
+def preamble(plan: Plan) -> list[str]:
+    """Where the run lies, its log, its files and its environment. The run folder is found at run time."""
+    lines = [
+        "set -euo pipefail",
+        f'RUN_DIR="${{LAUNCH_HOME:-$HOME/.local/share/launch}}/runs/{plan.run_id}"',
+        'mkdir -p "$RUN_DIR/logs"',
+    ]
+    return [*lines, *_files(plan), *_exports(plan)]
+
+
+def _files(plan: Plan) -> list[str]:
+    lines = []
+    if plan.train_yaml is not None:
+        lines += _heredoc('"$RUN_DIR/train.yaml"', plan.train_yaml)
+    lines += _heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan)) + "\n")
+    return lines
+
+
+def _exports(plan: Plan) -> list[str]:
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(job_env(plan).items())]
+    lines.append("export RUN_DIR")
+    if plan.code_digest:
+        lines.append(f'export PYTHONPATH="$RUN_DIR/code${{PYTHONPATH:+:$PYTHONPATH}}"  # snapshot {plan.code_digest}')
+    if plan.secrets:
+        lines.append(f'. "$RUN_DIR/secrets.env"  # written by submit, mode 0600: {" ".join(plan.secrets)}')
+    return lines
+
+
+def node_script(plan: Plan) -> list[str]:
+    """What runs once on every node: the command, bare or in a container. Reads NODE_RANK and MASTER_*."""
+    head = ["#!/bin/bash", "set -euo pipefail"]
+    runtime = plan.profile.container_runtime
+    if runtime in ("podman", "docker"):
+        return head + _oci_container(plan, runtime)
+    if runtime == "apptainer":
+        return head + _apptainer(plan)
+    # pyxis starts the container around the task, so inside it this is a bare node
+    config = CONFIG_PATH if runtime == "pyxis" else None
+    return [*head, f"exec {_command(plan, config)}"]
+
+
+def _command(plan: Plan, config: str | None) -> str:
+    if plan.command:
+        return shlex.join(plan.command)
+    where = shlex.quote(config) if config else '"$RUN_DIR/train.yaml"'
+    return f"{shlex.quote(plan.profile.python)} -m trainer.entrypoint --config {where}"
+
+
+def _oci_container(plan: Plan, runtime: str) -> list[str]:
+    """podman or docker: the container leaves the scheduler's process tree, so a TERM must be passed on by name."""
+    words = [f"{runtime} run --rm", '--name "$name"', "--network=host", "--read-only", f"--tmpfs {CONTAINER_TMP}:rw,exec,mode=1777",
+             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", f"--stop-timeout={plan.grace_s}"]
+    if plan.gpus_per_node:
+        words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
+    if plan.cpus_per_node and not _scheduled(plan):
+        words.append(f"--cpus={plan.cpus_per_node}")
+    words += [f"--env={name}" for name in _env_names(plan)]
+    words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"', *map(shlex.quote, plan.profile.container_args)]
+    command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
+    return [
+        'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
+        "user=()",
+        '[ "$(id -u)" = 0 ] || user=(--user="$(id -u):$(id -g)"' + (" --userns=keep-id" if runtime == "podman" else "") + ")",
+        f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
+        _continued([words[0], '"${user[@]}"', *words[1:], *command]) + " &",
+        "pid=$!",
+        f"trap '{runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 || true' TERM INT",
+        "code=0",
+        'while kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done',
+        'exit "$code"',
+    ]
+
+
+def _apptainer(plan: Plan) -> list[str]:
+    words = ["exec apptainer exec", "--containall", "--no-home", '--pwd="$PWD"']
+    if plan.gpus_per_node:
+        words.append("--nv")
+    words += [f'--env={name}="${name}"' for name in _env_names(plan) if name not in plan.secrets]
+    words += [f"--bind={volume}" for volume in _binds(plan)]
+    words += map(shlex.quote, plan.profile.container_args)
+    image = plan.image if plan.image.startswith("/") or plan.image.endswith(".sif") else f"docker://{plan.image}"
+    lines = [f'export APPTAINERENV_{name}="${name}"' for name in plan.secrets]
+    return [*lines, _continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
+
+
+def _env_names(plan: Plan) -> list[str]:
+    rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK"]
+    extra = ["CUDA_VISIBLE_DEVICES"] if plan.gpus_per_node else []
+    return sorted({*job_env(plan), *plan.secrets}) + rank + extra
+
+
+def _volumes(plan: Plan) -> list[str]:
+    words = [f"--volume={bind}" for bind in _binds(plan)]
+    if plan.code_digest:
+        words.append(f"--env=PYTHONPATH={CONTAINER_CODE}")
+    return words
+
+
+def _binds(plan: Plan) -> list[str]:
+    binds = ['"$PWD:$PWD"']
+    if plan.train_yaml is not None:
+        binds.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
+    if plan.code_digest:
+        binds.append(f'"$RUN_DIR/code:{CONTAINER_CODE}:ro"')
+    for mount in plan.mounts:
+        mode = ":ro" if mount.read_only else ""
+        binds.append(shlex.quote(f"{mount.host_path}:{mount.path}{mode}"))
+    return binds
+
+
+def _scheduled(plan: Plan) -> bool:
+    return plan.profile.backend == "slurm"
+
+
+def _continued(words: list[str]) -> str:
+    return " \\\n  ".join(words)
+
+
+def _heredoc(target: str, text: str) -> list[str]:
+    """Lines that write `text` as it is: the quoted delimiter stops every expansion."""
+    end = "LAUNCH_END"
+    while end in text:
+        end += "_"
+    return [f"cat >{target} <<'{end}'", *text.rstrip("\n").split("\n"), end]

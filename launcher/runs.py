@@ -1,0 +1,131 @@
+"""The run folder: what this machine knows of each run it launched.
+
+`$LAUNCH_HOME/runs/ID/` (default `~/.local/share/launch`) holds `run.json` (a Run), `render.yaml` or `render.sh`
+(what was sent), `logs/` (archived or live) and the small files of the trainer's output folder. Plain files;
+two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import LaunchError, NotFoundError
+
+SMALL_FILE = 4 * 2**20
+RESULTS = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launched job. `handle` is its address; `output_dir` is absolute where this machine can reach it."""
+
+    run_id: str
+    name: str
+    backend: str
+    handle: str
+    cluster: str | None
+    nodes: int
+    created: str
+    job_dir: str
+    output_dir: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    job_id: str | None = None
+
+
+class RunStore:
+    """The folder of all runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "runs"
+
+    def folder(self, run_id: str) -> Path:
+        """The folder of a run, whether it exists or not."""
+        return self.root / run_id
+
+    def first_free(self, run_id: str) -> str:
+        """`run_id`, or the first of `run_id-2`, `run_id-3`, ... that no run has."""
+        candidate, count = run_id, 1
+        while self.folder(candidate).exists():
+            count += 1
+            candidate = f"{run_id}-{count}"
+        return candidate
+
+    def claim(self, run_id: str) -> bool:
+        """Make the run's folder; False when somebody has it already. Atomic between processes."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder(run_id).mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        (self.folder(run_id) / "logs").mkdir(mode=0o700)
+        return True
+
+    def forget(self, run_id: str) -> None:
+        """Remove the folder of a run that was never sent."""
+        shutil.rmtree(self.folder(run_id), ignore_errors=True)
+
+    def save(self, run: Run) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_whole(self.folder(run.run_id) / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+
+    def all(self) -> list[Run]:
+        """Every submitted run, oldest first."""
+        found = [run for path in self.root.glob("*/run.json") if (run := _read(path))]
+        return sorted(found, key=lambda run: (run.created, run.run_id))
+
+    def find(self, reference: str | None) -> Run:
+        """A run by id or handle; the latest when None. Raises NotFoundError."""
+        runs = self.all()
+        if not runs:
+            raise NotFoundError(f"no runs in {self.root}", "start one: launch submit JOB.yaml")
+        if reference is None:
+            return runs[-1]
+        for run in reversed(runs):
+            if reference in (run.run_id, run.handle):
+                return run
+        raise NotFoundError(f"no run {reference!r} in {self.root}", "list them: launch list")
+
+    def collect_results(self, run: Run) -> None:
+        """Copy the small files of the trainer's output folder into the run folder, where they can be reached."""
+        source = Path(run.output_dir) if run.output_dir else None
+        if source is None or not source.is_dir():
+            return
+        for path in {path for pattern in RESULTS for path in source.glob(pattern)}:
+            if path.is_file() and path.stat().st_size <= SMALL_FILE:
+                target = self.folder(run.run_id) / "results" / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+
+
+def launch_home(environ: Mapping[str, str]) -> Path:
+    """`$LAUNCH_HOME`, else `~/.local/share/launch`."""
+    if environ.get("LAUNCH_HOME"):
+        return Path(environ["LAUNCH_HOME"]).absolute()
+    return Path(environ.get("HOME") or Path.home()) / ".local/share/launch"
+
+
+def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
+    """Replace `path` by `text`: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LaunchError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _read(path: Path) -> Run | None:
+    """A run, or None for a folder that another version wrote or that is just being removed."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Run(**{key: value for key, value in values.items() if key in Run.__dataclass_fields__})
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,135 @@
+"""The served resource types and the discovery documents that list them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+
+
+@dataclass(frozen=True)
+class Resource:
+    plural: str
+    kind: str
+    group: str = ""
+    namespaced: bool = True
+    short: tuple[str, ...] = ()
+    subresources: tuple[str, ...] = ()
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/v1" if self.group else "v1"
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @property
+    def qualified_kind(self) -> str:
+        return f"{self.kind}.{self.group}" if self.group else self.kind
+
+
+RESOURCES = {
+    resource.plural: resource
+    for resource in (
+        Resource("namespaces", "Namespace", namespaced=False, short=("ns",)),
+        Resource("nodes", "Node", namespaced=False, short=("no",)),
+        Resource("pods", "Pod", short=("po",), subresources=("log", "status", "eviction")),
+        Resource("services", "Service", short=("svc",)),
+        Resource("configmaps", "ConfigMap", short=("cm",)),
+        Resource("secrets", "Secret"),
+        Resource("events", "Event", short=("ev",)),
+        Resource("serviceaccounts", "ServiceAccount", short=("sa",)),
+        Resource("resourcequotas", "ResourceQuota", short=("quota",)),
+        Resource("persistentvolumeclaims", "PersistentVolumeClaim", short=("pvc",)),
+        Resource("jobs", "Job", "batch", subresources=("status",)),
+        Resource("priorityclasses", "PriorityClass", "scheduling.k8s.io", namespaced=False),
+        Resource(
+            "selfsubjectaccessreviews",
+            "SelfSubjectAccessReview",
+            "authorization.k8s.io",
+            namespaced=False,
+        ),
+    )
+}
+GROUPS = sorted({resource.group for resource in RESOURCES.values() if resource.group})
+VERSION = {
+    "major": "1",
+    "minor": "36",
+    "gitVersion": "v1.36.2",
+    "gitCommit": "fake",
+    "gitTreeState": "clean",
+    "buildDate": "2026-01-01T00:00:00Z",
+    "goVersion": "go1.26",
+    "compiler": "gc",
+    "platform": "linux/amd64",
+}
+
+
+def find_resource(group: str, plural: str) -> Resource | None:
+    resource = RESOURCES.get(plural)
+    return resource if resource and resource.group == group else None
+
+
+def discovery(path: str) -> dict[str, Any] | None:
+    """The document for a discovery path, or None for any other path."""
+    if path == "/version":
+        return VERSION
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        groups = [_group(name) for name in GROUPS]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path == "/api/v1":
+        return _resource_list("")
+    for name in GROUPS:
+        if path == f"/apis/{name}":
+            return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)}
+        if path == f"/apis/{name}/v1":
+            return _resource_list(name)
+    return None
+
+
+def _group(name: str) -> dict[str, Any]:
+    version = {"groupVersion": f"{name}/v1", "version": "v1"}
+    return {"name": name, "versions": [version], "preferredVersion": version}
+
+
+def _resource_list(group: str) -> dict[str, Any]:
+    entries = [
+        entry
+        for resource in RESOURCES.values()
+        if resource.group == group
+        for entry in _entries(resource)
+    ]
+    group_version = f"{group}/v1" if group else "v1"
+    return {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group_version,
+        "resources": entries,
+    }
+
+
+def _entries(resource: Resource) -> list[dict[str, Any]]:
+    reviews = resource.plural.endswith("reviews")
+    main = {
+        "name": resource.plural,
+        "singularName": resource.kind.lower(),
+        "namespaced": resource.namespaced,
+        "kind": resource.kind,
+        "verbs": ["create"] if reviews else VERBS,
+        "shortNames": list(resource.short),
+    }
+    subresources = [
+        {
+            "name": f"{resource.plural}/{sub}",
+            "singularName": "",
+            "namespaced": resource.namespaced,
+            "kind": "Eviction" if sub == "eviction" else resource.kind,
+            "verbs": ["create"] if sub == "eviction" else ["get", "patch", "update"],
+        }
+        for sub in resource.subresources
+    ]
+    return [main, *subresources]

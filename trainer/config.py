@@ -1,0 +1,206 @@
+"""The five sections of a training job, as XTuner has them: settings, model, data, optimizer, runtime.
+
+Imports no torch: the launcher checks a job file against these models before it sends anything, and the
+trainer checks the same file again when it starts. Defaults are XTuner's `internlm2_chat_7b_qlora_oasst1_e3`
+unless the field's description says otherwise; docs/config.md is generated from the descriptions.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+FormatName = Literal["guanaco", "messages", "alpaca"]
+TemplateName = Literal["internlm2", "internlm", "llama2", "chatml"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and wrong types are errors, values cannot change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+
+class Settings(Section):
+    """What holds for the whole run."""
+
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of shuffling, initialisation and dropout. XTuner leaves it "
+                      "unset; a fixed one makes two runs comparable.")
+    output_dir: str | None = Field(None, min_length=1, description="Folder for checkpoints, adapter, metrics and samples. "
+                                   "Relative to the job's working directory. Default: outputs/NAME.")
+    device: Literal["auto", "cpu"] = Field("auto", description="`auto`: the GPUs when the job asks for any, else the CPU. "
+                                           "`cpu`: never a GPU.")
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(64, ge=1, le=4096, description="Rank of the adapter matrices.")
+    alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability on the adapter's input.")
+    targets: list[str] | None = Field(None, min_length=1, description="Names of the linear layers that get an adapter. "
+                                      "Default: every linear layer but the head. (XTuner's automatic choice takes "
+                                      "InternLM2's head along, which servers reject.)")
+
+
+class Shape(Section):
+    """The size of a model made from nothing."""
+
+    hidden_size: int = Field(256, ge=8, description="Width of the residual stream.")
+    intermediate_size: int = Field(704, ge=8, description="Width inside the feed-forward layers.")
+    num_layers: int = Field(4, ge=1, description="Number of decoder layers.")
+    num_heads: int = Field(8, ge=1, description="Number of query heads.")
+    num_kv_heads: int = Field(2, ge=1, description="Number of key/value heads; divides num_heads.")
+    vocab_size: int = Field(2000, ge=300, description="Pieces of the tokenizer that is trained on the data.")
+    max_positions: int = Field(2048, ge=16, description="Longest sequence in tokens (max_position_embeddings).")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"got num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}, "
+                             "allowed: a num_kv_heads that divides num_heads")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"got hidden_size {self.hidden_size} with num_heads {self.num_heads}, "
+                             "allowed: a hidden_size that is a multiple of 2 x num_heads")
+        return self
+
+
+class Model(Section):
+    """Which model, how it is held in memory, and what of it is trained."""
+
+    path: str | None = Field(None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub.")
+    init: Literal["internlm2"] | None = Field(None, description="Make a new model of this family, seeded by settings.seed, "
+                                              "instead of reading one.")
+    shape: Shape = Field(default_factory=Shape, description="Size of the new model; with `init` only.")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="`nf4`: linear layers in 4-bit NormalFloat with double "
+                                                 "quantisation (QLoRA, arXiv:2305.14314); the head and embeddings stay "
+                                                 "in bf16. `none`: bf16.")
+    lora: Lora | None = Field(default_factory=Lora, description="Adapter to train; null trains every parameter.")
+    chat_template: TemplateName = Field("internlm2", description="Text format of a conversation.")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of what is not quantised, and of the arithmetic. "
+                                           "XTuner used fp16 with a loss scaler, which overflows; bf16 needs no scaler.")
+    gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        problems = []
+        if (self.path is None) == (self.init is None):
+            problems.append(f"got path {self.path!r} and init {self.init!r}, allowed: exactly one of the two")
+        if self.lora is None and self.quantization == "nf4":
+            problems.append("got quantization nf4 with lora null, allowed: `quantization: none` for full-parameter "
+                            "training, or a lora section (4-bit weights cannot be trained)")
+        if self.init is not None and self.lora is not None:
+            problems.append("got init with a lora section, allowed: `lora: null` (an adapter on random weights "
+                            "learns nothing useful)")
+        if self.init is None and "shape" in self.model_fields_set:
+            problems.append("got shape with path, allowed: shape with init only (a checkpoint has its own shape)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str = Field(min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub.")
+    format: FormatName | None = Field(None, description="How the rows are read; default: data.format.")
+    split: str = Field("train", min_length=1, description="Split of the data set, slices allowed (train[:100]).")
+    weight: float = Field(1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows.")
+
+
+class Data(Section):
+    """Rows to token ids: map, template, encode, pack."""
+
+    sources: list[Source] = Field(min_length=1, description="Where the rows come from, mixed together.")
+    format: FormatName = Field("guanaco", description="The sources' default row format.")
+    max_length: int = Field(2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row.")
+    pack: bool = Field(True, description="Put whole samples together into rows of max_length tokens; samples never see "
+                       "each other, and none is cut in two (XTuner cut them).")
+    overlong: Literal["keep_turns", "drop", "error"] = Field("keep_turns", description="A conversation longer than "
+                      "max_length: keep the leading turns that fit (never half an answer), drop it, or stop. "
+                      "XTuner cut it, answer and all.")
+
+
+class DeepSpeed(Section):
+    """ZeRO (arXiv:1910.02054)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights "
+                                            "are split over the ranks.")
+    offload: Literal["none", "cpu"] = Field("none", description="Where optimizer states live.")
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
+    epochs: float = Field(3, gt=0, le=10000, description="Passes over the data.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
+    batch_size: int = Field(1, ge=1, le=4096, description="Rows per process and micro-step.")
+    accumulation: int = Field(16, ge=1, le=4096, description="Micro-steps per optimizer step.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW's betas.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 does not clip.")
+    deepspeed: DeepSpeed | None = Field(default_factory=DeepSpeed, description="ZeRO settings; null trains without "
+                                        "DeepSpeed (one process, for debugging).")
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"got betas {self.betas}, allowed: two numbers from 0 up to, not including, 1")
+        return self
+
+
+class SamplePrompt(Section):
+    """A question asked before and after training."""
+
+    prompt: str = Field(min_length=1, description="What the user says.")
+    expect: str | None = Field(None, min_length=1, description="The answer as taught; counted in the score when given.")
+    system: str | None = Field(None, min_length=1, description="System message in front.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_text(cls, value: Any) -> Any:
+        return {"prompt": value} if isinstance(value, str) else value
+
+
+class Sampling(Section):
+    """How answers are drawn."""
+
+    temperature: float = Field(0.1, ge=0, le=10, description="0 always takes the likeliest token.")
+    top_p: float = Field(0.75, gt=0, le=1, description="Draw from the likeliest tokens of this total probability.")
+    top_k: int = Field(40, ge=1, description="Draw from this many likeliest tokens.")
+    max_new_tokens: int = Field(600, ge=1, le=2**17, description="Longest answer in tokens.")
+
+
+class Runtime(Section):
+    """What happens besides training."""
+
+    log_every: int = Field(10, ge=1, description="Steps between two log lines.")
+    save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed once a newer one is complete.")
+    eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
+    sample_prompts: list[SamplePrompt] = Field(
+        [SamplePrompt(prompt="请给我介绍五个上海的景点"), SamplePrompt(prompt="Please tell me five scenic spots in Shanghai")],
+        description="Questions answered before, during and after training; plain text, or prompt, expect and system.")
+    sampling: Sampling = Field(default_factory=Sampling, description="How the answers are drawn.")
+    resume: Literal["auto", "never"] = Field("auto", description="`auto`: go on from the newest complete checkpoint in "
+                                             "output_dir, if any. `never`: start over, in an empty output_dir only.")
+
+
+class TrainConfig(Section):
+    """The `train:` part of a job file."""
+
+    settings: Settings = Field(default_factory=Settings, description="What holds for the whole run.")
+    model: Model = Field(description="Which model, how it is held in memory, what of it is trained.")
+    data: Data = Field(description="Rows to token ids.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW and its schedule.")
+    runtime: Runtime = Field(default_factory=Runtime, description="What happens besides training.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.model.init and self.data.max_length > self.model.shape.max_positions:
+            raise ValueError(f"got data.max_length {self.data.max_length} with model.shape.max_positions "
+                             f"{self.model.shape.max_positions}, allowed: a max_length up to max_positions")
+        return self

@@ -1,0 +1,39 @@
+"""What can go wrong in the trainer, and the exit code a scheduler sees.
+
+The codes are a contract with the launcher's restart rules: 78 is never retried, 75 is retried without
+spending the budget of `restarts`, everything else counts as a failure.
+
+TrainError             1
++-- ConfigError       78  config or data is wrong: the same job would fail again
++-- DivergedError     70  the loss is not a number any more
++-- PreemptedError    75  told to stop; the state was saved
+"""
+
+
+class TrainError(Exception):
+    """An error a user can act on: `message` says what and where, `hint` what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(TrainError):
+    """The configuration, the data or the model cannot work; retrying would not help."""
+
+    exit_code = 78
+
+
+class DivergedError(TrainError):
+    """Training produced NaN or infinity."""
+
+    exit_code = 70
+
+
+class PreemptedError(TrainError):
+    """A signal asked the trainer to stop and the checkpoint was written."""
+
+    exit_code = 75

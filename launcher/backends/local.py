@@ -61,7 +61,7 @@ class LocalBackend:
         folder = self.store.folder(run.run_id)
         alive = self._alive(folder)
         code = _read_int(folder / "exit_code")
-        if (folder / "cancelled").exists() and not alive:
+        if (folder / "cancelled").exists() and (code is not None or not alive):
             return JobStatus(State.CANCELLED, "cancelled by the user", code)
         if code is None and alive:
             return JobStatus(State.RUNNING, nodes=_nodes(run, State.RUNNING))
@@ -83,9 +83,9 @@ class LocalBackend:
         (folder / "cancelled").touch()
         shell.signal_process(int(run.job_id), signal.SIGTERM)  # the script passes it on, once to each node
         deadline = time.monotonic() + _grace_s(folder) + 5
-        while self._alive(folder) and time.monotonic() < deadline:
+        while not (folder / "exit_code").exists() and self._alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if self._alive(folder):
+        if self._alive(folder):  # what the job left in the background, or what did not stop in time
             shell.signal_group(int(run.job_id), signal.SIGKILL)
 
     def _alive(self, folder: Path) -> bool:

@@ -1,0 +1,186 @@
+"""The parts of the pod that Kubernetes starts for each node of a run. Pure.
+
+Made for the restricted Pod Security standard: no root, no capabilities, a read-only root file system. What must be
+written lies on volumes: /tmp (also HOME and every cache), /workspace (the job's working directory) and /dev/shm.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.plan import CONFIG_PATH, Plan
+from launcher.render.env import DEFAULT_PORT, job_env
+
+Object = dict[str, Any]
+
+CONTAINER = "trainer"
+CONFIG_FOLDER = CONFIG_PATH.rpartition("/")[0]
+CODE_ARCHIVE = "code.tar.gz"
+WORKSPACE = "/workspace"
+TMP = "/tmp"  # noqa: S108  (an emptyDir of the pod)
+INDEX_FIELD = "metadata.labels['batch.kubernetes.io/job-completion-index']"
+LOST_NODE_S = 60
+EXTRA_GRACE_S = 15  # the trainer gets the whole grace; torchrun and the entrypoint end after it
+_UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
+
+
+def pod_spec(plan: Plan) -> Object:
+    """The pod template's spec, without empty fields."""
+    profile = plan.profile
+    spec = {
+        "subdomain": plan.run_id,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": plan.grace_s + EXTRA_GRACE_S,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "serviceAccountName": profile.service_account,
+        "priorityClassName": profile.priority_class,
+        "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
+        "nodeSelector": dict(profile.node_selector),
+        "tolerations": tolerations(plan),
+        "affinity": _spread(plan),
+        "securityContext": _pod_security(profile.run_as_user),
+        "volumes": [volume for volume, _ in _volumes(plan)],
+        "containers": [_container(plan)],
+    }
+    return {key: value for key, value in spec.items() if value not in (None, [], {})}
+
+
+def quantity(size: int) -> str:
+    """Bytes as a Kubernetes quantity, in the largest unit that divides them."""
+    return next((f"{size // unit}{suffix}" for suffix, unit in _UNITS if size % unit == 0), str(size))
+
+
+def literal(text: str) -> str:
+    """`text` so that the kubelet gives it to the container as written: it expands `$(NAME)` and shortens `$$`."""
+    return re.sub(r"\$(?=[$(])", "$$", text)
+
+
+def tolerations(plan: Plan) -> list[Object]:
+    """The profile's, and a short wait on a node that is lost (Kubernetes' own is 300 s)."""
+    wait = {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_S}
+    lost = [{"key": f"node.kubernetes.io/{what}", **wait} for what in ("not-ready", "unreachable")]
+    return [*(taint.model_dump(exclude_none=True) for taint in plan.profile.tolerations), *lost]
+
+
+def _spread(plan: Plan) -> Object | None:
+    """Pods of one run prefer different machines; whole-node requests force it, small ones may share."""
+    if plan.nodes == 1:
+        return None
+    term = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"batch.kubernetes.io/job-name": plan.run_id}},
+    }
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
+def _pod_security(user: int) -> Object:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _container(plan: Plan) -> Object:
+    container = {
+        "name": CONTAINER,
+        "image": plan.image,
+        "imagePullPolicy": plan.profile.image_pull_policy,
+        **_command(plan),
+        "workingDir": WORKSPACE,
+        "env": _env(plan),
+        "resources": _resources(plan),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mount for _, mount in _volumes(plan)],
+    }
+    return {key: value for key, value in container.items() if value != {}}
+
+
+def _command(plan: Plan) -> Object:
+    if plan.command is None:
+        entrypoint = [literal(plan.profile.python), "-m", "trainer.entrypoint"]
+        return {"command": entrypoint, "args": ["--config", CONFIG_PATH]}
+    words = [literal(word) for word in plan.command]
+    if plan.code_archive is None:
+        return {"command": words}
+    # trainer.entrypoint unpacks the code of a training job; any other command needs somebody to do it
+    return {"command": ["sh", "-c", 'tar -xzf "$LAUNCH_CODE" && exec "$@"', "sh"], "args": words}
+
+
+def _env(plan: Plan) -> list[Object]:
+    index = {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": INDEX_FIELD}}}
+    plain = [{"name": name, "value": literal(value)} for name, value in _values(plan).items()]
+    secrets = [{"name": name, "valueFrom": {"secretKeyRef": {"name": plan.run_id, "key": name}}}
+               for name in plan.secrets]
+    return [*plain, index, *secrets]
+
+
+def _values(plan: Plan) -> Mapping[str, str]:
+    """Plain variables; the user's own win. TORCH_EXTENSIONS_DIR is left to the image, which may hold built ops."""
+    values = {
+        "HOME": TMP,
+        "HF_HOME": f"{TMP}/.cache/huggingface",
+        "TRITON_CACHE_DIR": f"{TMP}/.cache/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{TMP}/.cache/torchinductor",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MASTER_PORT": str(DEFAULT_PORT),
+        **job_env(plan),
+        "MASTER_ADDR": f"{plan.run_id}-0.{plan.run_id}",
+    }
+    if plan.code_archive is not None:
+        values["LAUNCH_CODE"] = f"{CONFIG_FOLDER}/{CODE_ARCHIVE}"
+        values["PYTHONPATH"] = ":".join(filter(None, [WORKSPACE, plan.env.get("PYTHONPATH")]))
+    return {name: value for name, value in values.items() if name != "NODE_RANK"}
+
+
+def _resources(plan: Plan) -> Object:
+    amounts = {
+        "cpu": str(plan.cpus_per_node) if plan.cpus_per_node else None,
+        "memory": quantity(plan.memory) if plan.memory else None,
+        plan.profile.gpu_resource: str(plan.gpus_per_node) if plan.gpus_per_node else None,
+        **plan.profile.extra_resources,
+    }
+    given = {name: amount for name, amount in amounts.items() if amount is not None}
+    return {"requests": given, "limits": dict(given)} if given else {}
+
+
+def _volumes(plan: Plan) -> list[tuple[Object, Object]]:
+    """Each volume with its mount. A mount of the job on one of our paths takes its place."""
+    own: list[tuple[str, str, Object]] = [
+        ("tmp", TMP, {"emptyDir": {}}),
+        ("workspace", WORKSPACE, {"emptyDir": {}}),
+        ("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": quantity(plan.shm)}}),  # noqa: S108
+    ]
+    taken = {mount.path.rstrip("/") for mount in plan.mounts}
+    pairs: list[tuple[Object, Object]] = [({"name": name, **source}, {"name": name, "mountPath": path})
+                                          for name, path, source in own if path not in taken]
+    if has_config(plan):
+        pairs.append(({"name": "config", "configMap": {"name": plan.run_id}},
+                      {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}))
+    return pairs + _job_mounts(plan)
+
+
+def has_config(plan: Plan) -> bool:
+    """Whether the pods need a ConfigMap."""
+    return plan.train_yaml is not None or plan.code_archive is not None
+
+
+def _job_mounts(plan: Plan) -> list[tuple[Object, Object]]:
+    pairs = []
+    for number, mount in enumerate(plan.mounts):
+        name = f"mount-{number}"
+        source = ({"persistentVolumeClaim": {"claimName": mount.claim}} if mount.claim
+                  else {"hostPath": {"path": mount.host_path, "type": "Directory"}})
+        where: Object = {"name": name, "mountPath": mount.path}
+        pairs.append(({"name": name, **source}, where | {"readOnly": True} if mount.read_only else where))
+    return pairs

@@ -6,6 +6,8 @@ reads YAML 1.2 (`no` and `12:30:00` stay text, `2e-4` is a number).
 
 import difflib
 import io
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,23 +64,38 @@ def profile_of(document: Document) -> ClusterProfile:
 
 def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML mapping. Raises SpecError when it is missing, unreadable, no YAML or no mapping."""
-    text = _read_text(path)
-    try:
-        node = _yaml().compose(io.StringIO(text))
-        values = _yaml().load(io.StringIO(text))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise SpecError(f"{path}:{line}: not YAML: {error.problem or error.context}") from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path}:1: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}") from error
+    node, values = _parse(path, _read_text(path))
     if not isinstance(node, MappingNode) or not isinstance(values, dict):
         raise SpecError(f"{path}:1: got {_shown(values)}, allowed: keys with values, such as `name: my-job`")
+    _name_keys(values, set())
     places: dict[Loc, str] = {}
-    problems = [*_walk(node, (), str(path), places)]
+    problems = [*_walk(node, (), str(path), places, set())]
     for override in overrides:
         problems += _override(values, places, override)
     return Document(str(path), values, places, tuple(problems))
+
+
+def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
+    """The nodes of a YAML text, which know their lines, and its values."""
+    yaml = _yaml()
+    try:
+        node = yaml.compose(io.StringIO(text))
+        return node, None if node is None else yaml.constructor.construct_document(node)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = str(error.problem or error.context)
+        raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {_PLAIN_WORDS.get(problem, problem)}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise SpecError(f"{path}:1: not YAML: {reason}") from error
+
+
+# What a parser says of the commonest slips, in words for people.
+_PLAIN_WORDS = {
+    "found character '\\t' that cannot start any token": "got a tab, allowed: spaces to indent",
+    "mapping values are not allowed here": "got ': ' inside a value or a wrong indent, allowed: one key a line, quotes around such a value",
+    "but found another document": "got a second document, allowed: one",
+}
 
 
 def _yaml() -> YAML:
@@ -94,25 +111,43 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"{path}: no such file", "name an existing job file, such as examples/quickstart/job.yaml") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a folder", f"name the file in it: {path}/job.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise SpecError(f"{path}:{line}: got byte 0x{error.object[error.start]:02x}, allowed: UTF-8 text") from error
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str]) -> Iterator[str]:
-    """Record the line of every value below `node`; yield the duplicate keys."""
+def _name_keys(values: Any, seen: set[int]) -> None:
+    """Make every key text, as the line table has it: `1: x` is then an unknown key like any other."""
+    if not isinstance(values, dict | list) or id(values) in seen:
+        return
+    seen.add(id(values))
+    if isinstance(values, dict):
+        for key in [key for key in values if not isinstance(key, str)]:
+            values[_shown(key)] = values.pop(key)
+    for value in values.values() if isinstance(values, dict) else values:
+        _name_keys(value, seen)
+
+
+def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str], seen: set[int]) -> Iterator[str]:
+    """Record the line of every value below `node`; yield the duplicate keys. An alias counts where it was defined."""
     places.setdefault(loc, f"{source}:{node.start_mark.line + 1}")
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
             name, line = str(key.value) if isinstance(key, ScalarNode) else "?", key.start_mark.line + 1
             if name in first:
-                yield f"{source}:{line}: {_dotted((*loc, name))}: got the key twice (first on line {first[name]}), allowed: once"
+                yield f"{source}:{line}: {dotted((*loc, name))}: got the key twice (first on line {first[name]}), allowed: once"
             first.setdefault(name, line)
             places.setdefault((*loc, name), f"{source}:{line}")
-            yield from _walk(value, (*loc, name), source, places)
+            yield from _walk(value, (*loc, name), source, places, seen)
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _walk(item, (*loc, index), source, places)
+            yield from _walk(item, (*loc, index), source, places, seen)
 
 
 def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list[str]:
@@ -123,32 +158,38 @@ def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list
         return [f"--set {text}: got {text!r}, allowed: path.to.field=value"]
     try:
         value = _yaml().load(raw) if raw.strip() else ""
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         return [f"--set {text}: got {raw!r}, allowed: a YAML value (quote text that holds ': ' or '#')"]
-    target: Any = values
-    for key in keys[:-1]:
-        target = _step(target, key)
-        if not isinstance(target, dict | list):
-            return [f"--set {text}: {path}: got a path through {key!r}, allowed: a path through sections"]
-    last: Any = keys[-1]
-    if isinstance(target, list):
-        if not last.isdigit() or int(last) >= len(target):
-            return [f"--set {text}: {path}: got item {last!r}, allowed: 0 to {len(target) - 1}"]
-        last = int(last)
-    target[last] = value
-    loc: Loc = tuple(int(key) if key.isdigit() else key for key in keys)
+    try:
+        loc = _assign(values, keys, value)
+    except LookupError as error:
+        return [f"--set {text}: {path}: {error.args[0]}"]
     for old in [place for place in places if place[: len(loc)] == loc]:
         del places[old]
     places[loc] = f"--set {text}"
     return []
 
 
-def _step(target: Any, key: str) -> Any:
-    if isinstance(target, list):
-        return target[int(key)] if key.isdigit() and int(key) < len(target) else None
-    if target.get(key) is None:
-        target[key] = {}
-    return target[key]
+def _assign(values: Any, keys: list[str], value: Any) -> Loc:
+    """Set the value at `keys`, making the sections on the way; returns where it stands. Raises LookupError."""
+    loc: list[str | int] = []
+    for number, key in enumerate(keys, 1):
+        if not isinstance(values, dict | list):
+            raise LookupError(f"got a path through {keys[number - 2]!r}, which is {_shown(values)}, allowed: a path through sections")
+        step: Any = _item(values, key) if isinstance(values, list) else key
+        loc.append(step)
+        if number == len(keys):
+            values[step] = value
+        elif isinstance(values, dict) and values.get(step) is None:
+            values[step] = {}
+        values = values[step]
+    return tuple(loc)
+
+
+def _item(values: list[Any], key: str) -> int:
+    if not (key.isascii() and key.isdigit() and int(key) < len(values)):
+        raise LookupError(f"got item {key!r}, allowed: {f'0 to {len(values) - 1}' if values else 'none, the list is empty'}")
+    return int(key)
 
 
 def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[str] = ()) -> SpecT:
@@ -164,8 +205,14 @@ def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[st
             problems += [line for detail in details for line in _explain(spec, document, detail)]
             values = _without(values, [_real_loc(detail["loc"], values) for detail in details if detail["type"] == "extra_forbidden"])
     if problems:
-        raise SpecError("\n".join(dict.fromkeys(problems)))
+        raise SpecError("\n".join(sorted(dict.fromkeys(problems), key=lambda line: _line_number(line, document.source))))
     return checked
+
+
+def _line_number(problem: str, source: str) -> int:
+    """For sorting: mistakes in the file by line, and behind them those of --set and of other files."""
+    number = problem.removeprefix(f"{source}:").split(":")[0]
+    return int(number) if problem.startswith(f"{source}:") and number.isdigit() else sys.maxsize
 
 
 def _without(values: Any, locs: list[Loc]) -> Any:
@@ -181,17 +228,29 @@ def _without(values: Any, locs: list[Loc]) -> Any:
 def _explain(spec: type[BaseModel], document: Document, detail: Any) -> list[str]:
     """The lines for one pydantic error: `place: path: got X, allowed Y`."""
     loc = _real_loc(tuple(detail["loc"]), document.values)
-    where = f"{document.place(loc)}: {_dotted(loc)}: " if loc else f"{document.place(loc)}: "
+    where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
     kind, context, got = detail["type"], detail.get("ctx", {}), _shown(detail["input"])
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), known, 1)
         return [f"{where}got an unknown key, allowed: {f'{near[0]} (did you mean that?)' if near else ', '.join(known)}"]
     if kind == "missing":
-        return [f"{where}got nothing, allowed: {_description(spec, loc)} (it is required)"]
+        return [f"{where}got nothing, allowed: a value, it is required ({_description(spec, loc)})"]
     if kind == "value_error":
-        return [where + line for line in str(context["error"]).split("; ")]
-    return [f"{where}got {got}, allowed: {_allowed(kind, context, detail['msg'])}"]
+        path = f"{dotted(loc)}: " if loc else ""
+        return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in str(context["error"]).split("; ")]
+    if kind in ("too_long", "too_short") and detail["input"]:
+        got = _count(len(detail["input"]), "item")
+    return [f"{where}got {got}, allowed: {_allowed(kind, context, detail)}"]
+
+
+def _named(message: str, section: Loc, document: Document) -> Loc:
+    """Where the first field stands that a section's message names and the file gives; else the section itself."""
+    for word in re.findall(r"[\w.]+", message):
+        loc = (*section, *word.split("."))
+        if loc in document.places:
+            return loc
+    return section
 
 
 _TYPES = {
@@ -201,7 +260,12 @@ _TYPES = {
 }  # fmt: skip
 
 
-def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
+def _allowed(kind: str, context: dict[str, Any], detail: Any) -> str:
+    given, message = detail["input"], str(detail["msg"])
+    if kind == "string_type" and not isinstance(given, dict | list | None):
+        return f'text, so in quotes: "{_shown(given)}"'
+    if kind == "list_type" and isinstance(given, str):
+        return f"a list, such as [{', '.join(given.split())}]"
     if kind in _TYPES:
         return _TYPES[kind]
     match kind:
@@ -216,12 +280,16 @@ def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
         case "less_than":
             return f"less than {context['lt']:g}"
         case "too_short" | "string_too_short":
-            return f"at least {context['min_length']} {'item' if kind == 'too_short' else 'character'}(s)"
+            return f"at least {_count(context['min_length'], 'item' if kind == 'too_short' else 'character')}"
         case "too_long" | "string_too_long":
-            return f"at most {context['max_length']} {'item' if kind == 'too_long' else 'character'}(s)"
+            return f"at most {_count(context['max_length'], 'item' if kind == 'too_long' else 'character')}"
         case "finite_number":
             return "a finite number"
     return message[0].lower() + message[1:]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _real_loc(loc: Loc, values: Any) -> Loc:
@@ -265,7 +333,8 @@ def _description(spec: type[BaseModel], loc: Loc) -> str:
     return text[:1].lower() + text[1:] if text else "a value"
 
 
-def _dotted(loc: Loc) -> str:
+def dotted(loc: Loc) -> str:
+    """`train.data.sources[0].path`: a place as people write it."""
     text = ""
     for step in loc:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)

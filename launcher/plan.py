@@ -76,7 +76,7 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
     )
 
 
-def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Where raw job values and a profile cannot go together: (path, message).
 
     Works on raw values, so that it can be reported together with the job's own mistakes.
@@ -89,9 +89,9 @@ def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> It
             yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
     if profile.backend != "kubernetes":
         mounts = values.get("mounts")
-        for mount in mounts if isinstance(mounts, list) else []:
+        for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
             if isinstance(mount, dict) and mount.get("claim"):
-                yield ("mounts",), f"got claim {mount['claim']!r}, allowed: host_path (back end {profile.backend} has no claims)"
+                yield ("mounts", index, "claim"), f"got claim {mount['claim']!r}, allowed: host_path (back end {profile.backend} has no claims)"
 
 
 def _shm(resources: Resources, memory: int | None) -> int:

@@ -1,12 +1,13 @@
 """From a job file to a Plan: read it, find its cluster, take the code snapshot, settle the run id."""
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import SpecError
-from launcher.load import Document, load_profiles, profile_of, read_document, validate_job
+from launcher.load import Document, dotted, load_profiles, profile_of, read_document, validate_job
 from launcher.names import default_run_id, is_run_id
 from launcher.plan import Plan, default_profile, misfits, plan_run
 from launcher.snapshot import Snapshot, archive, take_snapshot
@@ -47,12 +48,12 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     document = read_document(request.path, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
     if profile:
-        problems += [f"{document.place(loc)}: {'.'.join(loc)}: {text}" for loc, text in misfits(document.values, profile, cluster or "")]
-    job = validate_job(document, problems)
+        problems += [f"{document.place(loc)}: {dotted(loc)}: {text}" for loc, text in misfits(document.values, profile, cluster or "")]
+    job_dir = request.path.absolute().parent
+    job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
     assert profile is not None  # a missing one is among the problems
     if request.container:
         profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
-    job_dir = request.path.absolute().parent
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     content = json.dumps([job.model_dump(mode="json"), profile.model_dump(mode="json"), snapshot.digest if snapshot else None])
     return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
@@ -73,6 +74,13 @@ def _runtime(profile: ClusterProfile) -> str:
     return "podman" if has_command("podman") or not has_command("docker") else "docker"
 
 
+def _code_problems(document: Document, job_dir: Path) -> list[str]:
+    code = document.values.get("code")
+    if not isinstance(code, str) or (job_dir / code).is_dir():
+        return []
+    return [f"{document.place(('code',))}: code: got {code!r}, allowed: a folder, seen from {job_dir}"]
+
+
 def _profile(document: Document, request: Request, environ: Mapping[str, str]) -> tuple[str | None, ClusterProfile | None, list[str]]:
     """The cluster's name and profile, or why there is none."""
     cluster = document.values.get("cluster")
@@ -82,10 +90,12 @@ def _profile(document: Document, request: Request, environ: Mapping[str, str]) -
     files = _clusters_files(request, environ)
     path = next((path for path in files if path.is_file()), None)
     if path is None:
-        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: a profile from one of {', '.join(map(str, files))} (none exists)"]
+        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: a profile from {' or '.join(map(str, files))} (no such file)"]
     profiles = load_profiles(path)
     if cluster not in profiles:
-        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: {', '.join(profiles) or 'nothing yet'} (from {path})"]
+        near = difflib.get_close_matches(cluster, profiles, 1)
+        known = f"{', '.join(profiles) or 'nothing yet'} (from {path})" + (f"; did you mean {near[0]}?" if near else "")
+        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: {known}"]
     try:
         profile = profile_of(profiles[cluster])
     except SpecError as error:

@@ -5,13 +5,15 @@ import re
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "": 1}
 DURATION = r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
+DURATION_FORM = "a duration such as 90m, 12h or 1d12h"
+SIZE_FORM = "a size such as 512Gi or 64G"
 SIZE = r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T|)"
 
 
 def duration_s(text: str) -> int:
     """Seconds of `90m`, `12h`, `1d12h`. Raises ValueError for anything else, and for zero."""
     if not text or not re.fullmatch(DURATION, text):
-        raise ValueError(f"got {text!r}, allowed: a duration such as 90m, 12h or 1d12h")
+        raise ValueError(f"got {text!r}, allowed: {DURATION_FORM}")
     total = sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
     if total == 0:
         raise ValueError(f"got {text!r}, allowed: a duration of at least 1s")
@@ -22,7 +24,7 @@ def size_bytes(text: str) -> int:
     """Bytes of a Kubernetes quantity such as `512Gi`. Raises ValueError for anything else, and for zero."""
     match = re.fullmatch(SIZE, text)
     if not match:
-        raise ValueError(f"got {text!r}, allowed: a size such as 512Gi or 64G")
+        raise ValueError(f"got {text!r}, allowed: {SIZE_FORM}")
     total = int(float(match[1]) * _BYTES[match[2]])
     if total < 1:
         raise ValueError(f"got {text!r}, allowed: a size of at least 1 byte")

@@ -5,19 +5,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from launcher.quantities import duration_s, size_bytes
+from launcher.quantities import DURATION_FORM, SIZE_FORM, duration_s, size_bytes
 from trainer.config import Section, TrainConfig
 
 BackendName = Literal["kubernetes", "slurm", "local"]
 BACKENDS: tuple[BackendName, ...] = ("kubernetes", "slurm", "local")
 
 
-def _checked(parse: Any) -> AfterValidator:
-    def check(text: str) -> str:
-        parse(text)
-        return text
+def _quantity(parse: Any, form: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            parse(value)
+        elif isinstance(value, int | float):
+            raise ValueError(f"got {value}, allowed: {form}")
+        return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 def _matches(pattern: str, allowed: str) -> AfterValidator:
@@ -40,13 +43,22 @@ def _single_line(text: str) -> str:
     return text
 
 
+def _without_value(text: str) -> str:
+    """Refuse `NAME=value` without repeating the value."""
+    name, equals, _ = text.partition("=")
+    if equals:
+        raise ValueError(f"got {name!r} with a value, allowed: the name alone (submit takes the value from your environment)")
+    return text
+
+
 _ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, not starting with a digit")
 _IMAGE = _matches(r"[A-Za-z0-9][\w./:@-]*", "an image such as registry.example.com/team/trainer:0.1")
 _ABSOLUTE = _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")
 
-Duration = Annotated[str, _checked(duration_s)]
-Size = Annotated[str, _checked(size_bytes)]
+Duration = Annotated[str, _quantity(duration_s, DURATION_FORM)]
+Size = Annotated[str, _quantity(size_bytes, SIZE_FORM)]
 EnvName = Annotated[str, _ENV_NAME]
+SecretName = Annotated[str, AfterValidator(_without_value), _ENV_NAME]
 EnvValue = Annotated[str, BeforeValidator(_env_text), AfterValidator(_single_line)]
 Word = Annotated[str, _matches(r"[^\s\0]+", "one word without blanks")]
 DnsName = Annotated[str, _matches(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, '-' and '.'")]
@@ -76,7 +88,8 @@ class Mount(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.claim is None) == (self.host_path is None):
-            raise ValueError(f"got claim {self.claim!r} and host_path {self.host_path!r}, allowed: exactly one of the two")
+            given = "neither claim nor host_path" if self.claim is None else "both claim and host_path"
+            raise ValueError(f"got {given}, allowed: exactly one of the two")
         return self
 
 
@@ -90,7 +103,7 @@ class JobSpec(Section):
     code: str | None = Field(None, min_length=1, description="Folder to ship as it is, uncommitted changes too "
                              "(.gitignore and .launchignore are honoured); on PYTHONPATH in the job.")
     mounts: list[Mount] = Field([], description="File systems the job sees.")
-    secrets: list[EnvName] = Field([], description="Names of environment variables whose values the submitter holds; "
+    secrets: list[SecretName] = Field([], description="Names of environment variables whose values the submitter holds; "
                                    "the values never enter a render, a log or a command line.")
     env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of the job.")
     restarts: int = Field(0, ge=0, le=1000, description="Failures after which the job is started again, from its last "

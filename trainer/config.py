@@ -85,7 +85,8 @@ class Model(Section):
     def _combinations(self) -> Self:
         problems = []
         if (self.path is None) == (self.init is None):
-            problems.append(f"got path {self.path!r} and init {self.init!r}, allowed: exactly one of the two")
+            given = "neither path nor init" if self.path is None else "both path and init"
+            problems.append(f"got {given}, allowed: exactly one of the two")
         if self.lora is None and self.quantization == "nf4":
             problems.append("got quantization nf4 with lora null, allowed: `quantization: none` for full-parameter "
                             "training, or a lora section (4-bit weights cannot be trained)")
@@ -162,6 +163,8 @@ class SamplePrompt(Section):
     @model_validator(mode="before")
     @classmethod
     def _plain_text(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict):
+            raise ValueError(f"got {value!r}, allowed: text, or prompt, expect and system")
         return {"prompt": value} if isinstance(value, str) else value
 
 

@@ -1,0 +1,52 @@
+# Needs Python 3.11+ and make; everything else is installed into .venv.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell \
+  command -v $(name) >/dev/null && $(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(name))))
+BIN := .venv/bin
+# What `make test REQUIRE=slurm,podman` names must run; a skip is a failure then.
+REQUIRE ?=
+APT_PACKAGES := slurm-wlm munge podman runc crun fuse-overlayfs debootstrap g++
+
+.PHONY: venv demo test lint test-deps bench-cli docs clean
+
+demo: venv
+	$(BIN)/launch local examples/quickstart/base.yaml
+	$(BIN)/launch local examples/quickstart/job.yaml
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3 (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[train,dev]'
+	@if [ -f trainer/build_ops.py ]; then \
+	  echo "Building DeepSpeed's CPU optimizer (about a minute, once) ..."; $(BIN)/python -m trainer.build_ops; fi
+	touch $@
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# One pass over everything: a linter that complains does not hide what the tests say.
+test: venv
+	@failed=; for step in "ruff check ." mypy lint-imports "coverage run -m pytest --require=$(REQUIRE)" "coverage report --skip-covered"; do \
+	  echo "== $$step"; $(BIN)/$$step || failed="$$failed\n  $$step"; done; \
+	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
+
+test-deps:
+	@if ! command -v apt-get >/dev/null; then echo "error: test-deps needs apt-get (Debian, Ubuntu); install by hand: $(APT_PACKAGES)" >&2; exit 1; fi
+	@if [ "$$(id -u)" != 0 ]; then echo "error: test-deps needs root: sudo make test-deps" >&2; exit 1; fi
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_PACKAGES)
+
+bench-cli: venv
+	$(BIN)/python bench/cli.py
+
+docs: venv
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage

@@ -1,0 +1,51 @@
+"""What all tests share: options, skips that can be made failures, a run folder of their own, the real CLI."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli_runner import Launch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests that need more than this machine."""
+    parser.addoption("--e2e-k8s", action="store_true", help="run tests/e2e_k8s against the cluster that KUBECONFIG names")
+    parser.addoption("--e2e-image", default="", metavar="IMAGE", help="trainer image that the cluster's nodes have or can pull")
+    parser.addoption("--e2e-volume-path", default="", metavar="PATH", help="folder of the nodes that e2e jobs may write to")
+    parser.addoption("--require", default="", metavar="NAME,...", help="needs (see markers) whose skips become failures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The one marker."""
+    config.addinivalue_line("markers", "needs(name): skips without a program or service; --require=name makes that a failure")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn the skip of a test that `--require` names into a failure."""
+    report = yield
+    required = set(filter(None, item.config.getoption("--require").split(",")))
+    needed = {name for mark in item.iter_markers("needs") for name in mark.args}
+    if report.skipped and not hasattr(report, "wasxfail") and needed & required:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"required by --require, but: {reason}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def launch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's own runs and profiles."""
+    home = tmp_path / "launch-home"
+    monkeypatch.setenv("LAUNCH_HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return home
+
+
+@pytest.fixture
+def launch(tmp_path: Path, launch_home: Path) -> Launch:
+    """The real command, in an empty working folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    return Launch(home=launch_home, cwd=work)

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from typing import Any
 
 import click
 
@@ -42,14 +41,17 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Name the nearest command for an unknown one."""
         import difflib
 
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, 1)
-            ctx.fail(f"got command {name!r}, allowed: {', '.join(COMMANDS)}" + (f" (did you mean {near[0]}?)" if near else ""))
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            ctx.fail(f"got command {name!r}, allowed: {', '.join(COMMANDS)}{hint}")
         return super().resolve_command(ctx, args)
 
 
@@ -89,8 +91,8 @@ def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, LaunchError):
         show_error(error)
         return error.exit_code
-    detail: Any = f"{type(error).__name__}: {error}"
-    show_error(LaunchError(f"a defect in launch: {detail}", "run it again with `launch --debug ...` and report the trace"))
+    show_error(LaunchError(f"a defect in launch: {type(error).__name__}: {error}",
+                           "run it again with `launch --debug ...` and report the trace"))
     return 1
 
 

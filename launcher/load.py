@@ -84,7 +84,8 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context)
-        raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {_PLAIN_WORDS.get(problem, problem)}") from error
+        line = mark.line + 1 if mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {_PLAIN_WORDS.get(problem, problem)}") from error
     except (YAMLError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise SpecError(f"{path}:1: not YAML: {reason}") from error
@@ -93,7 +94,8 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
 # What a parser says of the commonest slips, in words for people.
 _PLAIN_WORDS = {
     "found character '\\t' that cannot start any token": "got a tab, allowed: spaces to indent",
-    "mapping values are not allowed here": "got ': ' inside a value or a wrong indent, allowed: one key a line, quotes around such a value",
+    "mapping values are not allowed here": "got ': ' inside a value or a wrong indent, allowed: one key a line, "
+                                           "quotes around such a value",
     "but found another document": "got a second document, allowed: one",
 }
 
@@ -108,7 +110,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file", "name an existing job file, such as examples/quickstart/job.yaml") from None
+        raise SpecError(f"{path}: no such file", "name an existing one, such as examples/quickstart/job.yaml") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a folder", f"name the file in it: {path}/job.yaml") from None
     except UnicodeDecodeError as error:
@@ -141,7 +143,8 @@ def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str], seen: set[i
         for key, value in node.value:
             name, line = str(key.value) if isinstance(key, ScalarNode) else "?", key.start_mark.line + 1
             if name in first:
-                yield f"{source}:{line}: {dotted((*loc, name))}: got the key twice (first on line {first[name]}), allowed: once"
+                where = f"{source}:{line}: {dotted((*loc, name))}"
+                yield f"{where}: got the key twice (first on line {first[name]}), allowed: once"
             first.setdefault(name, line)
             places.setdefault((*loc, name), f"{source}:{line}")
             yield from _walk(value, (*loc, name), source, places, seen)
@@ -175,7 +178,8 @@ def _assign(values: Any, keys: list[str], value: Any) -> Loc:
     loc: list[str | int] = []
     for number, key in enumerate(keys, 1):
         if not isinstance(values, dict | list):
-            raise LookupError(f"got a path through {keys[number - 2]!r}, which is {_shown(values)}, allowed: a path through sections")
+            through = f"{keys[number - 2]!r}, which is {_shown(values)}"
+            raise LookupError(f"got a path through {through}, allowed: a path through sections")
         step: Any = _item(values, key) if isinstance(values, list) else key
         loc.append(step)
         if number == len(keys):
@@ -188,7 +192,8 @@ def _assign(values: Any, keys: list[str], value: Any) -> Loc:
 
 def _item(values: list[Any], key: str) -> int:
     if not (key.isascii() and key.isdigit() and int(key) < len(values)):
-        raise LookupError(f"got item {key!r}, allowed: {f'0 to {len(values) - 1}' if values else 'none, the list is empty'}")
+        known = f"0 to {len(values) - 1}" if values else "none, the list is empty"
+        raise LookupError(f"got item {key!r}, allowed: {known}")
     return int(key)
 
 
@@ -203,9 +208,11 @@ def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[st
         except ValidationError as error:
             details = error.errors(include_url=False)
             problems += [line for detail in details for line in _explain(spec, document, detail)]
-            values = _without(values, [_real_loc(detail["loc"], values) for detail in details if detail["type"] == "extra_forbidden"])
+            unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
+            values = _without(values, [_real_loc(loc, values) for loc in unknown])
     if problems:
-        raise SpecError("\n".join(sorted(dict.fromkeys(problems), key=lambda line: _line_number(line, document.source))))
+        ordered = sorted(dict.fromkeys(problems), key=lambda line: _line_number(line, document.source))
+        raise SpecError("\n".join(ordered))
     return checked
 
 
@@ -233,12 +240,14 @@ def _explain(spec: type[BaseModel], document: Document, detail: Any) -> list[str
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), known, 1)
-        return [f"{where}got an unknown key, allowed: {f'{near[0]} (did you mean that?)' if near else ', '.join(known)}"]
+        allowed = f"{near[0]} (did you mean that?)" if near else ", ".join(known)
+        return [f"{where}got an unknown key, allowed: {allowed}"]
     if kind == "missing":
         return [f"{where}got nothing, allowed: a value, it is required ({_description(spec, loc)})"]
     if kind == "value_error":
         path = f"{dotted(loc)}: " if loc else ""
-        return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in str(context["error"]).split("; ")]
+        lines = str(context["error"]).split("; ")
+        return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in lines]
     if kind in ("too_long", "too_short") and detail["input"]:
         got = _count(len(detail["input"]), "item")
     return [f"{where}got {got}, allowed: {_allowed(kind, context, detail)}"]
@@ -255,9 +264,17 @@ def _named(message: str, section: Loc, document: Document) -> Loc:
 
 _TYPES = {
     "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "bool_type": "true or false", "list_type": "a list", "dict_type": "keys with values", "model_type": "keys with values",
-    "model_attributes_type": "keys with values",
-}  # fmt: skip
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "keys with values",
+    "model_type": "keys with values", "model_attributes_type": "keys with values", "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than_equal": ("{} or more", "ge"), "greater_than": ("more than {}", "gt"),
+    "less_than_equal": ("{} or less", "le"), "less_than": ("less than {}", "lt"),
+}
+_LENGTHS = {
+    "too_short": ("at least {}", "min_length", "item"), "string_too_short": ("at least {}", "min_length", "character"),
+    "too_long": ("at most {}", "max_length", "item"), "string_too_long": ("at most {}", "max_length", "character"),
+}
 
 
 def _allowed(kind: str, context: dict[str, Any], detail: Any) -> str:
@@ -268,24 +285,13 @@ def _allowed(kind: str, context: dict[str, Any], detail: Any) -> str:
         return f"a list, such as [{', '.join(given.split())}]"
     if kind in _TYPES:
         return _TYPES[kind]
-    match kind:
-        case "literal_error":
-            return str(context["expected"]).replace("'", "")
-        case "greater_than_equal":
-            return f"{context['ge']:g} or more"
-        case "greater_than":
-            return f"more than {context['gt']:g}"
-        case "less_than_equal":
-            return f"{context['le']:g} or less"
-        case "less_than":
-            return f"less than {context['lt']:g}"
-        case "too_short" | "string_too_short":
-            return f"at least {_count(context['min_length'], 'item' if kind == 'too_short' else 'character')}"
-        case "too_long" | "string_too_long":
-            return f"at most {_count(context['max_length'], 'item' if kind == 'too_long' else 'character')}"
-        case "finite_number":
-            return "a finite number"
-    return message[0].lower() + message[1:]
+    if kind in _BOUNDS:
+        form, key = _BOUNDS[kind]
+        return form.format(f"{context[key]:g}")
+    if kind in _LENGTHS:
+        form, key, noun = _LENGTHS[kind]
+        return form.format(_count(context[key], noun))
+    return str(context["expected"]).replace("'", "") if kind == "literal_error" else message[0].lower() + message[1:]
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from launcher import __version__
 from launcher.quantities import duration_s, size_bytes
 from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources
+from trainer.config import TrainConfig
 
 DEFAULT_IMAGE = f"launch-trainer:{__version__}"
 CONFIG_PATH = "/etc/launch/train.yaml"
@@ -53,6 +54,7 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
     """Fill in a checked job for a cluster that it fits (see `misfits`)."""
     resources = job.resources
     memory = size_bytes(resources.memory_per_node) if resources.memory_per_node else None
+    own_paths = {mount.path for mount in job.mounts}
     return Plan(
         run_id=run_id,
         name=job.name,
@@ -65,25 +67,28 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
         time_limit_s=duration_s(resources.time_limit) if resources.time_limit else None,
         grace_s=duration_s(profile.grace),
         restarts=job.restarts,
-        mounts=(*job.mounts, *(mount for mount in profile.mounts if mount.path not in {own.path for own in job.mounts})),
+        mounts=(*job.mounts, *(mount for mount in profile.mounts if mount.path not in own_paths)),
         env={**profile.env, **job.env},
         secrets=tuple(job.secrets),
         profile=profile,
         command=tuple(job.run) if job.run else None,
-        train_yaml=_train_yaml(job) if job.train else None,
+        train_yaml=_train_yaml(job.train, job.name) if job.train else None,
         code_digest=code_digest,
         code_archive=code_archive,
     )
 
 
-def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def misfits(
+    values: dict[str, Any], profile: ClusterProfile, cluster: str
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Where raw job values and a profile cannot go together: (path, message).
 
     Works on raw values, so that it can be reported together with the job's own mistakes.
     """
     resources = values.get("resources")
     resources = resources if isinstance(resources, dict) else {}
-    for key, limit, what in (("gpus_per_node", profile.gpus_per_node, "GPUs per node"), ("nodes", profile.max_nodes, "nodes")):
+    limits = (("gpus_per_node", profile.gpus_per_node, "GPUs per node"), ("nodes", profile.max_nodes, "nodes"))
+    for key, limit, what in limits:
         asked = resources.get(key)
         if isinstance(asked, int) and limit is not None and asked > limit:
             yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
@@ -91,7 +96,8 @@ def misfits(values: dict[str, Any], profile: ClusterProfile, cluster: str) -> It
         mounts = values.get("mounts")
         for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
             if isinstance(mount, dict) and mount.get("claim"):
-                yield ("mounts", index, "claim"), f"got claim {mount['claim']!r}, allowed: host_path (back end {profile.backend} has no claims)"
+                why = f"back end {profile.backend} has no claims"
+                yield ("mounts", index, "claim"), f"got claim {mount['claim']!r}, allowed: host_path ({why})"
 
 
 def _shm(resources: Resources, memory: int | None) -> int:
@@ -100,13 +106,12 @@ def _shm(resources: Resources, memory: int | None) -> int:
     return min(MAX_SHM, memory // 4) if memory else 2**30
 
 
-def _train_yaml(job: JobSpec) -> str:
+def _train_yaml(train: TrainConfig, name: str) -> str:
     """The five sections as the trainer will read them: every default written out, so that a run explains itself."""
     import yaml
 
-    assert job.train is not None
-    sections = job.train.model_dump(mode="json")
-    sections["settings"]["output_dir"] = job.train.settings.output_dir or f"outputs/{job.name}"
-    if job.train.model.init is None:
+    sections = train.model_dump(mode="json")
+    sections["settings"]["output_dir"] = train.settings.output_dir or f"outputs/{name}"
+    if train.model.init is None:
         del sections["model"]["shape"]
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)

@@ -1,5 +1,6 @@
 """From a job file to a Plan: read it, find its cluster, take the code snapshot, settle the run id."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -43,19 +44,28 @@ class Prepared:
                         code_digest=self.snapshot.digest if self.snapshot else None)
 
 
+def on_this_machine(request: Request, *, container: bool = False) -> Request:
+    """The same job without its cluster."""
+    overrides = (*request.overrides, "cluster=null")
+    return dataclasses.replace(request, overrides=overrides, backend="local", container=container)
+
+
 def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     """Read and check everything. Raises SpecError with every mistake at once."""
     document = read_document(request.path, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
     if profile:
-        problems += [f"{document.place(loc)}: {dotted(loc)}: {text}" for loc, text in misfits(document.values, profile, cluster or "")]
+        problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
+                     for loc, text in misfits(document.values, profile, cluster or "")]
     job_dir = request.path.absolute().parent
     job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
-    assert profile is not None  # a missing one is among the problems
+    if profile is None:
+        raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
     if request.container:
         profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
-    content = json.dumps([job.model_dump(mode="json"), profile.model_dump(mode="json"), snapshot.digest if snapshot else None])
+    digest = snapshot.digest if snapshot else None
+    content = json.dumps([job.model_dump(mode="json"), profile.model_dump(mode="json"), digest])
     return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
 
 
@@ -81,28 +91,35 @@ def _code_problems(document: Document, job_dir: Path) -> list[str]:
     return [f"{document.place(('code',))}: code: got {code!r}, allowed: a folder, seen from {job_dir}"]
 
 
-def _profile(document: Document, request: Request, environ: Mapping[str, str]) -> tuple[str | None, ClusterProfile | None, list[str]]:
+def _profile(
+    document: Document, request: Request, environ: Mapping[str, str]
+) -> tuple[str | None, ClusterProfile | None, list[str]]:
     """The cluster's name and profile, or why there is none."""
     cluster = document.values.get("cluster")
     if not isinstance(cluster, str) or not cluster:
         return None, default_profile(request.backend or "local"), []
-    where = document.place(("cluster",))
-    files = _clusters_files(request, environ)
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: a profile from {' or '.join(map(str, files))} (no such file)"]
-    profiles = load_profiles(path)
-    if cluster not in profiles:
-        near = difflib.get_close_matches(cluster, profiles, 1)
-        known = f"{', '.join(profiles) or 'nothing yet'} (from {path})" + (f"; did you mean {near[0]}?" if near else "")
-        return cluster, None, [f"{where}: cluster: got {cluster!r}, allowed: {known}"]
     try:
-        profile = profile_of(profiles[cluster])
+        profile = _find_profile(cluster, _clusters_files(request, environ))
+    except LookupError as error:
+        return cluster, None, [f"{document.place(('cluster',))}: cluster: got {cluster!r}, allowed: {error.args[0]}"]
     except SpecError as error:
         return cluster, None, error.message.splitlines()
     if request.backend and profile.backend != request.backend:
         return None, default_profile(request.backend), []
     return cluster, profile, []
+
+
+def _find_profile(cluster: str, files: Sequence[Path]) -> ClusterProfile:
+    """The profile from the first file that exists. Raises LookupError with what is allowed, or SpecError."""
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise LookupError(f"a profile from {' or '.join(map(str, files))} (no such file)")
+    profiles = load_profiles(path)
+    if cluster not in profiles:
+        near = difflib.get_close_matches(cluster, profiles, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LookupError(f"{', '.join(profiles) or 'nothing yet'} (from {path}){hint}")
+    return profile_of(profiles[cluster])
 
 
 def _clusters_files(request: Request, environ: Mapping[str, str]) -> Sequence[Path]:

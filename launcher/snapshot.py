@@ -42,8 +42,9 @@ def take_snapshot(root: Path) -> Snapshot:
     size = sum((root / name).lstat().st_size for name in files)
     found = Snapshot(root, tuple(files), size, "")
     if len(files) > MAX_FILES or size > MAX_BYTES:
-        raise SpecError(f"code: got {root} with {len(files)} files, {size / 2**20:.0f} MiB, allowed: {MAX_FILES} files, "
-                        f"{MAX_BYTES >> 20} MiB\n{offenders(found)}", "leave them out in .launchignore, and mount data instead")
+        raise SpecError(f"code: got {root} with {len(files)} files, {size / 2**20:.0f} MiB, "
+                        f"allowed: {MAX_FILES} files, {MAX_BYTES >> 20} MiB\n{offenders(found)}",
+                        "leave them out in .launchignore, and mount data instead")
     digest = hashlib.sha256()
     for name in files:
         digest.update(f"{name}\0{_mode(root / name):o}\0{_content_hash(root / name)}\0".encode())
@@ -92,8 +93,7 @@ def _files(root: Path) -> list[str]:
         rules += [(prefix, rule) for rule in _read_rules(Path(folder))]
         folders[:] = sorted(name for name in folders if name != ".git" and not _ignored(f"{prefix}{name}/", rules))
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        names += links
-        found += [f"{prefix}{name}" for name in names if not _ignored(f"{prefix}{name}", rules)]
+        found += [f"{prefix}{name}" for name in (*names, *links) if not _ignored(f"{prefix}{name}", rules)]
         if len(found) > 4 * MAX_FILES:
             break
     return sorted(found)

@@ -47,7 +47,7 @@ def _without_value(text: str) -> str:
     """Refuse `NAME=value` without repeating the value."""
     name, equals, _ = text.partition("=")
     if equals:
-        raise ValueError(f"got {name!r} with a value, allowed: the name alone (submit takes the value from your environment)")
+        raise ValueError(f"got {name!r} with a value, allowed: the name alone (the value comes from your environment)")
     return text
 
 
@@ -97,14 +97,16 @@ class JobSpec(Section):
     """A job file."""
 
     name: str = Field(min_length=1, max_length=200, description="Name of the job; its objects are named after it.")
-    image: Annotated[str, _IMAGE] | None = Field(None, description="Container image. Default: the image that docker/ builds.")
+    image: Annotated[str, _IMAGE] | None = Field(
+        None, description="Container image. Default: the image that docker/ builds.")
     cluster: str | None = Field(None, min_length=1, description="Profile from clusters.yaml. Default: this machine.")
     resources: Resources = Field(default_factory=Resources, description="What each node gives.")
     code: str | None = Field(None, min_length=1, description="Folder to ship as it is, uncommitted changes too "
                              "(.gitignore and .launchignore are honoured); on PYTHONPATH in the job.")
     mounts: list[Mount] = Field([], description="File systems the job sees.")
-    secrets: list[SecretName] = Field([], description="Names of environment variables whose values the submitter holds; "
-                                   "the values never enter a render, a log or a command line.")
+    secrets: list[SecretName] = Field(
+        [], description="Names of environment variables whose values the submitter holds; the values never enter a "
+                        "render, a log or a command line.")
     env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of the job.")
     restarts: int = Field(0, ge=0, le=1000, description="Failures after which the job is started again, from its last "
                           "checkpoint. Pre-emptions do not count.")
@@ -143,26 +145,32 @@ class ClusterProfile(Section):
     """One cluster, as an administrator describes it in clusters.yaml."""
 
     backend: BackendName = Field(description="kubernetes, slurm or local.")
-    context: str | None = Field(None, min_length=1, description="Kubernetes: context of the kubeconfig. Default: the current one.")
+    context: str | None = Field(
+        None, min_length=1, description="Kubernetes: context of the kubeconfig. Default: the current one.")
     namespace: DnsName = Field("default", description="Kubernetes: namespace of the job.")
     queue: Word | None = Field(None, description="Kubernetes: Kueue LocalQueue.")
     priority_class: DnsName | None = Field(None, description="Kubernetes: PriorityClass of the pods.")
-    service_account: DnsName | None = Field(None, description="Kubernetes: ServiceAccount of the pods; its token is never mounted.")
+    service_account: DnsName | None = Field(
+        None, description="Kubernetes: ServiceAccount of the pods; its token is never mounted.")
     image_pull_secrets: list[DnsName] = Field([], description="Kubernetes: Secrets that hold registry credentials.")
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field("IfNotPresent", description="Kubernetes: when nodes pull.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="Kubernetes: when nodes pull.")
     run_as_user: int = Field(1000, ge=1, lt=2**31, description="Kubernetes: numeric user and group of the container.")
     node_selector: dict[str, str] = Field({}, description="Kubernetes: labels a node must have.")
     tolerations: list[Toleration] = Field([], description="Kubernetes: taints the pods accept.")
     gpu_resource: Word = Field("nvidia.com/gpu", description="Kubernetes: name of the GPU resource.")
-    extra_resources: dict[str, str] = Field({}, description="Kubernetes: more resources per node, such as rdma/hca: '1'.")
+    extra_resources: dict[str, str] = Field(
+        {}, description="Kubernetes: more resources per node, such as rdma/hca: '1'.")
     partition: Word | None = Field(None, description="Slurm: partition.")
     account: Word | None = Field(None, description="Slurm: account.")
     qos: Word | None = Field(None, description="Slurm: quality of service.")
     constraint: Word | None = Field(None, description="Slurm: node features.")
     container_runtime: Literal["none", "pyxis", "apptainer", "podman", "docker"] = Field(
         "none", description="Slurm and local: what runs the image; `none` runs on the bare node.")
-    container_args: list[str] = Field([], description="Slurm and local: more arguments for podman, docker or apptainer.")
-    python: Word = Field("python3", description="Python with the trainer installed, inside the image or on the bare node.")
+    container_args: list[str] = Field(
+        [], description="Slurm and local: more arguments for podman, docker or apptainer.")
+    python: Word = Field(
+        "python3", description="Python with the trainer installed, inside the image or on the bare node.")
     mounts: list[Mount] = Field([], description="File systems that every job of this cluster sees.")
     env: dict[EnvName, EnvValue] = Field({}, description="Environment of every job, such as NCCL_SOCKET_IFNAME.")
     gpus_per_node: int | None = Field(None, ge=0, description="GPUs that a node has; a job may not ask for more.")

@@ -10,8 +10,10 @@ from launcher.runs import Run, RunStore, write_whole
 from launcher.secrets import secret_values
 
 
-def submit_run(prepared: Prepared, backend: Backend, store: RunStore, environ: Mapping[str, str], *, run_id: str | None = None,
-               tell: Callable[[str], None] = lambda text: None) -> Run:
+def submit_run(
+    prepared: Prepared, backend: Backend, store: RunStore, environ: Mapping[str, str], *,
+    run_id: str | None = None, tell: Callable[[str], None] = lambda text: None,
+) -> Run:
     """Send the job. Nothing stays behind when it fails, or on Ctrl-C before it was sent."""
     secrets = secret_values(prepared.job.secrets, environ)
     run_id = _claim(store, run_id or prepared.base_id)

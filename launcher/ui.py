@@ -10,7 +10,9 @@ from launcher.backends.base import JobStatus, LogLine, State
 from launcher.errors import LaunchError
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
-_STATE_COLOURS = {State.SUCCEEDED: "green", State.FAILED: "red", State.CANCELLED: "yellow", State.RUNNING: "cyan"}
+_STATE_COLOURS: dict[str, str] = {
+    State.SUCCEEDED: "green", State.FAILED: "red", State.CANCELLED: "yellow", State.RUNNING: "cyan",
+}
 
 
 def data(text: str) -> None:
@@ -102,4 +104,4 @@ def status_rows(status: JobStatus) -> list[list[str]]:
 
 
 def _style(cell: str) -> str:
-    return _STATE_COLOURS.get(State(cell), "") if cell in State else ""
+    return _STATE_COLOURS.get(cell, "")

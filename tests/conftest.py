@@ -10,15 +10,15 @@ from tests.cli_runner import Launch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the tests that need more than this machine."""
-    parser.addoption("--e2e-k8s", action="store_true", help="run tests/e2e_k8s against the cluster that KUBECONFIG names")
-    parser.addoption("--e2e-image", default="", metavar="IMAGE", help="trainer image that the cluster's nodes have or can pull")
-    parser.addoption("--e2e-volume-path", default="", metavar="PATH", help="folder of the nodes that e2e jobs may write to")
-    parser.addoption("--require", default="", metavar="NAME,...", help="needs (see markers) whose skips become failures")
+    parser.addoption("--e2e-k8s", action="store_true", help="run tests/e2e_k8s on the cluster of KUBECONFIG")
+    parser.addoption("--e2e-image", default="", metavar="IMAGE", help="trainer image of the e2e jobs")
+    parser.addoption("--e2e-volume-path", default="", metavar="PATH", help="folder of the nodes for e2e jobs")
+    parser.addoption("--require", default="", metavar="NAME,...", help="needs whose skips become failures")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The one marker."""
-    config.addinivalue_line("markers", "needs(name): skips without a program or service; --require=name makes that a failure")
+    config.addinivalue_line("markers", "needs(name): may skip; --require=name makes that a failure")
 
 
 @pytest.hookimpl(wrapper=True)

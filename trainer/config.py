@@ -26,10 +26,11 @@ class Settings(Section):
 
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of shuffling, initialisation and dropout. XTuner leaves it "
                       "unset; a fixed one makes two runs comparable.")
-    output_dir: str | None = Field(None, min_length=1, description="Folder for checkpoints, adapter, metrics and samples. "
-                                   "Relative to the job's working directory. Default: outputs/NAME.")
-    device: Literal["auto", "cpu"] = Field("auto", description="`auto`: the GPUs when the job asks for any, else the CPU. "
-                                           "`cpu`: never a GPU.")
+    output_dir: str | None = Field(
+        None, min_length=1, description="Folder for checkpoints, adapter, metrics and samples. Relative to the job's "
+                                        "working directory. Default: outputs/NAME.")
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="`auto`: the GPUs when the job asks for any, else the CPU. `cpu`: never a GPU.")
 
 
 class Lora(Section):
@@ -68,17 +69,19 @@ class Shape(Section):
 class Model(Section):
     """Which model, how it is held in memory, and what of it is trained."""
 
-    path: str | None = Field(None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub.")
-    init: Literal["internlm2"] | None = Field(None, description="Make a new model of this family, seeded by settings.seed, "
-                                              "instead of reading one.")
+    path: str | None = Field(
+        None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub.")
+    init: Literal["internlm2"] | None = Field(
+        None, description="Make a new model of this family, seeded by settings.seed, instead of reading one.")
     shape: Shape = Field(default_factory=Shape, description="Size of the new model; with `init` only.")
-    quantization: Literal["nf4", "none"] = Field("nf4", description="`nf4`: linear layers in 4-bit NormalFloat with double "
-                                                 "quantisation (QLoRA, arXiv:2305.14314); the head and embeddings stay "
-                                                 "in bf16. `none`: bf16.")
+    quantization: Literal["nf4", "none"] = Field(
+        "nf4", description="`nf4`: linear layers in 4-bit NormalFloat with double quantisation (QLoRA, "
+                           "arXiv:2305.14314); the head and embeddings stay in bf16. `none`: bf16.")
     lora: Lora | None = Field(default_factory=Lora, description="Adapter to train; null trains every parameter.")
     chat_template: TemplateName = Field("internlm2", description="Text format of a conversation.")
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of what is not quantised, and of the arithmetic. "
-                                           "XTuner used fp16 with a loss scaler, which overflows; bf16 needs no scaler.")
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
+                            "scaler, which overflows; bf16 needs no scaler.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -103,10 +106,12 @@ class Model(Section):
 class Source(Section):
     """One place that rows come from."""
 
-    path: str = Field(min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub.")
+    path: str = Field(
+        min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub.")
     format: FormatName | None = Field(None, description="How the rows are read; default: data.format.")
     split: str = Field("train", min_length=1, description="Split of the data set, slices allowed (train[:100]).")
-    weight: float = Field(1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows.")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows.")
 
 
 class Data(Section):
@@ -114,7 +119,8 @@ class Data(Section):
 
     sources: list[Source] = Field(min_length=1, description="Where the rows come from, mixed together.")
     format: FormatName = Field("guanaco", description="The sources' default row format.")
-    max_length: int = Field(2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row.")
+    max_length: int = Field(
+        2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row.")
     pack: bool = Field(True, description="Put whole samples together into rows of max_length tokens; samples never see "
                        "each other, and none is cut in two (XTuner cut them).")
     overlong: Literal["keep_turns", "drop", "error"] = Field("keep_turns", description="A conversation longer than "
@@ -125,8 +131,8 @@ class Data(Section):
 class DeepSpeed(Section):
     """ZeRO (arXiv:1910.02054)."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights "
-                                            "are split over the ranks.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights are split over the ranks.")
     offload: Literal["none", "cpu"] = Field("none", description="Where optimizer states live.")
 
 
@@ -134,7 +140,8 @@ class Optimizer(Section):
     """AdamW and its schedule."""
 
     lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Shape of the learning rate after warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
     epochs: float = Field(3, gt=0, le=10000, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
@@ -185,7 +192,8 @@ class Runtime(Section):
     keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed once a newer one is complete.")
     eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
     sample_prompts: list[SamplePrompt] = Field(
-        [SamplePrompt(prompt="请给我介绍五个上海的景点"), SamplePrompt(prompt="Please tell me five scenic spots in Shanghai")],
+        [SamplePrompt(prompt="请给我介绍五个上海的景点"),
+         SamplePrompt(prompt="Please tell me five scenic spots in Shanghai")],
         description="Questions answered before, during and after training; plain text, or prompt, expect and system.")
     sampling: Sampling = Field(default_factory=Sampling, description="How the answers are drawn.")
     resume: Literal["auto", "never"] = Field("auto", description="`auto`: go on from the newest complete checkpoint in "

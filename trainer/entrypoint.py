@@ -13,7 +13,7 @@ import argparse
 import os
 import signal
 import socket
-import subprocess  # noqa: S404  (this module exists to start one)
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -64,7 +64,8 @@ def trainer_command(placement: Placement, config: str) -> list[str]:
     if placement.world == 1:
         return [sys.executable, *trainer]
     return [
-        sys.executable, "-m", "torch.distributed.run", f"--nnodes={placement.nodes}", f"--nproc-per-node={placement.processes}",
+        sys.executable, "-m", "torch.distributed.run",
+        f"--nnodes={placement.nodes}", f"--nproc-per-node={placement.processes}",
         f"--node-rank={placement.rank}", f"--master-addr={placement.master}", f"--master-port={placement.port}",
         "--max-restarts=0", *trainer,
     ]  # fmt: skip
@@ -97,7 +98,7 @@ def unpack_code(environ: Mapping[str, str]) -> None:
 
 
 def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> tuple[int, bool]:
-    """Run to the end; TERM, INT and USR1 are passed on as TERM, once. Returns the exit code and whether it was told to stop."""
+    """Run to the end; TERM, INT and USR1 are passed on as TERM, once. Returns the exit code and whether one came."""
     told = False
     process: subprocess.Popen[bytes] | None = None
 
@@ -109,13 +110,13 @@ def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> t
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, stop)
-    process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)})  # noqa: S603
+    process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)})
     code = process.wait()
     return (code if code >= 0 else 128 - code), told
 
 
 def final_code(code: int, worker_codes: list[int]) -> int:
-    """The workers' own code instead of torchrun's 1: a configuration error before a saved pre-emption before the rest."""
+    """The workers' own code instead of torchrun's 1: a configuration error, else a saved pre-emption, else the rest."""
     for wanted in (CONFIG, PREEMPTED):
         if wanted in worker_codes and code != 0:
             return wanted
@@ -130,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     placement = read_placement(os.environ)
     unpack_code(os.environ)
     if placement.nodes > 1 and not wait_for_master(placement):
-        sys.stderr.write(f"error: node {placement.rank}: node 0 ({placement.master}:{placement.port}) did not come up in {PEER_WAIT_S} s\n")
+        master = f"{placement.master}:{placement.port}"
+        sys.stderr.write(f"error: node {placement.rank}: node 0 ({master}) did not come up in {PEER_WAIT_S} s\n")
         return PREEMPTED
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
         environ = {**os.environ, EXIT_FILE_VARIABLE: folder}

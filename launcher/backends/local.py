@@ -35,7 +35,8 @@ class LocalBackend:
         """The runtime must be here; a port or a GPU is found out by the job itself."""
         runtime = plan.profile.container_runtime
         if runtime != "none" and not shell.has_command(runtime):
-            raise BackendError(f"{runtime}: no such command on this machine", f"install {runtime}, or run without --container")
+            raise BackendError(f"{runtime}: no such command on this machine",
+                               f"install {runtime}, or run without --container")
 
     def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
         """Start the script in a session of its own; it goes on when this process ends."""
@@ -48,7 +49,8 @@ class LocalBackend:
         lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            pid = shell.start_detached(["bash", str(script)], cwd=submission.job_dir, env=self._job_environ(submission), keep_fd=lock)
+            pid = shell.start_detached(["bash", str(script)], cwd=submission.job_dir, env=self._job_environ(submission),
+                                       keep_fd=lock)
         except OSError as error:
             raise BackendError(f"the job could not be started: {error}") from error
         finally:
@@ -66,7 +68,8 @@ class LocalBackend:
         if code is None and alive:
             return JobStatus(State.RUNNING, nodes=_nodes(run, State.RUNNING))
         if code is None:
-            return JobStatus(State.FAILED, "its processes are gone without an exit code: killed, or the machine restarted")
+            return JobStatus(State.FAILED, "its processes are gone without an exit code: killed, or the machine was "
+                                           "restarted")
         state = State.SUCCEEDED if code == 0 else State.FAILED
         return JobStatus(state, None if code == 0 else f"exit code {code}", code, _nodes(run, state))
 

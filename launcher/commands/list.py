@@ -19,7 +19,8 @@ def command(json_output: bool) -> None:
     rows = [(run, _state(store, run)) for run in store.all()]
     if json_output:
         for run, state in rows:
-            ui.as_json({"run": run.run_id, "handle": run.handle, "state": state, "created": run.created, "nodes": run.nodes})
+            ui.as_json({"run": run.run_id, "handle": run.handle, "state": state, "created": run.created,
+                        "nodes": run.nodes})
     else:
         ui.print_table(["RUN", "STATE", "NODES", "CREATED", "HANDLE"],
                        [[run.run_id, state, str(run.nodes), run.created[:19], run.handle] for run, state in rows])

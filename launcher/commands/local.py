@@ -2,25 +2,24 @@
 
 import os
 import signal
-from pathlib import Path
 
 import click
 
 from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import job_options, request, run_store
+from launcher.commands.options import job_options, run_store
 from launcher.commands.watch import watch
-from launcher.prepare import prepare
+from launcher.prepare import Request, on_this_machine, prepare
 from launcher.submit import submit_run
 
 
 @click.command("local")
 @job_options
 @click.option("--container", is_flag=True, help="In the job's image, by podman or docker.")
-def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, container: bool) -> None:
+def command(request: Request, container: bool) -> None:
     """Ctrl-C ends the job, after time for a last checkpoint; a second Ctrl-C ends it at once. The job's cluster is
     not looked at: each of its nodes becomes a group of processes here."""
-    prepared = prepare(request(job, (*overrides, "cluster=null"), clusters, backend="local", container=container), os.environ)
+    prepared = prepare(on_this_machine(request, container=container), os.environ)
     store = run_store()
     backend = load_backend("local", store, dict(os.environ))
     run = submit_run(prepared, backend, store, os.environ)

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,22 @@ Command = Callable[..., Any]
 
 
 def job_options(command: Command) -> Command:
-    """JOB.yaml, --set and --clusters."""
+    """JOB.yaml, --set and --clusters, handed to the command as one Request."""
+
+    @functools.wraps(command)
+    def with_request(job: Path, overrides: tuple[str, ...], clusters: Path | None, **more: Any) -> Any:
+        return command(Request(job, overrides, clusters), **more)
+
+    decorated: Command = with_request
     for decorate in (
-        click.option("--clusters", type=click.Path(path_type=Path), help="File of cluster profiles. Default: ./clusters.yaml, "
-                     "then ~/.config/launch/clusters.yaml."),
-        click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the job file; may be repeated."),
+        click.option("--clusters", type=click.Path(path_type=Path),
+                     help="File of cluster profiles. Default: ./clusters.yaml, then ~/.config/launch/clusters.yaml."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=C",
+                     help="Override a field of the job file; may be repeated."),
         click.argument("job", type=click.Path(path_type=Path), metavar="JOB.yaml"),
     ):
-        command = decorate(command)
-    return command
+        decorated = decorate(decorated)
+    return decorated
 
 
 def backend_option(help_text: str) -> Callable[[Command], Command]:
@@ -44,8 +52,3 @@ def json_option(command: Command) -> Command:
 def run_store() -> RunStore:
     """The runs of this user."""
     return RunStore(launch_home(os.environ))
-
-
-def request(job: Path, overrides: tuple[str, ...], clusters: Path | None, **more: Any) -> Request:
-    """The shared options as one value."""
-    return Request(job, overrides, clusters, **more)

@@ -1,14 +1,14 @@
 """launch render: offline, and byte for byte what submit sends."""
 
+import dataclasses
 import os
-from pathlib import Path
 
 import click
 
 from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, job_options, request, run_store
-from launcher.prepare import checked_run_id, prepare
+from launcher.commands.options import backend_option, job_options, run_store
+from launcher.prepare import Request, checked_run_id, prepare
 from launcher.spec import BackendName
 
 
@@ -16,9 +16,9 @@ from launcher.spec import BackendName
 @job_options
 @backend_option("Render for this back end. Default: the job's cluster.")
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash of all that the render depends on.")
-def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, backend: BackendName | None, run_id: str | None) -> None:
+def command(request: Request, backend: BackendName | None, run_id: str | None) -> None:
     """Sends nothing and asks no cluster. Two things are placeholders because only a submit can know them: values
     of secrets, and the uid that Kubernetes gives to the job."""
-    prepared = prepare(request(job, overrides, clusters, backend=backend), os.environ)
+    prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
     plan = prepared.plan(checked_run_id(run_id))
     ui.raw(load_backend(prepared.profile.backend, run_store(), dict(os.environ)).render(plan).text)

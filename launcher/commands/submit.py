@@ -1,14 +1,14 @@
 """launch submit."""
 
+import dataclasses
 import os
-from pathlib import Path
 
 import click
 
 from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, job_options, request, run_store
-from launcher.prepare import checked_run_id, prepare
+from launcher.commands.options import backend_option, job_options, run_store
+from launcher.prepare import Request, checked_run_id, prepare
 from launcher.spec import BackendName
 from launcher.submit import rendered, submit_run
 
@@ -19,10 +19,9 @@ from launcher.submit import rendered, submit_run
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash; -2, -3, ... when it is taken.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent, and send nothing.")
 @click.option("--follow", is_flag=True, help="Go on to the logs; the exit code is then the job's: 0 or 5.")
-def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, backend: BackendName | None, run_id: str | None,
-            dry_run: bool, follow: bool) -> None:  # noqa: PLR0913  (one parameter per option)
+def command(request: Request, backend: BackendName | None, run_id: str | None, dry_run: bool, follow: bool) -> None:
     """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine."""
-    prepared = prepare(request(job, overrides, clusters, backend=backend), os.environ)
+    prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
     store = run_store()
     target = load_backend(prepared.profile.backend, store, dict(os.environ))
     if dry_run:

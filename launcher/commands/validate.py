@@ -1,23 +1,22 @@
 """launch validate: every mistake of a job file at once."""
 
 import os
-from pathlib import Path
 
 import click
 
 from launcher import ui
-from launcher.commands.options import job_options, json_option, request
+from launcher.commands.options import job_options, json_option
 from launcher.errors import SpecError
-from launcher.prepare import prepare
+from launcher.prepare import Request, prepare
 
 
 @click.command("validate")
 @job_options
 @json_option
-def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, json_output: bool) -> None:
+def command(request: Request, json_output: bool) -> None:
     """Exit code 0 when the job could be rendered, 2 otherwise. Asks no cluster."""
     try:
-        prepared = prepare(request(job, overrides, clusters), os.environ)
+        prepared = prepare(request, os.environ)
     except SpecError as error:
         if json_output:
             ui.as_json({"valid": False, "problems": error.message.splitlines()})
@@ -26,4 +25,4 @@ def command(job: Path, overrides: tuple[str, ...], clusters: Path | None, json_o
         ui.as_json({"valid": True, "problems": [], "run_id": prepared.base_id})
     else:
         where = f"cluster {prepared.cluster}" if prepared.cluster else "this machine"
-        ui.note(f"{job}: valid for {where}, back end {prepared.profile.backend}")
+        ui.note(f"{request.path}: valid for {where}, back end {prepared.profile.backend}")

@@ -23,5 +23,5 @@ def parse_step(text: str) -> Step | None:
     match = _STEP.match(text)
     if not match:
         return None
-    pairs = (pair.split(" ") for pair in match[3].split("  ") if pair)
-    return Step(int(match[1]), int(match[2]), {name: value for name, value in pairs})
+    pairs = (pair.split(" ", 1) for pair in match[3].split("  ") if pair)
+    return Step(int(match[1]), int(match[2]), dict(pairs))

@@ -23,15 +23,16 @@ def _in_the_folder(monkeypatch):
 def outcome(command, name, capsys):
     """Exit code, stdout and stderr of `launch COMMAND NAME.yaml`."""
     more = BAD / f"{name}.args"
+    words = shlex.split(more.read_text()) if more.exists() else []
     with pytest.raises(SystemExit) as ended:
-        main([command, f"{name}.yaml", "--clusters", "../clusters.yaml", *(shlex.split(more.read_text()) if more.exists() else [])])
+        main([command, f"{name}.yaml", "--clusters", "../clusters.yaml", *words])
     return ended.value.code, *capsys.readouterr()
 
 
 def expected(name):
     """The message, with the places filled in."""
-    text = (BAD / f"{name}.expected").read_text()
-    return text.replace("{file}", f"{name}.yaml").replace("{clusters}", "../clusters.yaml").replace("{folder}", str(BAD))
+    text = (BAD / f"{name}.expected").read_text().replace("{file}", f"{name}.yaml")
+    return text.replace("{clusters}", "../clusters.yaml").replace("{folder}", str(BAD))
 
 
 @pytest.mark.parametrize("name", NAMES)

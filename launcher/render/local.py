@@ -1,7 +1,7 @@
 """Plan -> the bash script that runs a job on this machine, every node as a process group of its own. Pure."""
 
 from launcher.plan import Plan
-from launcher.render.script import preamble
+from launcher.render.script import FINISH, preamble
 
 # Between the system's ephemeral ports and the well-known ones; two runs on one machine rarely meet.
 FIRST_PORT, PORTS = 20000, 10000
@@ -11,14 +11,11 @@ def render_local(plan: Plan) -> str:
     """The script. It writes `exit_code` last: that file is the run's end."""
     lines = [
         "#!/bin/bash",
-        f"# {plan.name}: run {plan.run_id} on this machine. Rendered by launch; `launch submit` runs exactly this.",
+        f"# {plan.name!r}: run {plan.run_id} on this machine. Rendered by launch; `launch submit` runs exactly this.",
         *preamble(plan),
         "export MASTER_ADDR=127.0.0.1",
         f'export MASTER_PORT="${{MASTER_PORT:-$(({FIRST_PORT} + $$ % {PORTS}))}}"',
-        "finish() {",
-        '  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"',
-        '  exit "$1"',
-        "}",
+        *FINISH,
         *_attempts(plan),
     ]
     return "\n".join(lines) + "\n"

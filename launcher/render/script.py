@@ -9,21 +9,32 @@ CONTAINER_CODE = "/opt/code"
 CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
 
 
-def preamble(plan: Plan) -> list[str]:
+FINISH = [
+    "finish() {",
+    '  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"',
+    '  exit "$1"',
+    "}",
+]
+
+
+def preamble(plan: Plan, *, log: str | None = None) -> list[str]:
     """Where the run lies, its log, its files and its environment. The run folder is found at run time."""
     lines = [
         "set -euo pipefail",
         f'RUN_DIR="${{LAUNCH_HOME:-$HOME/.local/share/launch}}/runs/{plan.run_id}"',
         'mkdir -p "$RUN_DIR/logs"',
     ]
+    if log:
+        lines.append(f'exec >>"$RUN_DIR/logs/{log}" 2>&1')
     return [*lines, *_files(plan), *_exports(plan)]
 
 
 def _files(plan: Plan) -> list[str]:
     lines = []
     if plan.train_yaml is not None:
-        lines += _heredoc('"$RUN_DIR/train.yaml"', plan.train_yaml)
-    lines += _heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan)) + "\n")
+        lines += heredoc('"$RUN_DIR/train.yaml"', plan.train_yaml)
+        lines.append('chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own')
+    lines += heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan)) + "\n")
     return lines
 
 
@@ -45,9 +56,17 @@ def node_script(plan: Plan) -> list[str]:
         return head + _oci_container(plan, runtime)
     if runtime == "apptainer":
         return head + _apptainer(plan)
-    # pyxis starts the container around the task, so inside it this is a bare node
-    config = CONFIG_PATH if runtime == "pyxis" else None
-    return [*head, f"exec {_command(plan, config)}"]
+    if runtime == "pyxis":
+        return head + _inside_pyxis(plan)
+    return [*head, f"exec {_command(plan, None)}"]
+
+
+def _inside_pyxis(plan: Plan) -> list[str]:
+    """pyxis starts the container around the task. The image's own variables win there, so the job's come again."""
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(plan.env.items())]
+    if plan.code_digest:
+        lines.append(f"export PYTHONPATH={CONTAINER_CODE}")
+    return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan, CONFIG_PATH)}"]
 
 
 def _command(plan: Plan, config: str | None) -> str:
@@ -59,8 +78,8 @@ def _command(plan: Plan, config: str | None) -> str:
 
 def _oci_container(plan: Plan, runtime: str) -> list[str]:
     """podman or docker: the container leaves the scheduler's process tree, so a TERM must be passed on by name."""
-    words = [f"{runtime} run --rm", '--name "$name"', "--network=host", "--read-only", f"--tmpfs {CONTAINER_TMP}:rw,exec,mode=1777",
-             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", f"--stop-timeout={plan.grace_s}"]
+    words = [f"setsid {runtime} run --rm", '--name "$name"', "--network=host", "--read-only", f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777",
+             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
     if plan.cpus_per_node and not _scheduled(plan):
@@ -73,24 +92,34 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
         "user=()",
         '[ "$(id -u)" = 0 ] || user=(--user="$(id -u):$(id -g)"' + (" --userns=keep-id" if runtime == "podman" else "") + ")",
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
+        *_lifeline(runtime),
         _continued([words[0], '"${user[@]}"', *words[1:], *command]) + " &",
         "pid=$!",
         f"trap '{runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 || true' TERM INT",
+        'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
         "code=0",
-        'while kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done',
+        'wait "$pid" || code=$?',
         'exit "$code"',
     ]
+
+
+def _lifeline(runtime: str) -> list[str]:
+    """Ends the container when this script is killed without a word; it polls once a second, from outside the job."""
+    watch = f'tail --pid="$1" -f /dev/null; {runtime} kill "$2"; {runtime} rm --force "$2"'
+    return [f"(setsid bash -c {shlex.quote(watch)} - $$ \"$name\" </dev/null >/dev/null 2>&1 &)"]
 
 
 def _apptainer(plan: Plan) -> list[str]:
     words = ["exec apptainer exec", "--containall", "--no-home", '--pwd="$PWD"']
     if plan.gpus_per_node:
         words.append("--nv")
-    words += [f'--env={name}="${name}"' for name in _env_names(plan) if name not in plan.secrets]
-    words += [f"--bind={volume}" for volume in _binds(plan)]
+    words += [f"--bind={volume}" for volume in binds(plan)]
     words += map(shlex.quote, plan.profile.container_args)
     image = plan.image if plan.image.startswith("/") or plan.image.endswith(".sif") else f"docker://{plan.image}"
-    lines = [f'export APPTAINERENV_{name}="${name}"' for name in plan.secrets]
+    # --env would split values at commas, and show them to `ps`
+    lines = [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in _env_names(plan)]
+    if plan.code_digest:
+        lines.append(f"export APPTAINERENV_PYTHONPATH={CONTAINER_CODE}")
     return [*lines, _continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
 
 
@@ -101,13 +130,13 @@ def _env_names(plan: Plan) -> list[str]:
 
 
 def _volumes(plan: Plan) -> list[str]:
-    words = [f"--volume={bind}" for bind in _binds(plan)]
+    words = [f"--volume={bind}" for bind in binds(plan)]
     if plan.code_digest:
         words.append(f"--env=PYTHONPATH={CONTAINER_CODE}")
     return words
 
 
-def _binds(plan: Plan) -> list[str]:
+def binds(plan: Plan) -> list[str]:
     binds = ['"$PWD:$PWD"']
     if plan.train_yaml is not None:
         binds.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
@@ -127,7 +156,7 @@ def _continued(words: list[str]) -> str:
     return " \\\n  ".join(words)
 
 
-def _heredoc(target: str, text: str) -> list[str]:
+def heredoc(target: str, text: str) -> list[str]:
     """Lines that write `text` as it is: the quoted delimiter stops every expansion."""
     end = "LAUNCH_END"
     while end in text:

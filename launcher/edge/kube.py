@@ -1,0 +1,177 @@
+"""The only place that talks to Kubernetes: plain dicts in and out, and errors of ours.
+
+The official client's DynamicClient, because the typed API rejects or drops what it does not know. Its discovery is
+left out: the kinds used here are few and stable, so no answer needs to be cached in a file. Never its Watch, which
+hides carriage returns, loses the last line and does not reconnect.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import kubernetes
+import kubernetes.config
+import kubernetes.dynamic
+import kubernetes.dynamic.exceptions
+import kubernetes.dynamic.resource
+import urllib3
+
+from launcher.errors import BackendError
+
+Object = dict[str, Any]
+
+CONNECT_S = 10
+ANSWER_S = 60
+# A stream that is silent for so long is opened again: a cut connection may never say so.
+SILENCE_S = 60
+STREAMS = 1024
+_NAMES = {"Job": "jobs", "Pod": "pods", "Service": "services", "ConfigMap": "configmaps", "Secret": "secrets",
+          "Event": "events"}
+
+
+class ApiError(BackendError):
+    """The API server refused (`code` is the HTTP status) or could not be reached (`code` is None)."""
+
+    def __init__(self, message: str, hint: str | None = None, *, code: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+    @property
+    def passing(self) -> bool:
+        """Whether asking again may help: no connection, too many requests, or trouble inside the server."""
+        return self.code is None or self.code == 429 or self.code >= 500
+
+
+class Kube:
+    """One context of the user's kubeconfig."""
+
+    def __init__(self, environ: Mapping[str, str], context: str | None) -> None:
+        path = environ.get("KUBECONFIG") or str(Path(environ.get("HOME") or Path.home()) / ".kube/config")
+        self.context = _context_name(path, context)
+        configuration = kubernetes.client.Configuration()
+        configuration.retries = False  # callers know better when to ask again
+        configuration.connection_pool_maxsize = STREAMS
+        try:
+            kubernetes.config.load_kube_config(path, self.context, client_configuration=configuration)
+        except kubernetes.config.ConfigException as error:
+            raise BackendError(f"{path}: context {self.context!r} cannot be used: {error}") from error
+        self._api = kubernetes.client.ApiClient(configuration)
+        self._client = kubernetes.dynamic.DynamicClient(self._api, discoverer=lambda client, cache_file: None)
+
+    def create(self, body: Object, *, dry_run: bool = False) -> Object:
+        """Create an object; fields that the API does not know are an error."""
+        query = [("fieldValidation", "Strict")] + ([("dryRun", "All")] if dry_run else [])
+        return self._call("create", body["kind"], namespace=body["metadata"]["namespace"], body=body, query_params=query)
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """An object, or None when there is none of that name."""
+        try:
+            return self._call("get", kind, namespace=namespace, name=name)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def list(self, kind: str, namespace: str, *, labels: str | None = None, fields: str | None = None) -> list[Object]:
+        """All objects of a kind that match the selectors."""
+        found = self._call("get", kind, namespace=namespace, label_selector=labels, field_selector=fields)
+        return cast("list[Object]", found["items"])
+
+    def delete(self, kind: str, namespace: str, name: str, *, propagation: str) -> bool:
+        """Delete an object and what it owns; False when it was gone. The API's own default would leave the pods."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        try:
+            self._call("delete", kind, namespace=namespace, name=name, body=options)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+    def stream_log(self, namespace: str, pod: str, *, since: str | None, follow: bool) -> Iterator[bytes]:
+        """The pieces of a pod's log as they come, with stamps. `since` counts in whole seconds.
+
+        The client's own call has no sinceTime, so this is the bare request.
+        """
+        query = {"timestamps": "true", "follow": str(follow).lower()} | ({"sinceTime": since} if since else {})
+        url = f"{self._api.configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/log?{urlencode(query)}"
+        response = None
+        try:
+            response = self._api.rest_client.pool_manager.request(
+                "GET", url, headers=self._auth_headers(), preload_content=False,
+                timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S))
+            if response.status != 200:
+                raise self._refused(response.status, response.read())
+            yield from response.stream(2**16, decode_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            if response is not None:
+                response.close()
+
+    def _call(self, verb: str, kind: str, **arguments: Any) -> Object:
+        try:
+            return cast(Object, getattr(self._client, verb)(
+                _resource(self._client, kind), serializer=lambda client, data: data,
+                _request_timeout=(CONNECT_S, ANSWER_S), **arguments))
+        except kubernetes.dynamic.exceptions.DynamicApiError as error:
+            raise self._refused(error.status, error.body, arguments.get("namespace")) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def _auth_headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        self._api.update_params_for_auth(headers, [], ["BearerToken"], None, None, None)
+        return headers
+
+    def _unreachable(self, error: Exception) -> ApiError:
+        text = str(error).rpartition(": ")[2] if isinstance(error, urllib3.exceptions.NewConnectionError) else str(error)
+        return ApiError(f"cluster {self.context!r} at {self._api.configuration.host} cannot be reached: {text}",
+                        f"see whether it answers: kubectl --context {self.context} cluster-info")
+
+    def _refused(self, code: int, body: Any, namespace: str | None = None) -> ApiError:
+        text = _message(body)
+        if code == 401:
+            return ApiError(f"cluster {self.context!r} does not know you: {text}",
+                            f"log in again; see who you are: kubectl --context {self.context} auth whoami", code=code)
+        if code == 404 and text.startswith("namespaces "):
+            return ApiError(f"namespace {namespace!r} does not exist in cluster {self.context!r}",
+                            f"make it: kubectl --context {self.context} create namespace {namespace}", code=code)
+        if code == 403 and " cannot " in text:
+            return ApiError(f"cluster {self.context!r} does not allow it: {text}",
+                            "the administrator's part is in k8s/README.md: a Role with what launch needs", code=code)
+        return ApiError(f"cluster {self.context!r} refused ({code}): {text}", code=code)
+
+
+def _resource(client: Any, kind: str) -> Any:
+    group, prefix = ("batch", "apis") if kind == "Job" else ("", "api")
+    return kubernetes.dynamic.resource.Resource(prefix=prefix, group=group, api_version="v1", kind=kind, namespaced=True,
+                                                name=_NAMES[kind], client=client)
+
+
+def _context_name(path: str, wanted: str | None) -> str:
+    hint = "name an existing file: export KUBECONFIG=FILE"
+    try:
+        known, current = kubernetes.config.list_kube_config_contexts(path)
+    except kubernetes.config.ConfigException as error:
+        if "current-context" in str(error) and wanted:
+            return wanted
+        raise BackendError(f"{path}: no cluster configuration: {error}", hint) from error
+    except Exception as error:  # whatever a broken file makes the client's parser raise
+        raise BackendError(f"{path}: cannot be read: {error}", hint) from error
+    names = [entry["name"] for entry in known]
+    if wanted and wanted not in names:
+        raise BackendError(f"context: got {wanted!r}, allowed: {', '.join(names) or 'none'} (from {path})",
+                           "see them: kubectl config get-contexts")
+    return wanted or cast(str, current["name"])
+
+
+def _message(body: Any) -> str:
+    """The `message` of a Status object, or the text itself."""
+    text = body.decode("utf-8", errors="replace") if isinstance(body, bytes) else str(body or "no reason given")
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text.strip()

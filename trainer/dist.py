@@ -1,0 +1,58 @@
+"""This process among its peers. Reads the environment that torchrun sets, once."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rank, world size and device of this process."""
+
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether there is no GPU in use."""
+        return self.device.type == "cpu"
+
+
+def find_place(config: TrainConfig) -> Place:
+    """From torchrun's variables; alone without them. Raises ConfigError when the job asked for GPUs that are not here."""
+    rank, local, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
+    asked = int(os.environ.get("LAUNCH_GPUS_PER_NODE", "1" if torch.cuda.is_available() else "0"))
+    if config.settings.device == "cpu" or asked == 0:
+        return Place(rank, local, world, torch.device("cpu"))
+    if torch.cuda.device_count() <= local:
+        raise ConfigError(f"resources.gpus_per_node: got {asked}, but this node shows {torch.cuda.device_count()} GPU(s)",
+                          "check the driver with nvidia-smi, or train on the CPU: --set train.settings.device=cpu")
+    torch.cuda.set_device(local)
+    return Place(rank, local, world, torch.device("cuda", local))
+
+
+def alone_environment() -> None:
+    """DeepSpeed wants a rendezvous even for one process."""
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        os.environ.setdefault(name, value)
+
+
+def missing_for_deepspeed() -> list[str]:
+    """What DeepSpeed would die without on a CPU: it compiles its communication op, unless that was done before."""
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    if any(cache.rglob("deepspeed_shm_comm_op.so")) if cache.is_dir() else False:
+        return []
+    return [name for name in ("g++", "ninja") if shutil.which(name) is None]

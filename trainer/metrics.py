@@ -1,0 +1,81 @@
+"""What a run measures: one line a step on stdout, one JSON object a step in metrics.jsonl, and a plot."""
+
+import json
+import math
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def step_line(values: Mapping[str, Any]) -> str:
+    """`step 10/250  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mem 1.2GiB  eta 0:00:32`. The launcher reads it back."""
+    seconds = int(values["eta_s"])
+    eta = f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+    return (f"step {values['step']}/{values['total']}  loss {values['loss']:.4f}  lr {values['lr']:.1e}  grad {values['grad_norm']:.2f}  "
+            f"tok/s {values['tokens_per_s']:.0f}  mem {values['memory_gib']:.1f}GiB  eta {eta}")
+
+
+def memory_gib() -> float:
+    """Peak memory of this process: the GPU's where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class MetricsFile:
+    """metrics.jsonl of an output folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep_up_to(self, step: int) -> None:
+        """Forget what a run that is resumed at `step` will measure again."""
+        rows = [row for row in self.read() if row["step"] <= step]
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Add one row; a number that is not finite becomes null."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete rows."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a last line that a kill cut short
+                continue
+        return rows
+
+
+def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
+    """The loss over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.plot([step for step, _ in points], [loss for _, loss in points])
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file whole: a reader sees the old text or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

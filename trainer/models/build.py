@@ -1,0 +1,65 @@
+"""What the engine trains: tokenizer and model of a job, and how the result is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data.maps import RowError, map_row
+from trainer.data.sources import read_rows
+from trainer.data.templates import TEMPLATES
+from trainer.models.create import new_model, save_internlm2, train_tokenizer
+from trainer.models.load import load_model
+from trainer.models.lora import attach_lora
+from trainer.models.tokenizer import load_tokenizer
+from trainer.samples import stop_ids
+
+
+def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: Callable[[], None]) -> Any:
+    """The model's tokenizer; a new model's is trained on the job's texts first, by rank 0. Raises ConfigError."""
+    if config.model.init is None:
+        assert config.model.path is not None
+        return load_tokenizer(config.model.path)
+    folder = output / "model"
+    if is_main and not (folder / "tokenizer.model").exists():
+        train_tokenizer(_texts(config), config.model.shape.vocab_size, folder)
+    barrier()
+    return load_tokenizer(str(folder))
+
+
+def build_model(config: TrainConfig, device: torch.device) -> Any:
+    """The model on its device, with its adapter when it gets one, ready to train."""
+    if config.model.init:
+        return new_model(config.model.shape, config.settings.seed).to(device)
+    model = load_model(config, device)
+    if config.model.lora is None:
+        return model.float().requires_grad_(True)
+    return attach_lora(model, config.model.lora, str(config.model.path))
+
+
+def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path, is_main: bool) -> None:
+    """adapter/ or model/; every rank takes part, rank 0 writes."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_main:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.model.lora is not None:
+        model.save_pretrained(output / "adapter", state_dict=weights)
+        return
+    weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
+    if config.model.init == "internlm2":
+        save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, TEMPLATES[config.model.chat_template].stop))
+    else:
+        model.save_pretrained(output / "model", state_dict=weights)
+        tokenizer.save_pretrained(output / "model")
+
+
+def _texts(config: TrainConfig) -> Any:
+    for format_name, _, row in read_rows(config.data, config.settings.seed):
+        try:
+            for message in map_row(format_name, row):
+                yield from message.content.splitlines()
+        except RowError:
+            continue  # the pipeline names the row and stops

@@ -1,0 +1,81 @@
+"""The same questions before, during and after training, and how many are answered as taught."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import SamplePrompt, Sampling
+from trainer.data.encode import Encoder
+from trainer.data.maps import Message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer. `step` 0 is before training."""
+
+    step: int
+    prompt: str
+    answer: str
+    expect: str | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is word for word as taught."""
+        return self.expect is not None and self.answer.strip() == self.expect.strip()
+
+
+class Sampler:
+    """Answers prompts with a model; the template and tokenizer are those of training."""
+
+    def __init__(self, encoder: Encoder, tokenizer: Any, sampling: Sampling, prompts: list[SamplePrompt]) -> None:
+        self.encoder, self.tokenizer, self.sampling, self.prompts = encoder, tokenizer, sampling, prompts
+
+    @torch.no_grad()
+    def answer_all(self, model: Any, step: int, synced: bool = False) -> list[Sample]:
+        """`synced`: all ranks take part (ZeRO-3 splits the weights)."""
+        training = model.training
+        model.eval()
+        try:
+            return [Sample(step, prompt.prompt, self._answer(model, prompt, synced), prompt.expect) for prompt in self.prompts]
+        finally:
+            model.train(training)
+
+    def _answer(self, model: Any, prompt: SamplePrompt, synced: bool) -> str:
+        messages = [Message("system", prompt.system)] if prompt.system else []
+        segments = self.encoder.template.prompt([*messages, Message("user", prompt.prompt)])
+        ids = torch.tensor([self.encoder.prompt_ids(segments)], device=next(model.parameters()).device)
+        drawn = {"do_sample": False} if self.sampling.temperature == 0 else {
+            "do_sample": True, "temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": self.sampling.top_k}
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.sampling.max_new_tokens,
+                             eos_token_id=stop_ids(self.tokenizer, self.encoder.template.stop), pad_token_id=self.tokenizer.pad_token_id,
+                             synced_gpus=synced, use_cache=True, **drawn)
+        return self.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True).strip()
+
+
+def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> list[int]:
+    """Ids of the tokens that end an answer, those that the tokenizer knows, in a fixed order."""
+    known = tokenizer.get_vocab()
+    return sorted({known[token] for token in stop if token in known} | {tokenizer.eos_token_id})
+
+
+def append_samples(samples: list[Sample], path: Path) -> None:
+    """One JSON object an answer."""
+    with path.open("a", encoding="utf-8") as file:
+        for sample in samples:
+            file.write(json.dumps({**asdict(sample), "exact": sample.exact}, ensure_ascii=False) + "\n")
+
+
+def comparison(before: list[Sample], after: list[Sample]) -> list[str]:
+    """The questions with both answers, and the score, for people."""
+    lines = []
+    for old, new in zip(before, after, strict=True):
+        mark = "  (as taught)" if new.exact else ""
+        lines += [f"Q: {new.prompt}", f"   before: {old.answer}", f"   after:  {new.answer}{mark}"]
+    asked = [sample for sample in after if sample.expect is not None]
+    if asked:
+        was = sum(sample.exact for sample in before)
+        lines.append(f"score: {was}/{len(asked)} answered as taught before, {sum(sample.exact for sample in asked)}/{len(asked)} after")
+    return lines

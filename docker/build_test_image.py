@@ -30,9 +30,10 @@ def main() -> int:
         base = base_image()
         with tempfile.TemporaryDirectory() as folder:
             mounts = pip_mounts(Path(folder))
-            run(["podman", "build", "--tag", name, "--file", str(ROOT / "docker/Dockerfile"), "--build-arg", f"BASE={base}",
-                 "--build-arg", "PREBUILD_CPU_OP=1", *(f"--volume={mount}:ro" for mount in mounts), str(ROOT)])
-    print(name)
+            run(["podman", "build", "--tag", name, "--file", str(ROOT / "docker/Dockerfile"),
+                 "--build-arg", f"BASE={base}", "--build-arg", "PREBUILD_CPU_OP=1",
+                 *(f"--volume={mount}:ro" for mount in mounts), str(ROOT)])  # fmt: skip
+    sys.stdout.write(f"{name}\n")
     return 0
 
 
@@ -64,9 +65,9 @@ def base_image() -> str:
 
 def pip_mounts(folder: Path) -> list[str]:
     """What the build mounts so that pip finds the packages that this machine finds: `source:target`."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "pip", "config", "list"]
     settings = {}
-    for line in listed.splitlines():
+    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
         key, _, value = line.partition("=")
         settings[key.rpartition(".")[2]] = ast.literal_eval(value).split()
     lines = [f"{key} = {' '.join(words)}" for key, words in settings.items()]
@@ -98,4 +99,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {error.cmd[0]} exited with {error.returncode}\nhint:  install podman and debootstrap, and run this as root")
+        sys.exit(f"error: {' '.join(error.cmd[:2])} exited with {error.returncode}; its words are above")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: no such command\nhint:  apt-get install podman debootstrap")

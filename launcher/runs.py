@@ -6,6 +6,7 @@ two processes may use them at once: a run id is claimed by creating its folder, 
 """
 
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -107,6 +108,11 @@ def launch_home(environ: Mapping[str, str]) -> Path:
     if environ.get("LAUNCH_HOME"):
         return Path(environ["LAUNCH_HOME"]).absolute()
     return Path(environ.get("HOME") or Path.home()) / ".local/share/launch"
+
+
+def now() -> str:
+    """UTC, RFC 3339, microseconds: sorts as text."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def write_whole(path: Path, text: str, mode: int = 0o600) -> None:

@@ -1,6 +1,5 @@
 """This machine as a back end: a detached bash script, log files, and a lock that lives as long as the run."""
 
-import datetime
 import fcntl
 import os
 import signal
@@ -15,7 +14,7 @@ from launcher.errors import BackendError
 from launcher.logs.files import follow_files
 from launcher.plan import Plan
 from launcher.render.local import render_local
-from launcher.runs import Run, RunStore, write_whole
+from launcher.runs import Run, RunStore, now, write_whole
 from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
 
@@ -111,11 +110,6 @@ class LocalBackend:
         environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ["LAUNCH_HOME"] = str(self.store.root.parent)
         return environ
-
-
-def now() -> str:
-    """UTC, RFC 3339, microseconds: sorts as text."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def _nodes(run: Run, state: State) -> tuple[NodeStatus, ...]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.backends.base import Artifact, JobStatus, LogLine, NodeStatus, State, Submission
-from launcher.backends.local import now
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.logs.files import follow_files
 from launcher.plan import Plan
 from launcher.render.slurm import render_slurm
-from launcher.runs import Run, RunStore, write_whole
+from launcher.runs import Run, RunStore, now, write_whole
 from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
 
@@ -68,8 +67,8 @@ WAITING = {
 # What sbatch says -> the next command.
 REFUSALS = (
     ("artition", "see the partitions: sinfo --summarize; then set `partition` in the cluster's profile"),
-    ("account", "see your accounts: sacctmgr show associations user=$USER; then set `account` in the cluster's profile"),
-    ("qos", "see the allowed ones: sacctmgr show associations user=$USER format=account,qos; then set `qos` in the profile"),
+    ("account", "see your accounts: sacctmgr show associations user=$USER; then set `account` in the profile"),
+    ("qos", "see yours: sacctmgr show associations user=$USER format=account,qos; then set `qos` in the profile"),
     ("feature", "see the nodes' features: sinfo --format='%n %f'; then set `constraint` in the cluster's profile"),
     ("node configuration", "see what a node has: sinfo --format='%P %D %c %m %G'; then lower `resources`"),
     ("time limit", "see the limits: sinfo --format='%P %l'; then lower resources.time_limit"),
@@ -91,7 +90,6 @@ class _Record:
     state: str
     reason: str | None = None
     exit_code: int | None = None
-    node_list: str | None = None
     restarts: int = 0
 
 
@@ -120,8 +118,9 @@ class SlurmBackend:
         cluster = self._cluster_name()
         printed = self._sbatch(["--parsable"], artifact, self._job_environ(submission.secrets), submission.job_dir)
         job_id = printed.strip().splitlines()[-1].partition(";")[0]
-        return Run(run_id=plan.run_id, name=plan.name, backend="slurm", handle=f"slurm://{cluster}/{job_id}", cluster=None,
-                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), job_id=job_id)
+        handle = f"slurm://{cluster}/{job_id}"
+        return Run(run_id=plan.run_id, name=plan.name, backend="slurm", handle=handle, cluster=None, nodes=plan.nodes,
+                   created=now(), job_dir=str(submission.job_dir), job_id=job_id)
 
     def status(self, run: Run) -> JobStatus:
         """Slurm's word, and the exit code that the script leaves."""
@@ -137,7 +136,8 @@ class SlurmBackend:
 
     def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
         """From the files that srun writes."""
-        return follow_files(self.store.folder(run.run_id) / "logs", ended=self._ended(run), follow=follow, tail=tail, node=node)
+        folder = self.store.folder(run.run_id) / "logs"
+        return follow_files(folder, ended=self._ended(run), follow=follow, tail=tail, node=node)
 
     def cancel(self, run: Run) -> None:
         """scancel: TERM, KillWait seconds for a last checkpoint, then KILL. Waits until Slurm has ended the job."""
@@ -181,7 +181,8 @@ class SlurmBackend:
             raise _refusal("scontrol", shown.stderr or shown.stdout)
         if not shell.has_command("sacct"):
             return None
-        listed = shell.try_command(["sacct", "-X", "-P", "-n", "-o", "state,exitcode,nodelist", "-j", run.job_id], env=self.environ)
+        command = ["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", run.job_id]
+        listed = shell.try_command(command, env=self.environ)
         lines = listed.stdout.splitlines()
         return _from_sacct(lines[-1]) if listed.returncode == 0 and lines else None
 
@@ -212,23 +213,23 @@ class SlurmBackend:
 
 def _refusal(command: str, words: str) -> BackendError:
     """Slurm's own words, and what to do about them."""
-    said = "; ".join(line.partition("error: ")[2] or line for line in words.strip().splitlines()) or "it printed nothing"
+    lines = [line.partition("error: ")[2] or line for line in words.strip().splitlines()]
+    said = "; ".join(lines) or "it printed nothing"
     hint = next((hint for part, hint in REFUSALS if part in said.lower() or part in said), None)
     return BackendError(f"{command}: {said}", hint)
 
 
 def _from_scontrol(text: str) -> _Record:
-    """From `scontrol show job`. The name, which a user chooses, is in front of every key that is read."""
-    values = dict(re.findall(r"^ +(\w+)=(\S+)", text, re.MULTILINE) + re.findall(r" (Reason|Restarts|ExitCode)=(\S+)", text))
-    nodes = values.get("NodeList")
+    """From `scontrol show job`. The first line ends with the name, which is a user's choice; no key is read there."""
+    values = dict(re.findall(r"(\b\w+)=(\S+)", text.partition("\n")[2].partition("Command=")[0]))
     return _Record(values["JobState"], values.get("Reason"), _exit_code(values.get("ExitCode", "")),
-                   None if nodes in (None, "(null)") else nodes, int(values.get("Restarts", "0")))
+                   int(values.get("Restarts", "0")))
 
 
 def _from_sacct(line: str) -> _Record:
-    """From one line `state|exitcode|nodelist`; a state may be `CANCELLED by 1000`."""
-    state, code, nodes = line.split("|")[:3]
-    return _Record(state.split()[0], None, _exit_code(code), None if nodes == "None assigned" else nodes)
+    """From one line `state|exitcode`; a state may be `CANCELLED by 1000`."""
+    state, code = line.split("|")[:2]
+    return _Record(state.split()[0], exit_code=_exit_code(code))
 
 
 def _exit_code(text: str) -> int | None:
@@ -253,17 +254,19 @@ def _state(folder: Path, code: int | None, record: _Record | None) -> tuple[Stat
     if (folder / "cancelled").exists():
         ended = code is not None or slurm.ended or record is None
         return (State.CANCELLED, "cancelled by the user") if ended else (State.RUNNING, "being cancelled")
-    if record and slurm is State.CANCELLED:
-        return slurm, ENDINGS["CANCELLED"]
-    if code is not None:
+    if code is not None and slurm is not State.CANCELLED:  # Slurm may still be clearing up
         return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(record, code))
     if record is None:
         return State.UNKNOWN, "Slurm has forgotten this job, and it left no exit code"
-    if slurm is State.PENDING:
-        return slurm, _waiting(record)
-    if slurm is State.FAILED:
-        return slurm, _ending(record, record.exit_code)
-    return slurm, None if slurm in (State.RUNNING, State.SUCCEEDED) else f"Slurm calls it {record.state}"
+    return slurm, _reason(slurm, record)
+
+
+def _reason(state: State, record: _Record) -> str | None:
+    if state is State.PENDING:
+        return _waiting(record)
+    if state is State.UNKNOWN:
+        return f"Slurm calls it {record.state}"
+    return _ending(record, record.exit_code) if state in (State.FAILED, State.CANCELLED) else None
 
 
 def _ending(record: _Record | None, code: int | None) -> str:

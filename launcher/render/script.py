@@ -78,19 +78,22 @@ def _command(plan: Plan, config: str | None) -> str:
 
 def _oci_container(plan: Plan, runtime: str) -> list[str]:
     """podman or docker: the container leaves the scheduler's process tree, so a TERM must be passed on by name."""
-    words = [f"setsid {runtime} run --rm", '--name "$name"', "--network=host", "--read-only", f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777",
-             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
+    words = [f"setsid {runtime} run --rm", '--name "$name"', "--network=host", "--read-only",
+             f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all",
+             "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
     if plan.cpus_per_node and not _scheduled(plan):
         words.append(f"--cpus={plan.cpus_per_node}")
     words += [f"--env={name}" for name in _env_names(plan)]
-    words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"', *map(shlex.quote, plan.profile.container_args)]
+    words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
+    words += map(shlex.quote, plan.profile.container_args)
+    user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
     command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
-        '[ "$(id -u)" = 0 ] || user=(--user="$(id -u):$(id -g)"' + (" --userns=keep-id" if runtime == "podman" else "") + ")",
+        f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         *_lifeline(runtime),
         _continued([words[0], '"${user[@]}"', *words[1:], *command]) + " &",
@@ -137,15 +140,16 @@ def _volumes(plan: Plan) -> list[str]:
 
 
 def binds(plan: Plan) -> list[str]:
-    binds = ['"$PWD:$PWD"']
+    """What the container sees of the node: `source:target[:ro]`, quoted for the shell."""
+    found = ['"$PWD:$PWD"']
     if plan.train_yaml is not None:
-        binds.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
+        found.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
     if plan.code_digest:
-        binds.append(f'"$RUN_DIR/code:{CONTAINER_CODE}:ro"')
+        found.append(f'"$RUN_DIR/code:{CONTAINER_CODE}:ro"')
     for mount in plan.mounts:
         mode = ":ro" if mount.read_only else ""
-        binds.append(shlex.quote(f"{mount.host_path}:{mount.path}{mode}"))
-    return binds
+        found.append(shlex.quote(f"{mount.host_path}:{mount.path}{mode}"))
+    return found
 
 
 def _scheduled(plan: Plan) -> bool:

@@ -108,8 +108,9 @@ _AGAIN = [
 def _step(plan: Plan) -> list[str]:
     """srun in the background, so that traps run at once. TERM goes to the step: killing srun would kill the tasks."""
     words = [
-        "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60", "--unbuffered",
-        "--open-mode=append", '--output="$RUN_DIR/logs/node-%n.log"', *_pyxis(plan), 'bash "$RUN_DIR/task.sh"',
+        "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60",
+        "--unbuffered", "--open-mode=append", '--output="$RUN_DIR/logs/node-%n.log"', *_pyxis(plan),
+        'bash "$RUN_DIR/task.sh"',
     ]  # fmt: skip
     return [
         """trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM""",

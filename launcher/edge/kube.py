@@ -63,7 +63,8 @@ class Kube:
     def create(self, body: Object, *, dry_run: bool = False) -> Object:
         """Create an object; fields that the API does not know are an error."""
         query = [("fieldValidation", "Strict")] + ([("dryRun", "All")] if dry_run else [])
-        return self._call("create", body["kind"], namespace=body["metadata"]["namespace"], body=body, query_params=query)
+        namespace = body["metadata"]["namespace"]
+        return self._call("create", body["kind"], namespace=namespace, body=body, query_params=query)
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """An object, or None when there is none of that name."""
@@ -127,7 +128,8 @@ class Kube:
         return headers
 
     def _unreachable(self, error: Exception) -> ApiError:
-        text = str(error).rpartition(": ")[2] if isinstance(error, urllib3.exceptions.NewConnectionError) else str(error)
+        refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+        text = str(error).rpartition(": ")[2] if refused else str(error)
         return ApiError(f"cluster {self.context!r} at {self._api.configuration.host} cannot be reached: {text}",
                         f"see whether it answers: kubectl --context {self.context} cluster-info")
 
@@ -147,8 +149,8 @@ class Kube:
 
 def _resource(client: Any, kind: str) -> Any:
     group, prefix = ("batch", "apis") if kind == "Job" else ("", "api")
-    return kubernetes.dynamic.resource.Resource(prefix=prefix, group=group, api_version="v1", kind=kind, namespaced=True,
-                                                name=_NAMES[kind], client=client)
+    return kubernetes.dynamic.resource.Resource(prefix=prefix, group=group, api_version="v1", kind=kind,
+                                                namespaced=True, name=_NAMES[kind], client=client)
 
 
 def _context_name(path: str, wanted: str | None) -> str:

@@ -125,7 +125,8 @@ def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dt
 def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:
     """The rotary embedding computes its own buffers when it is made on a real device."""
     base = model.model  # type: ignore[union-attr]
-    base.rotary_emb = type(base.rotary_emb)(config=model.config, device=device)  # type: ignore[union-attr,operator]
+    with device:
+        base.rotary_emb = type(base.rotary_emb)(config=model.config)  # type: ignore[union-attr,operator]
 
 
 def _auto_model(folder: Path, dtype: torch.dtype, quantize: bool, device: torch.device) -> Any:

@@ -1,0 +1,220 @@
+"""What every back end promises, shown through the real command with jobs that really run on two nodes."""
+
+import os
+import re
+import stat
+import sys
+
+import pytest
+
+from tests.contract.sites import PATIENCE_S
+
+UGLY = {
+    "SPACES": "  two  spaces ", "QUOTES": "it's \"quoted\"", "DOLLAR": "$HOME ${PATH} $(date) `date`", "BACKSLASH": "a\\nb\\",
+    "LINES": "one\ntwo\n", "UNICODE": "上海 é 😀", "YAML": "no", "COLON": "a: b # c", "COMMA": "a,b=c;d&e|f", "EMPTY": "",
+    "STARS": "* ? [a] ~ !", "PERCENT": "%s %(x)s $$ $(X)", "TAB": "a\tb",
+}
+# Print a variable in a form that survives any log.
+SHOW_ENV = "; ".join(f'printf "%s %s\\n" {name} "$(printf %s "${name}x" | od -An -tx1 | tr -d " \\n")"' for name in UGLY)
+
+
+def text_of(launch, run_id):
+    """Everything that a run folder holds, but the file of secrets."""
+    files = [path for path in launch.run_dir(run_id).rglob("*") if path.is_file() and path.name != "secrets.env"]
+    return b"\n".join(path.read_bytes() for path in files)
+
+
+def test_submit_prints_the_handle_alone(site):
+    script, go = site.gate()
+    go.touch()
+    printed = site.launch.ok("submit", site.job(script))
+    assert re.fullmatch({"local": r"local://[-a-z0-9]+\n", "kubernetes": r"k8s://[^/\s]+/[^/\s]+/[-a-z0-9]+\n",
+                         "slurm": r"slurm://[^/\s]+/\d+\n"}[site.backend], printed)
+    run_id = site.launch.json("list")[-1]["run"]
+    site.wait(run_id, "succeeded")
+    assert site.launch.json("status", printed.strip())[0]["run"] == run_id
+
+
+def test_logs_follow_a_run_and_outlive_it(site):
+    gate, go = site.gate()
+    count = 300
+    run_id = site.submit(f'for i in $(seq {count}); do echo "$rank line $i"; done\n{gate}\necho "$rank last"')
+    want = {node: [*(f"{node} line {i}" for i in range(1, count + 1)), f"{node} last"] for node in (0, 1)}
+    follower = site.launch.start("logs", "-f", run_id)
+    first = follower.stdout.readline()
+    assert re.fullmatch(r"\[node [01]\] [01] line 1\n", first), first + follower.stderr.read() * (not first)
+    assert site.wait(run_id, "running")["state"] == "running"
+    go.touch()
+    rest, errors = follower.communicate(timeout=PATIENCE_S)
+    assert follower.returncode == 0, errors
+    seen = [re.fullmatch(r"\[node (\d)\] (.*)", line).groups() for line in (first + rest).splitlines()]
+    assert {node: [text for number, text in seen if number == str(node)] for node in (0, 1)} == want
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id) == want
+    assert site.lines(run_id, "--tail", "2") == {node: lines[-2:] for node, lines in want.items()}
+    assert site.lines(run_id, "--node", "1") == {1: want[1]}
+
+
+def test_states_of_a_good_run(site):
+    gate, go = site.gate()
+    run_id = site.submit(gate)
+    assert site.status(run_id)["state"] in ("pending", "running")
+    site.wait(run_id, "running")
+    go.touch()
+    status = site.wait(run_id, "succeeded")
+    assert status["exit_code"] == 0
+    assert [node["node"] for node in status["nodes"]] == [0, 1]
+    assert {node["state"] for node in status["nodes"]} == {"succeeded"}
+    assert f"{run_id}  succeeded" in site.launch.ok("status", run_id)
+
+
+def test_failed_job_shows_its_exit_code(site):
+    job = site.job('echo "$rank says"; if [ "$rank" = 1 ]; then exit 7; fi; sleep 600')
+    done = site.launch.run("submit", "--follow", job, timeout_s=PATIENCE_S)
+    assert done.returncode == 5, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "[node 1] 1 says" in done.stderr
+    assert re.search(r"^error: \S+ failed: .*\b7\b", done.stderr, re.MULTILINE)
+    run_id = site.launch.json("list")[-1]["run"]
+    status = site.status(run_id)
+    assert (status["state"], status["exit_code"]) == ("failed", 7)
+
+
+def test_follow_of_a_good_job_ends_with_zero(site):
+    done = site.launch.run("submit", "--follow", site.job('echo "$rank done"'), timeout_s=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert {"[node 0] 0 done", "[node 1] 1 done"} <= set(done.stderr.splitlines())
+
+
+def test_cancel_twice_leaves_nothing(site):
+    run_id = site.submit('echo "$rank up"; sleep 600 & wait')
+    run = site.launch.json("list")[-1]
+    site.wait(run_id, "running")
+    site.launch.ok("cancel", run_id)
+    assert site.wait(run_id, "cancelled")["state"] == "cancelled"
+    assert site.leftovers(run) == []
+    again = site.launch.run("cancel", run_id)
+    assert again.returncode == 0, again.stderr
+    assert "cancelled" in again.stderr
+    assert site.status(run_id)["state"] == "cancelled"
+
+
+def test_cancel_after_the_end_changes_nothing(site):
+    run_id = site.submit('echo "$rank done"')
+    site.wait(run_id, "succeeded")
+    assert site.launch.run("cancel", run_id).returncode == 0
+    assert site.status(run_id)["state"] == "succeeded"
+    assert site.lines(run_id) == {0: ["0 done"], 1: ["1 done"]}
+
+
+def test_the_same_job_twice_is_two_runs(site):
+    first = site.submit("true")
+    second = site.submit("true")
+    assert second == f"{first}-2"
+    site.wait(first, "succeeded")
+    site.wait(second, "succeeded")
+
+
+def test_what_is_sent_is_what_render_prints(site):
+    run_id = site.submit("true", env=UGLY, restarts=2)
+    site.wait(run_id, "succeeded")
+    stored = next(site.launch.run_dir(run_id).glob("render.*")).read_text()
+    assert site.launch.ok("render", "job.yaml", "--run-id", run_id) == stored
+    assert site.launch.ok("render", "job.yaml") == stored  # the default id is a hash of what it depends on
+    dry = site.launch.ok("submit", "--dry-run", "job.yaml")
+    assert dry == stored.replace(run_id, f"{run_id}-2")
+    assert [run["run"] for run in site.launch.json("list")] == [run_id]
+
+
+def test_unknown_run_ends_with_4(site):
+    for verb in ("logs", "status", "cancel"):
+        done = site.launch.run(verb, "no-such-run")
+        assert (done.returncode, done.stdout) == (4, "")
+        assert done.stderr.startswith("error: no ")
+
+
+def test_secrets_reach_the_job_and_nothing_else(site):
+    value = "s3cr3t with 'quotes' and $dollar"
+    site.launch.env["LAUNCH_TEST_TOKEN"] = value
+    run_id = site.submit('printf %s "$LAUNCH_TEST_TOKEN" | wc -c; [ "$LAUNCH_TEST_TOKEN" = "$EXPECTED" ]; echo "same: $?"',
+                         secrets=["LAUNCH_TEST_TOKEN"], env={"EXPECTED": "s3cr3t"})
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id) == {node: [str(len(value)), "same: 1"] for node in (0, 1)}
+    assert value not in site.launch.ok("render", "job.yaml")
+    assert b"with 'quotes' and" not in text_of(site.launch, run_id)
+    for path in site.launch.run_dir(run_id).rglob("secrets.env"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_missing_secret_is_told_before_anything_is_sent(site):
+    done = site.launch.run("submit", site.job("true", secrets=["LAUNCH_TEST_ABSENT"]))
+    assert done.returncode == 2
+    assert "LAUNCH_TEST_ABSENT" in done.stderr
+    assert site.launch.json("list") == []
+
+
+def test_env_values_arrive_as_written(site):
+    run_id = site.submit(SHOW_ENV, env=UGLY)
+    site.wait(run_id, "succeeded")
+    want = [f"{name} {(value + 'x').encode().hex()}" for name, value in UGLY.items()]
+    assert site.lines(run_id) == {0: want, 1: want}
+
+
+def test_code_reaches_the_job_as_it_is(site):
+    code = site.launch.cwd / "code"
+    (code / "inner").mkdir(parents=True)
+    (code / "hello_code.py").write_text("TEXT = 'fresh from the working folder'\n")
+    (code / "inner/data.txt").write_text("data\n")
+    (code / ".gitignore").write_text("ignored.py\n")
+    (code / "ignored.py").write_text("")
+    find = "import hello_code, pathlib, importlib.util as u; here = pathlib.Path(hello_code.__file__).parent; " \
+           "print(hello_code.TEXT, (here / 'inner/data.txt').read_text().strip(), u.find_spec('ignored'))"
+    run_id = site.submit(f'exec {sys.executable} -c "{find}"', code="code")
+    site.wait(run_id, "succeeded")
+    line = "fresh from the working folder data None"
+    assert site.lines(run_id) == {0: [line], 1: [line]}
+
+
+def test_each_node_knows_its_place(site):
+    run_id = site.submit('echo "$rank of $LAUNCH_NODES, $LAUNCH_PROCESSES_PER_NODE each, $MASTER_PORT, ${MASTER_ADDR:+named}"')
+    site.wait(run_id, "succeeded")
+    found = {node: re.fullmatch(r"(\d) of 2, 1 each, (\d+), named", text[0]).groups() for node, text in site.lines(run_id).items()}
+    assert found[0][0] == "0"
+    assert found[1][0] == "1"
+    assert found[0][1] == found[1][1]
+
+
+def test_a_failed_node_is_started_again(site):
+    marker = site.launch.cwd / "tried"
+    run_id = site.submit(f'echo "$rank try"; if [ "$rank" = 1 ] && mkdir {marker}; then exit 3; fi; '
+                         f"until [ -e {marker} ]; do sleep 0.05; done; sleep 1; echo done", restarts=1)
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id)[1][-2:] == ["1 try", "done"]
+
+
+@pytest.mark.parametrize("verb", ["logs", "status"])
+def test_the_latest_run_is_meant_when_none_is_named(site, verb):
+    site.submit("true")
+    second = site.submit("echo second")
+    site.wait(second, "succeeded")
+    assert "second" in site.launch.ok(verb) or second in site.launch.ok(verb)
+
+
+def test_list_shows_every_run(site):
+    runs = [site.submit("true"), site.submit("echo other")]
+    for run_id in runs:
+        site.wait(run_id, "succeeded")
+    listed = site.launch.json("list")
+    assert [(run["run"], run["state"], run["nodes"]) for run in listed] == [(run_id, "succeeded", 2) for run_id in runs]
+    table = site.launch.ok("list").splitlines()
+    assert table[0].split() == ["RUN", "STATE", "NODES", "CREATED", "HANDLE"]
+    assert [row.split()[0] for row in table[1:]] == runs
+
+
+def test_a_file_of_the_job_folder_can_be_written(site):
+    """Not for Kubernetes, where a job sees only what its mounts name."""
+    if site.backend == "kubernetes":
+        pytest.skip("a pod does not see the submitter's folder")
+    run_id = site.submit('echo "$rank" >"out-$rank"')
+    site.wait(run_id, "succeeded")
+    assert sorted(name for name in os.listdir(site.launch.cwd) if name.startswith("out-")) == ["out-0", "out-1"]

@@ -77,8 +77,9 @@ def _command(plan: Plan, config: str | None) -> str:
 
 
 def _oci_container(plan: Plan, runtime: str) -> list[str]:
-    """podman or docker: the container leaves the scheduler's process tree, so a TERM must be passed on by name."""
-    words = [f"setsid {runtime} run --rm", '--name "$name"', "--network=host", "--read-only",
+    """podman or docker. Slurm signals every process of a step, and the client passes that on to the container, once;
+    on this machine only this script hears of it. The container itself is outside the job's process tree."""
+    words = [f"{runtime} run --rm", '--name "$name"', "--network=host", "--read-only",
              f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all",
              "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
@@ -89,6 +90,7 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
     words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
+    stop = ":" if _scheduled(plan) else f'{runtime} stop --time={plan.grace_s} "$name" >/dev/null 2>&1 || true'
     command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
@@ -98,7 +100,7 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
         *_lifeline(runtime),
         _continued([words[0], '"${user[@]}"', *words[1:], *command]) + " &",
         "pid=$!",
-        f"trap '{runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 || true' TERM INT",
+        f"trap {shlex.quote(stop)} TERM INT",
         'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
         "code=0",
         'wait "$pid" || code=$?',

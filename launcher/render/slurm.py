@@ -63,15 +63,15 @@ def _signal_s(plan: Plan) -> int:
     return max(1, min(plan.grace_s, quarter, MAX_SIGNAL_S))
 
 
-# What srun starts on every node. Slurm signals a whole process group; behind setsid only this shell hears it, and
-# passes it on once. The file tells what the node ended with and whether it had been told to stop.
+# What srun starts on every node. Slurm signals every process of the step, so nothing is passed on here. The file
+# tells what the node ended with and whether it had been told to stop.
 _TASK = [
     "#!/bin/bash",
     'export NODE_RANK="$SLURM_NODEID"',
-    'setsid bash "$RUN_DIR/node.sh" </dev/null &',
+    'bash "$RUN_DIR/node.sh" </dev/null &',
     "pid=$!",
     "told=",
-    """trap '[ -n "$told" ] || kill -TERM "$pid" 2>/dev/null; told=told' TERM INT""",
+    "trap 'told=told' TERM INT",
     'while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done',
     'wait "$pid"',
     "code=$?",

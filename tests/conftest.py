@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import slurm_cluster as slurm
 from tests.cli_runner import Launch
 
 
@@ -49,3 +50,16 @@ def launch(tmp_path: Path, launch_home: Path) -> Launch:
     work = tmp_path / "work"
     work.mkdir()
     return Launch(home=launch_home, cwd=work)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a real Slurm, started for this session. Mark its tests `needs("slurm")`."""
+    reason = slurm.missing()
+    if reason:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        yield slurm.start(folder)
+    finally:
+        slurm.stop(folder)

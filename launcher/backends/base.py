@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from launcher.logs.line import LogLine as LogLine
 from launcher.plan import Plan
 from launcher.runs import Run
 from launcher.snapshot import Snapshot
@@ -47,15 +48,6 @@ class JobStatus:
     reason: str | None = None
     exit_code: int | None = None
     nodes: tuple[NodeStatus, ...] = ()
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """One line of one node, without its line end. `stamp` is RFC 3339 where the back end has one."""
-
-    node: int
-    text: str
-    stamp: str | None = None
 
 
 @dataclass(frozen=True)

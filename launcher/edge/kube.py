@@ -2,21 +2,16 @@
 
 The official client's DynamicClient, because the typed API rejects or drops what it does not know. Its discovery is
 left out: the kinds used here are few and stable, so no answer needs to be cached in a file. Never its Watch, which
-hides carriage returns, loses the last line and does not reconnect.
+hides carriage returns, loses the last line and does not reconnect. The client is imported where it is used: it
+costs a third of a second, which a render need not pay.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
-
-import kubernetes
-import kubernetes.config
-import kubernetes.dynamic
-import kubernetes.dynamic.exceptions
-import kubernetes.dynamic.resource
-import urllib3
 
 from launcher.errors import BackendError
 
@@ -48,6 +43,9 @@ class Kube:
     """One context of the user's kubeconfig."""
 
     def __init__(self, environ: Mapping[str, str], context: str | None) -> None:
+        import kubernetes.config
+        import kubernetes.dynamic
+
         path = environ.get("KUBECONFIG") or str(Path(environ.get("HOME") or Path.home()) / ".kube/config")
         self.context = _context_name(path, context)
         configuration = kubernetes.client.Configuration()
@@ -94,8 +92,11 @@ class Kube:
     def stream_log(self, namespace: str, pod: str, *, since: str | None, follow: bool) -> Iterator[bytes]:
         """The pieces of a pod's log as they come, with stamps. `since` counts in whole seconds.
 
-        The client's own call has no sinceTime, so this is the bare request.
+        It also ends after SILENCE_S without a line. The client's own call has no sinceTime, so this is the bare
+        request.
         """
+        import urllib3
+
         query = {"timestamps": "true", "follow": str(follow).lower()} | ({"sinceTime": since} if since else {})
         url = f"{self._api.configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/log?{urlencode(query)}"
         response = None
@@ -106,6 +107,9 @@ class Kube:
             if response.status != 200:
                 raise self._refused(response.status, response.read())
             yield from response.stream(2**16, decode_content=False)
+        except urllib3.exceptions.ReadTimeoutError as error:
+            if response is None:
+                raise self._unreachable(error) from error
         except urllib3.exceptions.HTTPError as error:
             raise self._unreachable(error) from error
         finally:
@@ -113,6 +117,9 @@ class Kube:
                 response.close()
 
     def _call(self, verb: str, kind: str, **arguments: Any) -> Object:
+        import kubernetes.dynamic.exceptions
+        import urllib3
+
         try:
             return cast(Object, getattr(self._client, verb)(
                 _resource(self._client, kind), serializer=lambda client, data: data,
@@ -128,8 +135,7 @@ class Kube:
         return headers
 
     def _unreachable(self, error: Exception) -> ApiError:
-        refused = isinstance(error, urllib3.exceptions.NewConnectionError)
-        text = str(error).rpartition(": ")[2] if refused else str(error)
+        text = re.sub(r"^.*Connection\(.*\): |^<.*>: ", "", str(error))
         return ApiError(f"cluster {self.context!r} at {self._api.configuration.host} cannot be reached: {text}",
                         f"see whether it answers: kubectl --context {self.context} cluster-info")
 
@@ -148,12 +154,16 @@ class Kube:
 
 
 def _resource(client: Any, kind: str) -> Any:
+    import kubernetes.dynamic.resource
+
     group, prefix = ("batch", "apis") if kind == "Job" else ("", "api")
     return kubernetes.dynamic.resource.Resource(prefix=prefix, group=group, api_version="v1", kind=kind,
                                                 namespaced=True, name=_NAMES[kind], client=client)
 
 
 def _context_name(path: str, wanted: str | None) -> str:
+    import kubernetes.config
+
     hint = "name an existing file: export KUBECONFIG=FILE"
     try:
         known, current = kubernetes.config.list_kube_config_contexts(path)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.backends.base import LogLine
+from launcher.logs.line import LogLine
 
 POLL_S = 0.1
 

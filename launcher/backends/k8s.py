@@ -1,0 +1,145 @@
+"""Kubernetes as a back end: sends what render/k8s.py makes, and asks the API server for everything else."""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from launcher.backends.base import Artifact, JobStatus, LogLine, State, Submission
+from launcher.backends.k8s_logs import JOB_LABEL, KubeSource
+from launcher.backends.k8s_status import has_ended, job_status
+from launcher.backends.k8s_submit import check_objects, create_objects, load_objects
+from launcher.edge.kube import ApiError, Kube
+from launcher.errors import BackendError
+from launcher.logs.pods import read_logs
+from launcher.plan import Plan
+from launcher.render.k8s import render_k8s
+from launcher.runs import Run, RunStore, now, write_whole
+
+Object = dict[str, Any]
+
+DELETE_SPARE_S = 60
+
+
+class KubernetesBackend:
+    """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
+
+    def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
+        self.store = store
+        self.environ = environ
+        self._clients: dict[str | None, Kube] = {}
+
+    def render(self, plan: Plan) -> Artifact:
+        """The manifests that `submit` sends."""
+        return Artifact("kubernetes", plan.run_id, render_k8s(plan), suffix=".yaml")
+
+    def check(self, plan: Plan, artifact: Artifact) -> None:
+        """A dry run of every object, and of a pod: only a pod meets quotas, Pod Security and accounts."""
+        check_objects(self._kube(plan.profile.context), load_objects(artifact))
+
+    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+        """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
+        kube = self._kube(plan.profile.context)
+        create_objects(kube, load_objects(artifact), submission.secrets)
+        namespace = plan.profile.namespace
+        handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
+        return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
+                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), context=kube.context,
+                   namespace=namespace)
+
+    def status(self, run: Run) -> JobStatus:
+        """What the Job, its pods and their events say; of a Job that is gone, what was last known."""
+        kube, namespace = self._cluster(run)
+        folder = self.store.folder(run.run_id)
+        job = kube.get("Job", namespace, run.run_id)
+        if (folder / "cancelled").exists():
+            return JobStatus(State.CANCELLED, "cancelled by the user") if job is None else JobStatus(
+                State.RUNNING, "being cancelled")
+        if job is None:
+            return _read_end(folder) or JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old")
+        pods = kube.list("Pod", namespace, labels=f"{JOB_LABEL}={run.run_id}")
+        found = job_status(job, pods, self._events(run, job, pods))
+        if found.state.ended:
+            _write_end(folder, found)
+        return found
+
+    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
+        """From the pods while there are any, and from the archive in the run folder."""
+        nodes = [number for number in range(run.nodes) if node is None or number == node]
+        return self._read_logs(run, nodes, follow=follow, tail=tail)
+
+    def cancel(self, run: Run) -> None:
+        """Delete the Job and all that it owns, after its logs were read; waits for the pods' last lines."""
+        kube, namespace = self._cluster(run)
+        job = kube.get("Job", namespace, run.run_id)
+        if job is None or has_ended(job):
+            return
+        marker = self.store.folder(run.run_id) / "cancelled"
+        marker.touch()
+        self._archive(run, follow=False, limit_s=DELETE_SPARE_S)
+        try:
+            kube.delete("Job", namespace, run.run_id, propagation="Foreground")
+        except BackendError:
+            marker.unlink(missing_ok=True)
+            raise
+        grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        self._archive(run, follow=True, limit_s=grace_s + DELETE_SPARE_S)
+
+    def _archive(self, run: Run, *, follow: bool, limit_s: float) -> None:
+        """Read the logs into the run folder; with `follow` until the pods are gone. What cannot be read (the pod of
+        a lost machine) keeps nobody from cancelling."""
+        stop = threading.Event()
+        timer = threading.Timer(limit_s, stop.set)
+        timer.start()
+        try:
+            with suppress(BackendError):
+                for _ in self._read_logs(run, range(run.nodes), follow=follow, stop=stop):
+                    pass
+        finally:
+            timer.cancel()
+
+    def _read_logs(self, run: Run, nodes: Iterable[int], *, follow: bool, tail: int | None = None,
+                   stop: threading.Event | None = None) -> Iterator[LogLine]:
+        source = KubeSource(*self._cluster(run), run.run_id)
+        folder = self.store.folder(run.run_id) / "logs"
+        return read_logs(source, folder, list(nodes), follow=follow, tail=tail, stop=stop or threading.Event())
+
+    def _events(self, run: Run, job: Object, pods: list[Object]) -> list[Object]:
+        """Events of the Job, and of a pod that hangs before its start; none where they may not be read."""
+        if has_ended(job):
+            return []
+        kube, namespace = self._cluster(run)
+        hanging = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Pending"][:1]
+        try:
+            return [event for name in [run.run_id, *hanging]
+                    for event in kube.list("Event", namespace, fields=f"involvedObject.name={name}")]
+        except ApiError as error:
+            if error.code == 403:
+                return []
+            raise
+
+    def _cluster(self, run: Run) -> tuple[Kube, str]:
+        return self._kube(run.context), run.namespace or "default"
+
+    def _kube(self, context: str | None) -> Kube:
+        if context not in self._clients:
+            self._clients[context] = Kube(self.environ, context)
+        return self._clients[context]
+
+
+def _write_end(folder: Path, status: JobStatus) -> None:
+    """Remember how the run ended: Kubernetes forgets it."""
+    if not (folder / "end.json").exists() and folder.is_dir():
+        end = {"state": status.state, "reason": status.reason, "exit_code": status.exit_code}
+        write_whole(folder / "end.json", json.dumps(end) + "\n")
+
+
+def _read_end(folder: Path) -> JobStatus | None:
+    try:
+        values = json.loads((folder / "end.json").read_text(encoding="utf-8"))
+        return JobStatus(State(values["state"]), values["reason"], values["exit_code"])
+    except (OSError, ValueError, KeyError):
+        return None

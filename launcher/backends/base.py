@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from launcher.logs.line import LogLine as LogLine
+from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
 from launcher.plan import Plan
 from launcher.runs import Run
 from launcher.snapshot import Snapshot

@@ -23,12 +23,23 @@ def load_model(config: TrainConfig, device: torch.device) -> Any:
     family = FAMILIES.get(str(raw.get("model_type")))
     dtype, quantize = DTYPES[config.model.dtype], config.model.quantization == "nf4"
     if family is None:
-        return _auto_model(folder, dtype, quantize, device)
+        return keep_layout(_auto_model(folder, dtype, quantize, device))
     model = empty_model(family.config(raw), dtype)
     if quantize:
         replace_linears(model, dtype)
     fill(model, family, folder, dtype, device)
     model.is_loaded_in_4bit = quantize  # peft chooses its 4-bit LoRA layers by this
+    return keep_layout(model)
+
+
+def keep_layout(model: Any) -> Any:
+    """On CPUs with AVX-512 bitsandbytes rearranges a 4-bit weight at the first answer, in place and with a rounded
+    scale; then ranks disagree, and gradients after it are wrong (0.14 instead of 1.44 on the quickstart). Not here."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -252,7 +252,7 @@ def _status(run: Run, folder: Path, code: int | None, record: _Record | None) ->
 def _state(folder: Path, code: int | None, record: _Record | None) -> tuple[State, str | None]:
     slurm = STATES.get(record.state, State.UNKNOWN) if record else State.UNKNOWN
     if (folder / "cancelled").exists():
-        ended = code is not None or slurm.ended or record is None
+        ended = record is None or slurm.ended
         return (State.CANCELLED, "cancelled by the user") if ended else (State.RUNNING, "being cancelled")
     if code is not None and slurm is not State.CANCELLED:  # Slurm may still be clearing up
         return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(record, code))

@@ -90,21 +90,31 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
     words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
-    stop = ":" if _scheduled(plan) else f'{runtime} stop --time={plan.grace_s} "$name" >/dev/null 2>&1 || true'
     command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
+    stop = None if _scheduled(plan) else f'{runtime} stop --time={plan.grace_s} "$name" >/dev/null 2>&1 &'
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
         f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         *_lifeline(runtime),
-        _continued([words[0], '"${user[@]}"', *words[1:], *command]) + " &",
+        "code=0",
+        *_until_stopped(continued([words[0], '"${user[@]}"', *words[1:], *command]), stop),
+        'exit "$code"',
+    ]
+
+
+def _until_stopped(command: str, stop: str | None) -> list[str]:
+    """Run the client; TERM ends the container, not the wait for its exit code. `stop` runs in the background: bash
+    5.2 loses the code of a child that ends while a trap runs."""
+    if stop is None:
+        return ["trap : TERM INT", f"{command} || code=$?"]
+    return [
+        f"{command} &",
         "pid=$!",
         f"trap {shlex.quote(stop)} TERM INT",
         'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
-        "code=0",
         'wait "$pid" || code=$?',
-        'exit "$code"',
     ]
 
 
@@ -125,7 +135,7 @@ def _apptainer(plan: Plan) -> list[str]:
     lines = [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in _env_names(plan)]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={CONTAINER_CODE}")
-    return [*lines, _continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
+    return [*lines, continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
 
 
 def _env_names(plan: Plan) -> list[str]:
@@ -158,7 +168,8 @@ def _scheduled(plan: Plan) -> bool:
     return plan.profile.backend == "slurm"
 
 
-def _continued(words: list[str]) -> str:
+def continued(words: list[str]) -> str:
+    """One command, a word a line."""
     return " \\\n  ".join(words)
 
 

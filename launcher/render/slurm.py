@@ -4,7 +4,7 @@ import shlex
 
 from launcher.plan import Plan
 from launcher.quantities import slurm_mem, slurm_time
-from launcher.render.script import FINISH, binds, heredoc, preamble
+from launcher.render.script import FINISH, binds, continued, heredoc, preamble
 
 # Away from the system's ephemeral ports; derived from the job's number, so that two jobs on a node rarely meet.
 FIRST_PORT, PORTS = 20000, 10000
@@ -18,7 +18,7 @@ def render_slurm(plan: Plan) -> str:
         f"# {plan.name!r}: run {plan.run_id} on Slurm. Rendered by launch; `launch submit` sends exactly this.",
         *(f"#SBATCH {option}" for option in _options(plan)),
         *preamble(plan, log="batch.log"),
-        'rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/nodes"',
+        'rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/srun_code" "$RUN_DIR/nodes"',
         'mkdir "$RUN_DIR/nodes"',
         *heredoc('"$RUN_DIR/task.sh"', "\n".join(_TASK)),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
@@ -68,13 +68,9 @@ def _signal_s(plan: Plan) -> int:
 _TASK = [
     "#!/bin/bash",
     'export NODE_RANK="$SLURM_NODEID"',
-    'bash "$RUN_DIR/node.sh" </dev/null &',
-    "pid=$!",
-    "told=",
+    "told= code=0",
     "trap 'told=told' TERM INT",
-    'while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done',
-    'wait "$pid"',
-    "code=$?",
+    'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
     'echo "$code $told" >"$RUN_DIR/nodes/$NODE_RANK"',
     'exit "$code"',
 ]
@@ -106,7 +102,10 @@ _AGAIN = [
 
 
 def _step(plan: Plan) -> list[str]:
-    """srun in the background, so that traps run at once. TERM goes to the step: killing srun would kill the tasks."""
+    """srun in the background, so that traps run at once. TERM goes to the step: killing srun would kill the tasks.
+
+    Its code comes through a file, because bash 5.2 loses it (`wait` returns -1) when a trap and the end coincide.
+    """
     words = [
         "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60",
         "--unbuffered", "--open-mode=append", '--output="$RUN_DIR/logs/node-%n.log"', *_pyxis(plan),
@@ -114,11 +113,15 @@ def _step(plan: Plan) -> list[str]:
     ]  # fmt: skip
     return [
         """trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM""",
-        " \\\n  ".join(words) + ' </dev/null 2>>"$RUN_DIR/logs/node-0.log" &',
+        "(",
+        "trap : USR1 TERM",
+        "code=0",
+        continued(words) + ' </dev/null 2>>"$RUN_DIR/logs/node-0.log" || code=$?',
+        'echo "$code" >"$RUN_DIR/srun_code"',
+        ") &",
         "pid=$!",
         'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
-        "code=0",
-        'wait "$pid" || code=$?',
+        'code=$(cat "$RUN_DIR/srun_code" 2>/dev/null || echo 137)',
         'if [ "$code" != 0 ]; then code=$(cause "$code"); fi',
     ]
 

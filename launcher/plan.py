@@ -46,7 +46,7 @@ class Plan:
 
 def default_profile(backend: BackendName) -> ClusterProfile:
     """The profile of a job that names no cluster."""
-    return ClusterProfile(backend=backend)
+    return ClusterProfile.model_construct(backend=backend)
 
 
 def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest: str | None = None,
@@ -108,9 +108,11 @@ def _shm(resources: Resources, memory: int | None) -> int:
 
 def _train_yaml(train: TrainConfig, name: str) -> str:
     """The five sections as the trainer will read them: every default written out, so that a run explains itself."""
+    import json
+
     import yaml
 
-    sections = train.model_dump(mode="json")
+    sections = json.loads(json.dumps(train, default=dict))
     sections["settings"]["output_dir"] = train.settings.output_dir or f"outputs/{name}"
     if train.model.init is None:
         del sections["model"]["shape"]

@@ -65,7 +65,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
-    content = json.dumps([job.model_dump(mode="json"), profile.model_dump(mode="json"), digest])
+    content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
     return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
 
 

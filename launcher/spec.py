@@ -100,7 +100,7 @@ class JobSpec(Section):
     image: Annotated[str, _IMAGE] | None = Field(
         None, description="Container image. Default: the image that docker/ builds.")
     cluster: str | None = Field(None, min_length=1, description="Profile from clusters.yaml. Default: this machine.")
-    resources: Resources = Field(default_factory=Resources, description="What each node gives.")
+    resources: Resources = Field(default_factory=Resources.model_construct, description="What each node gives.")
     code: str | None = Field(None, min_length=1, description="Folder to ship as it is, uncommitted changes too "
                              "(.gitignore and .launchignore are honoured); on PYTHONPATH in the job.")
     mounts: list[Mount] = Field([], description="File systems the job sees.")

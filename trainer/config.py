@@ -16,7 +16,11 @@ TemplateName = Literal["internlm2", "internlm", "llama2", "chatml"]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys and wrong types are errors, values cannot change afterwards."""
+    """Base of every section: unknown keys and wrong types are errors, values cannot change afterwards.
+
+    A section left out is filled in by model_construct: its defaults need no check, and building one more validator
+    for each section takes longer than everything else that `launch render` does.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
@@ -73,11 +77,12 @@ class Model(Section):
         None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub.")
     init: Literal["internlm2"] | None = Field(
         None, description="Make a new model of this family, seeded by settings.seed, instead of reading one.")
-    shape: Shape = Field(default_factory=Shape, description="Size of the new model; with `init` only.")
+    shape: Shape = Field(default_factory=Shape.model_construct, description="Size of the new model; with `init` only.")
     quantization: Literal["nf4", "none"] = Field(
         "nf4", description="`nf4`: linear layers in 4-bit NormalFloat with double quantisation (QLoRA, "
                            "arXiv:2305.14314); the head and embeddings stay in bf16. `none`: bf16.")
-    lora: Lora | None = Field(default_factory=Lora, description="Adapter to train; null trains every parameter.")
+    lora: Lora | None = Field(
+        default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter.")
     chat_template: TemplateName = Field("internlm2", description="Text format of a conversation.")
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
@@ -150,14 +155,18 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW's betas.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 does not clip.")
-    deepspeed: DeepSpeed | None = Field(default_factory=DeepSpeed, description="ZeRO settings; null trains without "
-                                        "DeepSpeed (one process, for debugging).")
+    deepspeed: DeepSpeed | None = Field(
+        default_factory=DeepSpeed.model_construct, description="ZeRO settings; null trains without DeepSpeed (one "
+                                                               "process, for debugging).")
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"got betas {self.betas}, allowed: two numbers from 0 up to, not including, 1")
         return self
+
+
+XTUNER_PROMPTS = ("请给我介绍五个上海的景点", "Please tell me five scenic spots in Shanghai")
 
 
 class SamplePrompt(Section):
@@ -192,10 +201,9 @@ class Runtime(Section):
     keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed once a newer one is complete.")
     eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
     sample_prompts: list[SamplePrompt] = Field(
-        [SamplePrompt(prompt="请给我介绍五个上海的景点"),
-         SamplePrompt(prompt="Please tell me five scenic spots in Shanghai")],
+        default_factory=lambda: [SamplePrompt.model_construct(prompt=text) for text in XTUNER_PROMPTS],
         description="Questions answered before, during and after training; plain text, or prompt, expect and system.")
-    sampling: Sampling = Field(default_factory=Sampling, description="How the answers are drawn.")
+    sampling: Sampling = Field(default_factory=Sampling.model_construct, description="How the answers are drawn.")
     resume: Literal["auto", "never"] = Field("auto", description="`auto`: go on from the newest complete checkpoint in "
                                              "output_dir, if any. `never`: start over, in an empty output_dir only.")
 
@@ -203,11 +211,11 @@ class Runtime(Section):
 class TrainConfig(Section):
     """The `train:` part of a job file."""
 
-    settings: Settings = Field(default_factory=Settings, description="What holds for the whole run.")
+    settings: Settings = Field(default_factory=Settings.model_construct, description="What holds for the whole run.")
     model: Model = Field(description="Which model, how it is held in memory, what of it is trained.")
     data: Data = Field(description="Rows to token ids.")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW and its schedule.")
-    runtime: Runtime = Field(default_factory=Runtime, description="What happens besides training.")
+    optimizer: Optimizer = Field(default_factory=Optimizer.model_construct, description="AdamW and its schedule.")
+    runtime: Runtime = Field(default_factory=Runtime.model_construct, description="What happens besides training.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -1,20 +1,38 @@
-"""Back ends by name, imported when used: a Slurm user never loads the Kubernetes client."""
+"""Back ends by name, imported when used: a Slurm user never loads the Kubernetes client, and a render loads none."""
 
 import importlib
-from typing import cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
-from launcher.backends.base import Backend
-from launcher.runs import RunStore
+from launcher.plan import Plan
 from launcher.spec import BackendName
+
+if TYPE_CHECKING:
+    from launcher.backends.base import Backend
+    from launcher.runs import RunStore
 
 BACKEND_CLASSES: dict[BackendName, str] = {
     "kubernetes": "launcher.backends.k8s:KubernetesBackend",
     "slurm": "launcher.backends.slurm:SlurmBackend",
     "local": "launcher.backends.local:LocalBackend",
 }
+RENDERERS: dict[BackendName, str] = {
+    "kubernetes": "launcher.render.k8s:render_k8s",
+    "slurm": "launcher.render.slurm:render_slurm",
+    "local": "launcher.render.local:render_local",
+}
 
 
-def load_backend(name: BackendName, store: RunStore, environ: dict[str, str]) -> Backend:
+def load_backend(name: BackendName, store: "RunStore", environ: dict[str, str]) -> "Backend":
     """The back end called `name`."""
-    module, _, attribute = BACKEND_CLASSES[name].partition(":")
-    return cast(Backend, getattr(importlib.import_module(module), attribute)(store, environ))
+    return cast("Backend", _load(BACKEND_CLASSES[name])(store, environ))
+
+
+def load_renderer(name: BackendName) -> Callable[[Plan], str]:
+    """What the back end called `name` renders with."""
+    return cast(Callable[[Plan], str], _load(RENDERERS[name]))
+
+
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -4,13 +4,15 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.prepare import Request
-from launcher.runs import RunStore, launch_home
 from launcher.spec import BACKENDS
+
+if TYPE_CHECKING:
+    from launcher.runs import RunStore
 
 Command = Callable[..., Any]
 
@@ -49,6 +51,8 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "json_output", is_flag=True, help="Print JSON, one object a line.")(command)
 
 
-def run_store() -> RunStore:
+def run_store() -> "RunStore":
     """The runs of this user."""
+    from launcher.runs import RunStore, launch_home
+
     return RunStore(launch_home(os.environ))

@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
+import sys
 
 import click
 
-from launcher import ui
-from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, job_options, run_store
+from launcher.backends.registry import load_renderer
+from launcher.commands.options import backend_option, job_options
 from launcher.prepare import Request, checked_run_id, prepare
 from launcher.spec import BackendName
 
@@ -21,4 +21,4 @@ def command(request: Request, backend: BackendName | None, run_id: str | None) -
     of secrets, and the uid that Kubernetes gives to the job."""
     prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
     plan = prepared.plan(checked_run_id(run_id))
-    ui.raw(load_backend(prepared.profile.backend, run_store(), dict(os.environ)).render(plan).text)
+    sys.stdout.write(load_renderer(prepared.profile.backend)(plan))

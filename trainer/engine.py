@@ -68,6 +68,7 @@ class Run:
             self.tell(line)
         args = self._scheduled(args, len(rows))
         model = build_model(self.config, self.place.device)
+        model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
         sampler = Sampler(Encoder(tokenizer, TEMPLATES[self.config.model.chat_template]), tokenizer,
                           self.config.runtime.sampling, self.config.runtime.sample_prompts)

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -43,7 +44,10 @@ class Encoder:
                 f"model.chat_template: got {template.name}, but the tokenizer has no token {', '.join(missing)}",
                 "choose the template that belongs to the model",
             )
-        self._plain = plain_tokenizer(self._fast)
+
+    @cached_property
+    def _plain(self) -> Any:
+        return plain_tokenizer(self._fast)  # takes a second for 100,000 pieces, and few data sets need it
 
     def encode(self, conversations: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """Ids and labels of rendered conversations, in their order."""
@@ -95,6 +99,8 @@ def plain_tokenizer(fast: Any) -> Any:
     state["post_processor"] = None
     state["pre_tokenizer"] = _without_splits(state["pre_tokenizer"])
     model = state["model"]
+    # out of the vocabulary too: a text that is a whole piece is taken without merging
+    model["vocab"] = {piece: number for piece, number in model["vocab"].items() if piece not in specials or piece == model["unk_token"]}
     if "merges" in model:
         model["merges"] = [pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) not in specials]
     return Tokenizer.from_str(json.dumps(state))

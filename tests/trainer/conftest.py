@@ -1,0 +1,71 @@
+"""Tokenizers for the trainer's tests: a small one made here, and InternLM's real ones where ../shared/data is."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.config import TrainConfig
+from trainer.models.create import train_tokenizer
+from trainer.models.tokenizer import load_tokenizer as read_tokenizer
+
+REPO = Path(__file__).parents[2]
+SHARED = REPO.parent / "shared" / "data"
+QUICKSTART = REPO / "examples" / "quickstart"
+
+
+load_tokenizer = functools.lru_cache(read_tokenizer)  # a real one takes seconds
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    lines = [json.loads(line)["text"] for line in (QUICKSTART / "base.jsonl").read_text().splitlines()]
+    train_tokenizer(lines, 600, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(small_tokenizer_folder):
+    return load_tokenizer(str(small_tokenizer_folder))
+
+
+def real_folder(family: str, target: Path) -> Path:
+    """A checkpoint folder with the real tokenizer.model and a bare config, as the hub would give it."""
+    model = SHARED / "tokenizers" / family / "tokenizer.model"
+    if not model.exists():
+        pytest.skip(f"no real {family} tokenizer: {model} is absent")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(model, target)
+    (target / "config.json").write_text(json.dumps({"model_type": family}))
+    kind = {"internlm": "InternLMTokenizer", "internlm2": "InternLM2Tokenizer"}[family]
+    (target / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>", "add_bos_token": True}))
+    return target
+
+
+@pytest.fixture(scope="session")
+def real_internlm2(tmp_path_factory):
+    return real_folder("internlm2", tmp_path_factory.mktemp("real") / "internlm2")
+
+
+@pytest.fixture(scope="session")
+def real_internlm(tmp_path_factory):
+    return real_folder("internlm", tmp_path_factory.mktemp("real") / "internlm")
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """A TrainConfig over rows written to a file; keyword arguments override whole fields of `data`."""
+
+    def make(rows, *, path="unused", template="internlm2", **data):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        values = {"model": {"path": str(path), "chat_template": template},
+                  "data": {"sources": [{"path": str(file)}], **data}}
+        return TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(values)))
+
+    return make

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.backends.base import Artifact, JobStatus, LogLine, NodeStatus, State, Submission
 from launcher.edge import shell
@@ -66,7 +67,7 @@ WAITING = {
 
 # What sbatch says -> the next command.
 REFUSALS = (
-    ("artition", "see the partitions: sinfo --summarize; then set `partition` in the cluster's profile"),
+    ("partition", "see the partitions: sinfo --summarize; then set `partition` in the cluster's profile"),
     ("account", "see your accounts: sacctmgr show associations user=$USER; then set `account` in the profile"),
     ("qos", "see yours: sacctmgr show associations user=$USER format=account,qos; then set `qos` in the profile"),
     ("feature", "see the nodes' features: sinfo --format='%n %f'; then set `constraint` in the cluster's profile"),
@@ -123,16 +124,15 @@ class SlurmBackend:
                    created=now(), job_dir=str(submission.job_dir), job_id=job_id)
 
     def status(self, run: Run) -> JobStatus:
-        """Slurm's word, and the exit code that the script leaves."""
+        """Slurm's word, and then the exit code: the script leaves it before Slurm notes the end."""
         folder = self.store.folder(run.run_id)
-        code = _read_int(folder / "exit_code")
         try:
             record = self._record(run)
         except BackendError:
-            if code is None:
+            if not (folder / "exit_code").exists():
                 raise
             record = None
-        return _status(run, folder, code, record)
+        return _status(run, folder, _read_int(folder / "exit_code"), record)
 
     def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
         """From the files that srun writes."""
@@ -145,7 +145,7 @@ class SlurmBackend:
         if run.job_id is None or self.status(run).state.ended:
             return
         (folder / "cancelled").touch()
-        self._slurm(["scancel", run.job_id])
+        self._must(["scancel", run.job_id])
         deadline = time.monotonic() + CANCEL_WAIT_S
         while time.monotonic() < deadline and not self.status(run).state.ended:
             time.sleep(0.2)
@@ -174,34 +174,37 @@ class SlurmBackend:
         """What scontrol or else sacct knows of the job; None when both have forgotten it."""
         if run.job_id is None:
             return None
-        shown = shell.try_command(["scontrol", "show", "job", run.job_id], env=self.environ)
+        shown = self._ask(["scontrol", "show", "job", run.job_id])
         if shown.returncode == 0 and "JobState=" in shown.stdout:
             return _from_scontrol(shown.stdout)
         if "nvalid job id" not in shown.stderr:
-            raise _refusal("scontrol", shown.stderr or shown.stdout)
+            raise _refusal(shown)
         if not shell.has_command("sacct"):
             return None
-        command = ["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", run.job_id]
-        listed = shell.try_command(command, env=self.environ)
+        listed = self._ask(["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", run.job_id])
         lines = listed.stdout.splitlines()
         return _from_sacct(lines[-1]) if listed.returncode == 0 and lines else None
 
     def _cluster_name(self) -> str:
-        config = self._slurm(["scontrol", "show", "config"])
+        config = self._must(["scontrol", "show", "config"])
         match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
         return match[1] if match else "cluster"
 
     def _sbatch(self, options: list[str], artifact: Artifact, env: dict[str, str], cwd: Path | None = None) -> str:
-        done = shell.try_command(["sbatch", *options], stdin=artifact.text, env=env, cwd=cwd)
+        return self._must(["sbatch", *options], stdin=artifact.text, env=env, cwd=cwd)
+
+    def _must(self, argv: list[str], **more: Any) -> str:
+        """What one of Slurm's commands prints. Raises BackendError with its words."""
+        done = self._ask(argv, **more)
         if done.returncode:
-            raise _refusal("sbatch", done.stderr or done.stdout)
+            raise _refusal(done)
         return done.stdout
 
-    def _slurm(self, argv: list[str]) -> str:
-        done = shell.try_command(argv, env=self.environ)
-        if done.returncode:
-            raise _refusal(argv[0], done.stderr or done.stdout)
-        return done.stdout
+    def _ask(self, argv: list[str], **more: Any) -> shell.Completed:
+        try:
+            return shell.try_command(argv, **{"env": self.environ, **more})
+        except BackendError as error:
+            raise BackendError(error.message, _hint(error.message)) from error
 
     def _job_environ(self, secrets: "dict[str, str] | tuple[str, ...]") -> dict[str, str]:
         """What the job inherits: this environment without the secrets' values and without options for other jobs."""
@@ -211,12 +214,15 @@ class SlurmBackend:
         return environ
 
 
-def _refusal(command: str, words: str) -> BackendError:
+def _refusal(done: shell.Completed) -> BackendError:
     """Slurm's own words, and what to do about them."""
-    lines = [line.partition("error: ")[2] or line for line in words.strip().splitlines()]
-    said = "; ".join(lines) or "it printed nothing"
-    hint = next((hint for part, hint in REFUSALS if part in said.lower() or part in said), None)
-    return BackendError(f"{command}: {said}", hint)
+    words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+    said = "; ".join(line.partition("error: ")[2] or line for line in words)
+    return BackendError(f"{done.args[0]}: {said}", _hint(said))
+
+
+def _hint(words: str) -> str | None:
+    return next((hint for part, hint in REFUSALS if part in words.lower()), None)
 
 
 def _from_scontrol(text: str) -> _Record:
@@ -233,11 +239,12 @@ def _from_sacct(line: str) -> _Record:
 
 
 def _exit_code(text: str) -> int | None:
-    """`3:0` is exit code 3; `0:15` was ended by signal 15."""
+    """`3:0` is exit code 3; `0:15` was ended by signal 15; `0:125`, Slurm's mark of too much memory, is neither."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
-    if not match:
-        return None
-    return int(match[1]) or (128 + int(match[2]) if int(match[2]) else 0)
+    code, number = (int(match[1]), int(match[2])) if match else (0, 125)
+    if code or number == 0:
+        return code
+    return 128 + number if number < 65 else None
 
 
 def _status(run: Run, folder: Path, code: int | None, record: _Record | None) -> JobStatus:

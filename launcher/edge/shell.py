@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.errors import BackendError
 
 TAIL = 2000
+Completed = subprocess.CompletedProcess[str]
 
 
 def run_command(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60, cwd: Path | None = None,

@@ -132,7 +132,11 @@ def _apptainer(plan: Plan) -> list[str]:
     words += map(shlex.quote, plan.profile.container_args)
     image = plan.image if plan.image.startswith("/") or plan.image.endswith(".sif") else f"docker://{plan.image}"
     # --env would split values at commas, and show them to `ps`
-    lines = [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in _env_names(plan)]
+    lines = [
+        f"for key in {' '.join(_env_names(plan))}; do",
+        '  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi',
+        "done",
+    ]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={CONTAINER_CODE}")
     return [*lines, continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]

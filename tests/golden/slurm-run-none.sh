@@ -1,0 +1,94 @@
+#!/bin/bash
+# 'Hello, 世界\n#SBATCH --nodes=9': run demo-0123abcd on Slurm. Rendered by launch; `launch submit` sends exactly this.
+#SBATCH --job-name=demo-0123abcd
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@120
+#SBATCH --output=/dev/null
+#SBATCH --open-mode=append
+#SBATCH --requeue
+set -euo pipefail
+RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
+mkdir -p "$RUN_DIR/logs"
+exec >>"$RUN_DIR/logs/batch.log" 2>&1
+cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
+#!/bin/bash
+set -euo pipefail
+exec bash -c 'echo "$HOME" $(date) $$'
+LAUNCH_END
+export LAUNCH_GPUS_PER_NODE=0
+export LAUNCH_GRACE_S=120
+export LAUNCH_NODES=1
+export LAUNCH_PROCESSES_PER_NODE=1
+export LAUNCH_RUN_ID=demo-0123abcd
+export NCCL_DEBUG=WARN
+export PYTHONUNBUFFERED=1
+export RUN_DIR
+export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
+rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/srun_code" "$RUN_DIR/nodes"
+mkdir "$RUN_DIR/nodes"
+cat >"$RUN_DIR/task.sh" <<'LAUNCH_END'
+#!/bin/bash
+export NODE_RANK="$SLURM_NODEID"
+told= code=0
+trap 'told=told' TERM INT
+bash "$RUN_DIR/node.sh" </dev/null || code=$?
+echo "$code $told" >"$RUN_DIR/nodes/$NODE_RANK"
+exit "$code"
+LAUNCH_END
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+echo "$hosts" >"$RUN_DIR/hosts"
+export MASTER_ADDR="${hosts%%$'\n'*}"
+export MASTER_PORT="$((20000 + SLURM_JOB_ID % 10000))"
+finish() {
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
+cause() {  # srun returns the largest code; the reason is what the first failing node ended with
+  local node one told first=0 ended=0
+  for node in $(ls -tr "$RUN_DIR/nodes"); do
+    one= told=
+    read -r one told <"$RUN_DIR/nodes/$node" || true
+    ended=$((ended + 1))
+    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
+    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
+  done
+  # a node that left nothing was killed: that outweighs the others' last checkpoint
+  if [ "$first" = preempted ] && [ "$ended" -lt "$SLURM_JOB_NUM_NODES" ]; then first=$1; fi
+  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi
+}
+again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then
+  if [ -e "$RUN_DIR/cancelled" ]; then return 1; fi
+  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then return 1; fi
+  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"
+  scontrol requeue "$SLURM_JOB_ID"
+}
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM
+(
+trap : USR1 TERM
+code=0
+srun \
+  --nodes="$SLURM_JOB_NUM_NODES" \
+  --ntasks-per-node=1 \
+  --kill-on-bad-exit=1 \
+  --wait=60 \
+  --unbuffered \
+  --open-mode=append \
+  --output="$RUN_DIR/logs/node-%n.log" \
+  bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.log" || code=$?
+echo "$code" >"$RUN_DIR/srun_code"
+) &
+pid=$!
+while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+code=$(cat "$RUN_DIR/srun_code" 2>/dev/null || echo 137)
+if [ "$code" != 0 ]; then code=$(cause "$code"); fi
+if [ "$code" = preempted ]; then
+  if again "told to stop, and the state was saved"; then exit 0; fi
+  finish 75
+fi
+failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)
+if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt 0 ]; then
+  echo "$((failures + 1))" >"$RUN_DIR/failures"
+  if again "ended with exit code $code"; then exit 0; fi
+fi
+finish "$code"

@@ -1,0 +1,184 @@
+#!/bin/bash
+# 'internlm2-7b-guanaco': run demo-0123abcd on Slurm. Rendered by launch; `launch submit` sends exactly this.
+#SBATCH --job-name=demo-0123abcd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=524288M
+#SBATCH --time=0-12:00:00
+#SBATCH --signal=B:USR1@90
+#SBATCH --partition=gpu
+#SBATCH --account=nlp
+#SBATCH --qos=long
+#SBATCH --constraint='h200&ib'
+#SBATCH --output=/dev/null
+#SBATCH --open-mode=append
+#SBATCH --requeue
+set -euo pipefail
+RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
+mkdir -p "$RUN_DIR/logs"
+exec >>"$RUN_DIR/logs/batch.log" 2>&1
+cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
+settings:
+  seed: 42
+  output_dir: outputs/internlm2-7b-guanaco
+  device: auto
+model:
+  path: /data/internlm2-chat-7b
+  init: null
+  quantization: nf4
+  lora:
+    r: 64
+    alpha: 16
+    dropout: 0.1
+    targets: null
+  chat_template: internlm2
+  dtype: bf16
+  gradient_checkpointing: true
+data:
+  sources:
+  - path: /data/guanaco.jsonl
+    format: null
+    split: train
+    weight: 1.0
+  format: guanaco
+  max_length: 2048
+  pack: true
+  overlong: keep_turns
+optimizer:
+  lr: 0.0002
+  schedule: cosine
+  warmup_ratio: 0.03
+  epochs: 3
+  max_steps: null
+  batch_size: 1
+  accumulation: 16
+  weight_decay: 0.0
+  betas:
+  - 0.9
+  - 0.999
+  max_grad_norm: 1.0
+  deepspeed:
+    zero_stage: 2
+    offload: none
+runtime:
+  log_every: 10
+  save_every: 500
+  keep: 2
+  eval_every: 500
+  sample_prompts:
+  - prompt: 请给我介绍五个上海的景点
+    expect: null
+    system: null
+  - prompt: Please tell me five scenic spots in Shanghai
+    expect: null
+    system: null
+  sampling:
+    temperature: 0.1
+    top_p: 0.75
+    top_k: 40
+    max_new_tokens: 600
+  resume: auto
+LAUNCH_END
+chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own
+cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
+#!/bin/bash
+set -euo pipefail
+for key in HF_TOKEN LAUNCH_GPUS_PER_NODE LAUNCH_GRACE_S LAUNCH_NODES LAUNCH_PROCESSES_PER_NODE LAUNCH_RUN_ID NCCL_DEBUG NCCL_IB_HCA PYTHONUNBUFFERED UGLY WANDB_API_KEY MASTER_ADDR MASTER_PORT NODE_RANK CUDA_VISIBLE_DEVICES; do
+  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi
+done
+export APPTAINERENV_PYTHONPATH=/opt/code
+exec apptainer exec \
+  --containall \
+  --no-home \
+  --pwd="$PWD" \
+  --nv \
+  --bind="$PWD:$PWD" \
+  --bind="$RUN_DIR/train.yaml:/etc/launch/train.yaml:ro" \
+  --bind="$RUN_DIR/code:/opt/code:ro" \
+  --bind='/lustre/data sets:/data:ro' \
+  docker://registry.example.com/team/trainer:0.1 \
+  python3 -m trainer.entrypoint --config /etc/launch/train.yaml
+LAUNCH_END
+export LAUNCH_GPUS_PER_NODE=8
+export LAUNCH_GRACE_S=90
+export LAUNCH_NODES=2
+export LAUNCH_PROCESSES_PER_NODE=8
+export LAUNCH_RUN_ID=demo-0123abcd
+export NCCL_DEBUG=WARN
+export NCCL_IB_HCA=mlx5_0,mlx5_1
+export PYTHONUNBUFFERED=1
+export UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
+#f'
+export RUN_DIR
+export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
+. "$RUN_DIR/secrets.env"  # written by submit, mode 0600: HF_TOKEN WANDB_API_KEY
+rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/srun_code" "$RUN_DIR/nodes"
+mkdir "$RUN_DIR/nodes"
+cat >"$RUN_DIR/task.sh" <<'LAUNCH_END'
+#!/bin/bash
+export NODE_RANK="$SLURM_NODEID"
+told= code=0
+trap 'told=told' TERM INT
+bash "$RUN_DIR/node.sh" </dev/null || code=$?
+echo "$code $told" >"$RUN_DIR/nodes/$NODE_RANK"
+exit "$code"
+LAUNCH_END
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+echo "$hosts" >"$RUN_DIR/hosts"
+export MASTER_ADDR="${hosts%%$'\n'*}"
+export MASTER_PORT="$((20000 + SLURM_JOB_ID % 10000))"
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+finish() {
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
+cause() {  # srun returns the largest code; the reason is what the first failing node ended with
+  local node one told first=0 ended=0
+  for node in $(ls -tr "$RUN_DIR/nodes"); do
+    one= told=
+    read -r one told <"$RUN_DIR/nodes/$node" || true
+    ended=$((ended + 1))
+    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
+    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
+  done
+  # a node that left nothing was killed: that outweighs the others' last checkpoint
+  if [ "$first" = preempted ] && [ "$ended" -lt "$SLURM_JOB_NUM_NODES" ]; then first=$1; fi
+  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi
+}
+again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then
+  if [ -e "$RUN_DIR/cancelled" ]; then return 1; fi
+  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then return 1; fi
+  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"
+  scontrol requeue "$SLURM_JOB_ID"
+}
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM
+(
+trap : USR1 TERM
+code=0
+srun \
+  --nodes="$SLURM_JOB_NUM_NODES" \
+  --ntasks-per-node=1 \
+  --kill-on-bad-exit=1 \
+  --wait=60 \
+  --unbuffered \
+  --open-mode=append \
+  --output="$RUN_DIR/logs/node-%n.log" \
+  bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.log" || code=$?
+echo "$code" >"$RUN_DIR/srun_code"
+) &
+pid=$!
+while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+code=$(cat "$RUN_DIR/srun_code" 2>/dev/null || echo 137)
+if [ "$code" != 0 ]; then code=$(cause "$code"); fi
+if [ "$code" = preempted ]; then
+  if again "told to stop, and the state was saved"; then exit 0; fi
+  finish 75
+fi
+failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)
+if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt 3 ]; then
+  echo "$((failures + 1))" >"$RUN_DIR/failures"
+  if again "ended with exit code $code"; then exit 0; fi
+fi
+finish "$code"

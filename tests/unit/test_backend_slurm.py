@@ -1,0 +1,307 @@
+"""The Slurm back end through the real command, on a fake Slurm that keeps state and really runs the scripts."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli_runner import Launch
+from tests.fakes.slurm.cluster import FakeSlurm
+
+PATIENCE_S = 60
+
+
+class Bench:
+    """The command, the cluster, and a folder to write jobs in."""
+
+    def __init__(self, launch: Launch, cluster: FakeSlurm) -> None:
+        self.launch, self.cluster = launch, cluster
+        launch.env.update(cluster.environ())
+
+    def job(self, script: str, *, profile: dict | None = None, **fields: object) -> str:
+        """A two-node job that runs a bash script on each node."""
+        job = {"name": "job", "cluster": "c", "resources": {"nodes": 2}, "run": ["bash", "-c", script], **fields}
+        profiles = {"c": {"backend": "slurm", **(profile or {})}}
+        (self.launch.cwd / "job.yaml").write_text(yaml.safe_dump(job, allow_unicode=True))
+        (self.launch.cwd / "clusters.yaml").write_text(yaml.safe_dump(profiles))
+        return "job.yaml"
+
+    def submit(self, script: str, **fields: object) -> str:
+        """Submit it; returns Slurm's number."""
+        return self.launch.ok("submit", self.job(script, **fields)).strip().rpartition("/")[2]
+
+    def status(self) -> dict:
+        """The latest run."""
+        return self.launch.json("status")[0]
+
+    def wait(self, *states: str) -> dict:
+        """Poll until the latest run is in one of `states`."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (status := self.status())["state"] not in states:
+            assert time.monotonic() < deadline, f"still {status}\n{self.batch_log()}"
+            time.sleep(0.1)
+        return status
+
+    def batch_log(self) -> str:
+        """What the batch script printed."""
+        return (self.run_dir() / "logs/batch.log").read_text()
+
+    def run_dir(self) -> Path:
+        """The folder of the latest run."""
+        return self.launch.run_dir(self.launch.json("list")[-1]["run"])
+
+    def slurm(self, *argv: str) -> None:
+        """One of Slurm's commands, as somebody else would type it."""
+        subprocess.run(argv, env=self.launch.environ(), check=True)
+
+    def lines(self) -> list[str]:
+        """The log of the latest run."""
+        return self.launch.ok("logs").splitlines()
+
+    def until(self, text: str) -> None:
+        """Until a line is in the log."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(text in line for line in self.lines()):
+            assert time.monotonic() < deadline, f"no {text!r} in {self.lines()}\n{self.batch_log()}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def bench(launch, tmp_path):
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    return Bench(launch, FakeSlurm(folder))
+
+
+# On a first attempt SLURM_RESTART_COUNT is not set.
+FIRST = '[ -z "${SLURM_RESTART_COUNT:-}" ]'
+
+
+def test_a_good_run_with_its_nodes(bench):
+    done = bench.launch.run("submit", "--follow", bench.job('echo "$NODE_RANK at $MASTER_ADDR:$MASTER_PORT"'))
+    assert (done.returncode, done.stdout) == (0, "slurm://fake/1\n"), done.stderr
+    assert {"[node 0] 0 at n1:20001", "[node 1] 1 at n1:20001"} <= set(done.stderr.splitlines())
+    status = bench.wait("succeeded")
+    assert status["exit_code"] == 0
+    assert [(node["host"], node["state"], node["exit_code"]) for node in status["nodes"]] == [
+        ("n1", "succeeded", 0), ("n2", "succeeded", 0)]  # fmt: skip
+
+
+def test_the_first_node_that_failed_tells_the_code(bench):
+    """srun's own answer is the largest code, here that of the node which was told to stop."""
+    script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then exit 7; fi; sleep 60 & wait'
+    done = bench.launch.run("submit", "--follow", bench.job(script))
+    assert done.returncode == 5
+    assert "failed: exit code 7" in done.stderr
+    status = bench.status()
+    assert (status["state"], status["exit_code"]) == ("failed", 7)
+    assert [node["exit_code"] for node in status["nodes"]] == [99, 7]
+
+
+def test_failures_start_again_while_the_budget_lasts(bench):
+    bench.submit(f"{FIRST} && exit 3; echo again", restarts=1)
+    status = bench.wait("succeeded")
+    assert [node["restarts"] for node in status["nodes"]] == [1, 1]
+    assert "[node 0] launch: ended with exit code 3; waiting to be started again" in bench.lines()
+    assert {"[node 0] again", "[node 1] again"} <= set(bench.lines())
+
+
+def test_the_budget_ends(bench):
+    bench.submit("echo attempt; exit 3", restarts=2)
+    assert bench.wait("failed")["exit_code"] == 3
+    assert bench.lines().count("[node 0] attempt") == 3
+
+
+def test_a_wrong_configuration_is_never_tried_again(bench):
+    bench.submit("echo attempt; exit 78", restarts=5)
+    assert bench.wait("failed")["exit_code"] == 78
+    assert bench.lines().count("[node 0] attempt") == 1
+
+
+def test_told_before_the_limit_and_saved_starts_again_for_free(bench):
+    job_id = bench.submit(f'trap "echo saved; exit 75" TERM; echo up; if {FIRST}; then sleep 60 & wait; fi', restarts=0)
+    bench.until("[node 1] up")
+    bench.slurm("scancel", "--batch", "--signal=USR1", job_id)
+    status = bench.wait("succeeded")
+    assert [node["restarts"] for node in status["nodes"]] == [1, 1]
+    assert {"[node 0] saved", "[node 1] saved"} <= set(bench.lines())
+
+
+def test_75_without_having_been_told_is_a_failure(bench):
+    bench.submit("exit 75")
+    assert bench.wait("failed")["exit_code"] == 75
+
+
+def test_a_node_killed_without_a_word_outweighs_a_saved_state(bench):
+    bench.submit('trap "exit 75" TERM; [ "$NODE_RANK" = 0 ] || kill -9 $PPID $$; sleep 60 & wait')
+    assert bench.wait("failed")["exit_code"] == 137
+
+
+def test_cancel_gives_time_and_does_not_start_again(bench):
+    bench.submit('trap "sleep 0.3; echo saved; exit 75" TERM; echo up; sleep 60 & wait', restarts=3)
+    bench.until("[node 1] up")
+    bench.launch.ok("cancel")
+    status = bench.status()
+    assert (status["state"], status["reason"]) == ("cancelled", "cancelled by the user")
+    assert {"[node 0] saved", "[node 1] saved"} <= set(bench.lines())
+    again = bench.launch.run("cancel")
+    assert (again.returncode, "ended already" in again.stderr) == (0, True)
+
+
+def test_a_job_that_does_not_stop_is_killed(bench):
+    bench.submit('trap "" TERM; echo up; while true; do sleep 0.1; done')
+    bench.until("[node 1] up")
+    bench.launch.ok("cancel")
+    assert bench.status()["state"] == "cancelled"
+
+
+def test_cancelled_by_somebody_else(bench):
+    job_id = bench.submit('trap "exit 75" TERM; echo up; sleep 60 & wait', restarts=3)
+    bench.until("[node 1] up")
+    bench.slurm("scancel", job_id)
+    status = bench.wait("cancelled")
+    assert status["reason"] == "cancelled in Slurm (CANCELLED)"
+
+
+@pytest.mark.parametrize(("reason", "words"), [
+    ("Resources", "waits for free nodes (Resources)"),
+    ("Priority", "waits behind jobs of higher priority (Priority)"),
+    ("QOSMaxGRESPerUser", "a limit of the quality of service is reached (QOSMaxGRESPerUser)"),
+    ("AssocGrpGRES", "a limit of the account is reached (AssocGrpGRES)"),
+    ("ReqNodeNotAvail,", "nodes that it needs are down, drained or reserved (ReqNodeNotAvail)"),
+    ("None", "not looked at by the scheduler yet"),
+    ("SomethingNew", "SomethingNew"),
+])
+def test_why_it_waits(bench, reason, words):
+    bench.cluster.hold(reason)
+    bench.submit("true")
+    status = bench.status()
+    assert (status["state"], status["reason"], status["nodes"]) == ("pending", words, [])
+    bench.launch.ok("cancel")
+    assert bench.status()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(("state", "exit_code", "words"), [
+    ("OUT_OF_MEMORY", "0:125", "it used more memory than resources.memory_per_node (OUT_OF_MEMORY)"),
+    ("TIMEOUT", "0:15", "it reached its time limit (TIMEOUT)"),
+    ("NODE_FAIL", "1:0", "a node failed (NODE_FAIL)"),
+    ("PREEMPTED", "0:9", "a job of higher priority took its nodes (PREEMPTED)"),
+])
+def test_how_it_ended(bench, state, exit_code, words):
+    bench.cluster.end_jobs_as(state, exit_code)
+    bench.submit("exit 1")
+    status = bench.wait("failed")
+    deadline = time.monotonic() + PATIENCE_S
+    while status["reason"] == "exit code 1" and time.monotonic() < deadline:  # Slurm notes the end after the script
+        status = bench.status()
+    assert (status["reason"], status["exit_code"]) == (words, 1)
+
+
+def test_a_forgotten_job_is_known_by_what_it_left(bench):
+    job_id = bench.submit("exit 4")
+    bench.wait("failed")
+    bench.cluster.forget(job_id)
+    status = bench.status()
+    assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 4, "exit code 4")
+    assert [node["host"] for node in status["nodes"]] == ["n1", "n2"]
+
+
+def test_a_forgotten_job_that_left_nothing(bench):
+    job_id = bench.submit("true")
+    bench.wait("succeeded")
+    (bench.run_dir() / "exit_code").unlink()
+    bench.cluster.forget(job_id)
+    assert bench.status()["state"] == "unknown"
+    bench.cluster.keep_accounts()
+    assert bench.status()["state"] == "succeeded"
+
+
+def test_accounting_tells_who_ended_a_forgotten_job(bench):
+    bench.cluster.hold("Resources")
+    job_id = bench.submit("true")
+    bench.slurm("scancel", job_id)
+    bench.wait("cancelled")
+    bench.cluster.forget(job_id)
+    bench.cluster.keep_accounts()
+    assert bench.status()["state"] == "cancelled"
+
+
+def test_a_controller_that_does_not_answer(bench):
+    bench.submit("exit 4")
+    bench.wait("failed")
+    bench.cluster.go_down()
+    assert bench.status()["state"] == "failed"
+    (bench.run_dir() / "exit_code").unlink()
+    done = bench.launch.run("status")
+    assert done.returncode == 3
+    assert done.stderr == ("error: scontrol: Unable to contact slurm controller (connect failure)\n"
+                           "hint:  is the cluster up? ask it: scontrol ping\n")
+
+
+@pytest.mark.parametrize(("profile", "fields", "words", "hint"), [
+    ({"partition": "nowhere"}, {}, "Invalid partition name specified", "sinfo --summarize"),
+    ({}, {"resources": {"nodes": 50}}, "Requested node configuration is not available", "lower `resources`"),
+])
+def test_refused(bench, profile, fields, words, hint):
+    done = bench.launch.run("submit", bench.job("true", profile=profile, **fields))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert words in done.stderr
+    assert hint in done.stderr.partition("hint:  ")[2]
+    assert list((bench.launch.home / "runs").iterdir()) == []
+
+
+def test_no_slurm_here(bench):
+    bench.launch.env["PATH"] = str(bench.launch.cwd)
+    done = bench.launch.run("submit", bench.job("true"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("error: sbatch: no such command on this machine\n"
+                                "hint:  run launch on a login node of the cluster\n")
+
+
+def test_dry_run_asks_nobody(bench):
+    bench.cluster.go_down()
+    printed = bench.launch.ok("submit", "--dry-run", bench.job("true"))
+    assert printed == bench.launch.ok("render", "job.yaml")
+
+
+def test_options_for_other_jobs_do_not_reach_this_one(bench):
+    bench.launch.env.update(SBATCH_PARTITION="nowhere", SLURM_NTASKS="9", SRUN_DEBUG="7", OTHER="kept")
+    bench.submit('echo "[${SBATCH_PARTITION:-}${SLURM_NTASKS:-}${SRUN_DEBUG:-}] $OTHER"')
+    bench.wait("succeeded")
+    assert "[node 0] [] kept" in bench.lines()
+
+
+def test_secrets_go_by_a_private_file_alone(bench, tmp_path):
+    value = "s3 'cr\"et' $x, y=z\nline"
+    bench.launch.env["TOKEN"] = value
+    show = "import os; print(os.environb[b'TOKEN'].hex())"
+    bench.submit(f'python3 -c "{show}"', secrets=["TOKEN"])
+    bench.wait("succeeded")
+    assert f"[node 1] {value.encode().hex()}" in bench.lines()
+    private = bench.run_dir() / "secrets.env"
+    assert private.stat().st_mode & 0o777 == 0o600
+    holders = [path for path in tmp_path.rglob("*") if path.is_file() and b"'cr" in path.read_bytes()]
+    assert holders == [private]
+
+
+def test_code_is_the_copy_of_the_submit(bench):
+    code = bench.launch.cwd / "code"
+    code.mkdir()
+    (code / "words.py").write_text("TEXT = 'as submitted'\n")
+    bench.cluster.hold("Resources")
+    bench.submit('python3 -c "import words; print(words.TEXT)"', code="code")
+    (code / "words.py").write_text("TEXT = 'changed later'\n")
+    bench.cluster.release()
+    bench.wait("succeeded")
+    assert "[node 0] as submitted" in bench.lines()
+
+
+def test_runs_in_the_folder_of_the_job_file(bench):
+    bench.submit("pwd")
+    bench.wait("succeeded")
+    assert f"[node 0] {os.path.realpath(bench.launch.cwd)}" in bench.lines()
+    assert json.loads((bench.run_dir() / "run.json").read_text())["job_id"] == "1"

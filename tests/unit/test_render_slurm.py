@@ -1,0 +1,152 @@
+"""What launch sends to Slurm: read by people as golden files, checked by bash."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.plan import Plan, plan_run
+from launcher.render.slurm import render_slurm
+from launcher.spec import ClusterProfile, JobSpec
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+RUNTIMES = ["none", "pyxis", "apptainer", "podman", "docker"]
+RUN_JOB = {"name": "Hello, 世界\n#SBATCH --nodes=9", "run": ["bash", "-c", 'echo "$HOME" $(date) $$'],
+           "resources": {"nodes": 1}}  # fmt: skip
+TRAIN_JOB = {
+    "name": "internlm2-7b-guanaco",
+    "image": "registry.example.com/team/trainer:0.1",
+    "resources": {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "memory_per_node": "512Gi", "time_limit": "12h"},
+    "mounts": [{"path": "/data", "host_path": "/lustre/data sets", "read_only": True}],
+    "secrets": ["HF_TOKEN", "WANDB_API_KEY"],
+    "env": {"NCCL_IB_HCA": "mlx5_0,mlx5_1", "UGLY": "a 'b' \"c\" $(d) $$ $e\n#f"},
+    "restarts": 3,
+    "train": {"model": {"path": "/data/internlm2-chat-7b"}, "data": {"sources": [{"path": "/data/guanaco.jsonl"}]}},
+}
+PROFILE = {"backend": "slurm", "partition": "gpu", "account": "nlp", "qos": "long", "constraint": "h200&ib",
+           "grace": "90s"}  # fmt: skip
+MEMLOCK = ["--ulimit=memlock=-1:-1"]
+CASES = {
+    "slurm-run-none": (RUN_JOB, {"backend": "slurm"}),
+    "slurm-train-podman": (TRAIN_JOB, {**PROFILE, "container_runtime": "podman", "container_args": MEMLOCK}),
+    "slurm-train-pyxis": (TRAIN_JOB, {**PROFILE, "container_runtime": "pyxis"}),
+    "slurm-train-apptainer": (TRAIN_JOB, {**PROFILE, "container_runtime": "apptainer"}),
+}  # fmt: skip
+
+
+def plan_of(job: dict, profile: dict, *, code: bool = True) -> Plan:
+    """The plan of a job as a user writes it."""
+    return plan_run(JobSpec.model_validate(job), ClusterProfile.model_validate(profile), run_id="demo-0123abcd",
+                    code_digest="5eed" * 4 if code else None)
+
+
+def render(job: dict, **profile: object) -> str:
+    """Its script."""
+    return render_slurm(plan_of(job, {"backend": "slurm", **profile}))
+
+
+def sbatch_lines(script: str) -> list[str]:
+    """What sbatch reads: directives up to the first command."""
+    lines = []
+    for line in script.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line)
+    return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+
+
+def check_syntax(script: str) -> None:
+    """bash reads it, and reads the scripts that it would write."""
+    for text in [script, *here_documents(script)]:
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), text
+
+
+def here_documents(script: str) -> list[str]:
+    """The bash scripts inside the script."""
+    parts = [part.split("\nLAUNCH_END\n")[0] for part in script.split("<<'LAUNCH_END'\n")[1:]]
+    return [part for part in parts if part.startswith("#!/bin/bash")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name):
+    script = render_slurm(plan_of(*CASES[name]))
+    path = GOLDEN / f"{name}.sh"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(script, encoding="utf-8")
+    assert script == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("nodes", [1, 2, 64])
+@pytest.mark.parametrize("job", [RUN_JOB, TRAIN_JOB], ids=["run", "train"])
+def test_bash_reads_every_script(runtime, nodes, job):
+    script = render({**job, "resources": {**job["resources"], "nodes": nodes}}, container_runtime=runtime)
+    assert len(here_documents(script)) == 2
+    check_syntax(script)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_length_does_not_depend_on_nodes(runtime):
+    lengths = {len(render({**TRAIN_JOB, "resources": {"nodes": nodes}}, container_runtime=runtime).splitlines())
+               for nodes in (1, 2, 64, 1000)}
+    assert len(lengths) == 1
+
+
+def test_only_what_is_asked_for_is_asked_of_slurm():
+    assert sbatch_lines(render(RUN_JOB)) == [
+        "--job-name=demo-0123abcd", "--nodes=1", "--ntasks-per-node=1", "--signal=B:USR1@120", "--output=/dev/null",
+        "--open-mode=append", "--requeue",
+    ]  # fmt: skip
+
+
+def test_everything_that_is_asked_for():
+    want = {"--nodes=2", "--gpus-per-node=8", "--cpus-per-task=64", "--mem=524288M", "--time=0-12:00:00",
+            "--signal=B:USR1@90", "--partition=gpu", "--account=nlp", "--qos=long", "--constraint='h200&ib'"}
+    assert want <= set(sbatch_lines(render_slurm(plan_of(TRAIN_JOB, PROFILE))))
+
+
+@pytest.mark.parametrize(("limit", "told"), [("12h", 120), ("8m", 120), ("4m", 60), ("1m", 15)])
+def test_told_at_most_a_quarter_of_the_limit_before_it(limit, told):
+    lines = sbatch_lines(render({**RUN_JOB, "resources": {"time_limit": limit}}, grace="120s"))
+    assert f"--signal=B:USR1@{told}" in lines
+
+
+@pytest.mark.parametrize(("image", "words"), [
+    ("registry.example.com/team/trainer:0.1", "docker://registry.example.com#team/trainer:0.1"),
+    ("localhost:5000/trainer", "docker://localhost:5000#trainer"),
+    ("team/trainer:0.1", "docker://team/trainer:0.1"),
+    ("ubuntu", "docker://ubuntu"),
+    ("images/trainer.sqsh", "./images/trainer.sqsh"),
+])
+def test_pyxis_image(image, words):
+    flag = next(line for line in render({**RUN_JOB, "image": image}, container_runtime="pyxis").splitlines()
+                if "--container-image" in line)
+    assert flag.split("=", 1)[1].rstrip(" \\").strip("'") == words
+
+
+def test_no_value_of_the_submitter_is_rendered(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf-value")
+    script = render(TRAIN_JOB)
+    assert "hf-value" not in script
+    assert os.environ["LAUNCH_HOME"] not in script
+    assert "set -x" not in script
+    assert "--export" not in script
+
+
+def test_a_command_that_holds_the_delimiter():
+    script = render({**RUN_JOB, "run": ["echo", "a\nLAUNCH_END\nLAUNCH_END_\nb"]})
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<<'LAUNCH_END__'" in script
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_env_values_are_bash_words(value):
+    line = render({**RUN_JOB, "env": {"VALUE": value}}).partition("\nexport VALUE=")[2].partition("\nexport RUN_DIR")[0]
+    done = subprocess.run(["bash", "-c", f"VALUE={line}\nprintf %s \"$VALUE\""], capture_output=True)
+    assert done.stdout == value.encode()

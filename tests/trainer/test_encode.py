@@ -53,23 +53,28 @@ def test_chat_tokens_are_at_their_slots(real_internlm, real_internlm2):
     assert one_.convert_tokens_to_ids(["<eoh>", "<eoa>"]) == [103027, 103028]
 
 
-@pytest.mark.parametrize("format_name", ROWS)
 @pytest.mark.parametrize("template", TEMPLATE_TOKENIZERS)
-def test_dump_shows_ids_and_labels_as_written_by_hand(format_name, template, request, make_config, tmp_path, capsys):
+def test_dump_shows_ids_and_labels_as_written_by_hand(template, request, make_config, tmp_path, capsys):
     folder = request.getfixturevalue(TEMPLATE_TOKENIZERS[template])
     tokenizer = load_tokenizer(str(folder))
-    row, question, answer = ROWS[format_name]
-    config = make_config([row], path=folder, template=template, format=format_name)
+    sources = []
+    for format_name, (row, _, _) in ROWS.items():
+        (tmp_path / f"{format_name}.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+        sources.append({"path": str(tmp_path / f"{format_name}.jsonl"), "format": format_name})
+    config = make_config([], path=folder, template=template, sources=sources)
     (tmp_path / "train.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude={"model": {"shape"}})))
     assert main(["data", "--config", str(tmp_path / "train.yaml"), "--dump", "3"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    expected_ids, expected_labels, text = [], [], ""
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [by_hand(tokenizer, template, question, answer) for _, question, answer in ROWS.values()]
+
+
+def by_hand(tokenizer, template, question, answer):
+    ids, labels, text = [], [], ""
     for piece, trained in BY_HAND[template]:
         piece = piece.replace("{q}", question).replace("{a}", answer)
-        ids = tokenizer.encode(piece, add_special_tokens=False)
-        text, expected_ids = text + piece, expected_ids + ids
-        expected_labels += ids if trained else [-100] * len(ids)
-    assert shown == {"text": text, "input_ids": expected_ids, "labels": expected_labels}
+        found = tokenizer.encode(piece, add_special_tokens=False)
+        text, ids, labels = text + piece, ids + found, labels + (found if trained else [-100] * len(found))
+    return {"text": text, "input_ids": ids, "labels": labels}
 
 
 @pytest.mark.parametrize("template", TEMPLATE_TOKENIZERS)

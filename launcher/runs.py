@@ -132,6 +132,6 @@ def _read(path: Path) -> Run | None:
     """A run, or None for a folder that another version wrote or that is just being removed."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Run(**{key: value for key, value in values.items() if key in Run.__dataclass_fields__})
+        return Run(**{key: values[key] for key in Run.__dataclass_fields__ if key in values})
     except (OSError, ValueError, TypeError):
         return None

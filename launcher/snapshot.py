@@ -93,10 +93,16 @@ def _files(root: Path) -> list[str]:
         rules += [(prefix, rule) for rule in _read_rules(Path(folder))]
         folders[:] = sorted(name for name in folders if name != ".git" and not _ignored(f"{prefix}{name}/", rules))
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found += [f"{prefix}{name}" for name in (*names, *links) if not _ignored(f"{prefix}{name}", rules)]
+        kept = (name for name in (*names, *links) if not _ignored(f"{prefix}{name}", rules))
+        found += [f"{prefix}{name}" for name in kept if _is_code(Path(folder, name))]
         if len(found) > 4 * MAX_FILES:
             break
     return sorted(found)
+
+
+def _is_code(path: Path) -> bool:
+    """Not sockets, pipes and devices: reading one could wait for ever."""
+    return path.is_symlink() or path.is_file()
 
 
 def _read_rules(folder: Path) -> list[object]:

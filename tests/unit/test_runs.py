@@ -1,0 +1,118 @@
+"""The run folder."""
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from launcher.errors import LaunchError, NotFoundError
+from launcher.runs import Run, RunStore, launch_home, write_whole
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path)
+
+
+def saved(store, run_id, created="2026-01-01T00:00:00", **more):
+    """A run that was submitted."""
+    store.claim(run_id)
+    run = Run(run_id=run_id, name="n", backend="local", handle=f"local://{run_id}", cluster=None, nodes=1,
+              created=created, job_dir="/", **more)
+    store.save(run)
+    return run
+
+
+def test_ids_are_counted_up(store):
+    assert store.first_free("a") == "a"
+    store.claim("a")
+    assert store.first_free("a") == "a-2"
+    store.claim("a-2")
+    assert store.first_free("a") == "a-3"
+
+
+def test_one_claim_wins(store):
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda _: store.claim("a"), range(50))) == 1
+
+
+def test_a_run_comes_back_as_saved(store):
+    run = saved(store, "a", output_dir="/x", job_id="7")
+    assert store.find("a") == store.find("local://a") == store.find(None) == run
+
+
+def test_the_latest_is_meant_when_none_is_named(store):
+    saved(store, "b", "2026-01-02T00:00:00")
+    saved(store, "a", "2026-01-03T00:00:00")
+    saved(store, "c", "2026-01-01T00:00:00")
+    assert [run.run_id for run in store.all()] == ["c", "b", "a"]
+    assert store.find(None).run_id == "a"
+
+
+def test_no_runs_and_no_such_run(store):
+    with pytest.raises(NotFoundError, match="no runs in"):
+        store.find(None)
+    saved(store, "a")
+    with pytest.raises(NotFoundError, match="no run 'b' in"):
+        store.find("b")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run_id": "x"}', "null", "7"])
+def test_a_broken_run_is_left_out(store, text):
+    saved(store, "a")
+    store.claim("broken")
+    (store.folder("broken") / "run.json").write_text(text)
+    assert [run.run_id for run in store.all()] == ["a"]
+
+
+def test_a_newer_version_may_add_fields(store):
+    run = saved(store, "a")
+    path = store.folder("a") / "run.json"
+    path.write_text(path.read_text().replace("{", '{"later": 1,', 1))
+    assert store.find("a") == run
+
+
+def test_folders_and_files_are_the_users_own(store):
+    saved(store, "a")
+    assert stat.S_IMODE(store.folder("a").stat().st_mode) == 0o700
+    assert stat.S_IMODE((store.folder("a") / "run.json").stat().st_mode) == 0o600
+
+
+def test_write_whole_replaces_and_leaves_nothing(tmp_path):
+    write_whole(tmp_path / "a", "one")
+    write_whole(tmp_path / "a", "two")
+    assert (tmp_path / "a").read_text() == "two"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_write_whole_says_what_failed(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(LaunchError, match=r"/a: cannot be written: Is a directory"):
+        write_whole(tmp_path / "a", "x")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_small_results_are_collected(store, tmp_path):
+    output = tmp_path / "out"
+    (output / "adapter").mkdir(parents=True)
+    (output / "metrics.jsonl").write_text("{}\n")
+    (output / "adapter/adapter_config.json").write_text("{}")
+    (output / "adapter/weights.safetensors").write_bytes(b"x" * (5 << 20))
+    (output / "checkpoint.bin").write_text("big")
+    run = saved(store, "a", output_dir=str(output))
+    store.collect_results(run)
+    store.collect_results(run)
+    results = store.folder("a") / "results"
+    found = sorted(str(path.relative_to(results)) for path in results.rglob("*") if path.is_file())
+    assert found == ["adapter/adapter_config.json", "metrics.jsonl"]
+
+
+def test_results_out_of_reach_are_no_error(store):
+    store.collect_results(saved(store, "a"))
+    store.collect_results(saved(store, "b", output_dir="/no/such/folder"))
+
+
+def test_launch_home():
+    assert str(launch_home({"LAUNCH_HOME": "/x", "HOME": "/h"})) == "/x"
+    assert str(launch_home({"HOME": "/h"})) == "/h/.local/share/launch"

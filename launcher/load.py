@@ -52,13 +52,17 @@ def load_profiles(path: Path) -> dict[str, Document]:
     found = {}
     for name, values in document.values.items():
         places = {loc[1:]: place for loc, place in document.places.items() if loc and loc[0] == name}
-        problems = document.problems if not isinstance(values, dict) else ()
-        found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, problems)
+        problems = [line for line in document.problems if re.search(rf":\d+: {re.escape(name)}[.:]", line)]
+        if not isinstance(values, dict):
+            problems.append(f"{places[()]}: {name}: got {_shown(values)}, allowed: keys with values")
+        found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems))
     return found
 
 
 def profile_of(document: Document) -> ClusterProfile:
     """Check one profile. Raises SpecError listing every mistake."""
+    if not document.values and document.problems:
+        raise SpecError("\n".join(document.problems))
     return _validated(ClusterProfile, document)
 
 
@@ -224,6 +228,8 @@ def _line_number(problem: str, source: str) -> int:
 
 def _without(values: Any, locs: list[Loc]) -> Any:
     """A copy of `values` without the keys at `locs`."""
+    if not locs:
+        return values
     if isinstance(values, dict):
         kept = {key: value for key, value in values.items() if (key,) not in locs}
         return {key: _without(value, [loc[1:] for loc in locs if loc[:1] == (key,)]) for key, value in kept.items()}

@@ -135,8 +135,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     client = kubernetes.dynamic.DynamicClient(api, cache_file=str(tmp_path_factory.mktemp("discovery") / "cache"))
     image = request.config.getoption("--e2e-image") or DEFAULT_IMAGE
     found = Cluster(client, f"launch-e2e-{secrets.token_hex(3)}", image)
-    found.make_namespace()
     try:
+        found.make_namespace()
         if request.config.getoption("--e2e-volume-path"):
             found.make_volume(request.config.getoption("--e2e-volume-path"))
         yield found

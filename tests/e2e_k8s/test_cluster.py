@@ -133,11 +133,14 @@ def test_wrong_configuration_ends_at_once_and_a_failure_is_tried_again(site: Sit
 
 
 def test_image_that_is_not_there_is_named(site: Site):
-    run_id = site.submit(site.job(run=shell("true"), image="launch-e2e-nowhere.invalid/none:0", resources={"nodes": 1}))
-    wait_until(lambda: "cannot be had" in (site.status(run_id)["reason"] or ""), "the reason", PATIENCE_S)
-    status = site.status(run_id)
-    assert status["state"] == "pending"
-    assert "launch-e2e-nowhere.invalid/none:0" in status["reason"]
+    image = "launch-e2e.invalid/missing-image:0"
+    run_id = site.submit(site.job(run=shell("true"), image=image, resources={"nodes": 1}))
+
+    def named() -> bool:
+        status = site.wait(run_id, "pending")
+        return f"image {image} cannot be had" in (status["reason"] or "")
+
+    wait_until(named, "the reason", PATIENCE_S)
     site.launch.ok("cancel", run_id)
 
 

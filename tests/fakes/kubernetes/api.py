@@ -85,19 +85,18 @@ class Api:
             return obj
         self.store.add(resource.plural, obj)
         apply_defaults(resource.plural, obj)
+        if resource.plural == "namespaces":
+            account = {"name": "default", "namespace": meta["name"]}
+            self.store.add("serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
         return copy.deepcopy(obj)
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         with self.store.lock:
             return copy.deepcopy(self._live(resource, namespace, name))
 
-    def list(self, resource: Resource, namespace: str | None, query: Query) -> Object:
+    def list_objects(self, resource: Resource, namespace: str | None, query: Query) -> Object:
         with self.store.lock:
-            items = [
-                copy.deepcopy(obj)
-                for obj in self.store.list(resource.plural, namespace)
-                if matches(obj, query)
-            ]
+            items = [copy.deepcopy(obj) for obj in self.store.select(resource.plural, namespace) if matches(obj, query)]
             version = str(self.store.version)
         for item in items:
             item.pop("kind", None)
@@ -109,17 +108,13 @@ class Api:
             "items": items,
         }
 
-    def replace(
-        self, resource: Resource, namespace: str, name: str, body: Object, query: Query
-    ) -> Object:
+    def replace(self, resource: Resource, namespace: str, name: str, body: Object, query: Query) -> Object:
         new = self._incoming(resource, namespace, body)
         self._check_schema(resource, new, query)
         with self.store.lock:
             return self._update(resource, self._live(resource, namespace, name), new, query)
 
-    def patch(
-        self, resource: Resource, namespace: str, name: str, body: Object, query: Query
-    ) -> Object:
+    def patch(self, resource: Resource, namespace: str, name: str, body: Object, query: Query) -> Object:
         with self.store.lock:
             old = self._live(resource, namespace, name)
             new = patching.merge(copy.deepcopy(old), body)
@@ -153,12 +148,10 @@ class Api:
                 self._applied.setdefault(result["metadata"]["uid"], {})[manager] = body
             return result, is_new
 
-    def _apply_to(
-        self, resource: Resource, old: Object, body: Object, manager: str, query: Query
-    ) -> Object:
+    def _apply_to(self, resource: Resource, old: Object, body: Object, manager: str, query: Query) -> Object:
         new = patching.apply(
             copy.deepcopy(old),
-            body,
+            copy.deepcopy(body),
             manager=manager,
             applied=self._applied.get(old["metadata"]["uid"], {}),
             force=query.get("force", "").lower() == "true",
@@ -172,9 +165,7 @@ class Api:
             self.store.touch(resource.plural, obj)
             return copy.deepcopy(obj)
 
-    def delete(
-        self, resource: Resource, namespace: str, name: str, options: dict[str, Any]
-    ) -> Object:
+    def delete(self, resource: Resource, namespace: str, name: str, options: dict[str, Any]) -> Object:
         """Start the deletion and answer the object as it is then."""
         with self.store.lock:
             obj = self._live(resource, namespace, name)
@@ -188,7 +179,7 @@ class Api:
 
     def delete_collection(self, resource: Resource, namespace: str, options: dict[str, Any]) -> int:
         with self.store.lock:
-            chosen = [o for o in self.store.list(resource.plural, namespace) if matches(o, options)]
+            chosen = [o for o in self.store.select(resource.plural, namespace) if matches(o, options)]
             for obj in chosen:
                 gc.delete(self.store, resource.plural, obj, *_deletion(resource, options))
             return len(chosen)
@@ -212,10 +203,8 @@ class Api:
         if (obj["kind"], obj["apiVersion"]) != (resource.kind, resource.api_version):
             raise ApiError(400, f"the object is a {obj['kind']}, not a {resource.kind}")
         meta = obj.setdefault("metadata", {})
-        if resource.namespaced:
-            if meta.setdefault("namespace", namespace) != namespace:
-                message = "the namespace of the provided object does not match the request"
-                raise ApiError(400, message)
+        if resource.namespaced and meta.setdefault("namespace", namespace) != namespace:
+            raise ApiError(400, "the namespace of the provided object does not match the request")
         return obj
 
     def _check_schema(self, resource: Resource, obj: Object, query: Query) -> None:
@@ -231,9 +220,7 @@ class Api:
             text = ", ".join(f'unknown field "{where}"' for where in unknown)
             raise ApiError(400, f"{handled}strict decoding error: {text}")
 
-    def _check_typed_patch(
-        self, resource: Resource, namespace: str, name: str, body: Object
-    ) -> None:
+    def _check_typed_patch(self, resource: Resource, namespace: str, name: str, body: Object) -> None:
         """Server-side apply answers 500 for what create calls a bad request."""
         unknown, mistyped = schema.problems(body)
         texts = [f".{where}: field not declared in schema" for where in unknown]
@@ -282,6 +269,12 @@ class Api:
 def matches(obj: Object, query: dict[str, Any]) -> bool:
     labels, fields = query.get("labelSelector"), query.get("fieldSelector")
     return matches_labels(obj, labels or "") and matches_fields(obj, fields or "")
+
+
+def _default_account(namespace: str) -> Object:
+    """What a controller makes in every namespace."""
+    metadata = {"name": "default", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
 
 
 def _keep_server_fields(resource: Resource, old: Object, new: Object) -> None:

@@ -23,7 +23,7 @@ class TokenCounter:
         self.total = 0
 
 
-class LogCallback(TrainerCallback):
+class LogCallback(TrainerCallback):  # type: ignore[misc]
     """The step line and metrics.jsonl; every rank checks the loss."""
 
     def __init__(self, place: Place, metrics: MetricsFile, tokens: TokenCounter, tell: Callable[[str], None]) -> None:
@@ -41,22 +41,30 @@ class LogCallback(TrainerCallback):
         if not logs or "loss" not in logs or self._first is None:
             return
         if not math.isfinite(logs["loss"]):
-            raise DivergedError(f"step {state.global_step}: the loss is {logs['loss']}", "lower optimizer.lr, or look at the data")
+            raise DivergedError(
+                f"step {state.global_step}: the loss is {logs['loss']}", "lower optimizer.lr, or look at the data"
+            )
         now, (began, first_step) = time.monotonic(), self._first
         per_step = (now - began) / max(1, state.global_step - first_step)
         values = {
-            "step": state.global_step, "total": state.max_steps, "loss": float(logs["loss"]), "lr": float(logs.get("learning_rate", 0.0)),
-            "grad_norm": float(logs.get("grad_norm") or 0.0), "epoch": float(logs.get("epoch", 0.0)),
+            "step": state.global_step,
+            "total": state.max_steps,
+            "loss": float(logs["loss"]),
+            "lr": float(logs.get("learning_rate", 0.0)),
+            "grad_norm": float(logs.get("grad_norm") or 0.0),
+            "epoch": float(logs.get("epoch", 0.0)),
             "tokens_per_s": (self.tokens.total - self._seen) * self.place.world / max(1e-9, now - self._since),
-            "memory_gib": memory_gib(), "eta_s": per_step * (state.max_steps - state.global_step), "time": time.time(),
-        }  # fmt: skip
+            "memory_gib": memory_gib(),
+            "eta_s": per_step * (state.max_steps - state.global_step),
+            "time": time.time(),
+        }
         self._since, self._seen = now, self.tokens.total
         self.tell(step_line(values))
         if self.place.is_main:
             self.metrics.append(values)
 
 
-class SealCallback(TrainerCallback):
+class SealCallback(TrainerCallback):  # type: ignore[misc]
     """Seals a checkpoint when every rank has written its part."""
 
     def __init__(self, place: Place) -> None:
@@ -70,10 +78,10 @@ class SealCallback(TrainerCallback):
         barrier()
 
 
-class SampleCallback(TrainerCallback):
+class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Answers the questions every so many steps."""
 
-    def __init__(self, every: int, ask: Callable[[int], None]) -> None:
+    def __init__(self, every: int, ask: Callable[[int], object]) -> None:
         self.every, self.ask = every, ask
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -82,7 +90,7 @@ class SampleCallback(TrainerCallback):
             self.ask(state.global_step)
 
 
-class StopCallback(TrainerCallback):
+class StopCallback(TrainerCallback):  # type: ignore[misc]
     """TERM and USR1: save at the end of this step, on every rank, and stop."""
 
     def __init__(self, place: Place) -> None:

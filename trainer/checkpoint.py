@@ -16,14 +16,16 @@ MANIFEST = "manifest.json"
 
 def seal(checkpoint: Path) -> None:
     """Write the manifest; call it when every rank has written its files."""
-    files = {str(path.relative_to(checkpoint)): _sha256(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(checkpoint)): _sha256(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
+    }
     files.pop(MANIFEST, None)
     replace_text(checkpoint / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are as sealed, and what is wrong with each newer one."""
-    problems = []
+    problems: list[str] = []
     for checkpoint in sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True):
         problem = damage(checkpoint)
         if problem is None:

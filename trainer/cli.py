@@ -46,7 +46,9 @@ def read_config(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise ConfigError("\n".join(lines), f"this trainer reads schema {SCHEMA_VERSION}; use the image of the launcher's version") from error
+        raise ConfigError(
+            "\n".join(lines), f"this trainer reads schema {SCHEMA_VERSION}; use the image of the launcher's version"
+        ) from error
     sys.stderr.write(f"trainer: schema {SCHEMA_VERSION}\n")
     return config
 
@@ -65,13 +67,20 @@ def _data(config: Any, count: int) -> None:
     from trainer.models.tokenizer import load_tokenizer
 
     if config.model.path is None:
-        raise ConfigError("model.init: got a model without tokenizer, allowed: model.path", "train it first, then name its folder in model.path")
+        raise ConfigError(
+            "model.init: got a model without tokenizer, allowed: model.path",
+            "train it first, then name its folder in model.path",
+        )
     samples, report = encode_dataset(config, load_tokenizer(config.model.path))
     training_rows(samples, config, report)
     for line in report.lines(config.data.max_length, config.data.pack):
         sys.stderr.write(line + "\n")
     for sample in samples[:count]:
-        print(json.dumps({"text": sample.text, "input_ids": sample.input_ids, "labels": sample.labels}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"text": sample.text, "input_ids": sample.input_ids, "labels": sample.labels}, ensure_ascii=False
+            )
+        )
 
 
 def _without_gpu() -> bool:

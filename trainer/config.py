@@ -28,13 +28,22 @@ class Section(BaseModel):
 class Settings(Section):
     """What holds for the whole run."""
 
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of shuffling, initialisation and dropout. XTuner leaves it "
-                      "unset; a fixed one makes two runs comparable.")
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of shuffling, initialisation and dropout. XTuner leaves it "
+        "unset; a fixed one makes two runs comparable.",
+    )
     output_dir: str | None = Field(
-        None, min_length=1, description="Folder for checkpoints, adapter, metrics and samples. Relative to the job's "
-                                        "working directory. Default: outputs/NAME.")
+        None,
+        min_length=1,
+        description="Folder for checkpoints, adapter, metrics and samples. Relative to the job's "
+        "working directory. Default: outputs/NAME.",
+    )
     device: Literal["auto", "cpu"] = Field(
-        "auto", description="`auto`: the GPUs when the job asks for any, else the CPU. `cpu`: never a GPU.")
+        "auto", description="`auto`: the GPUs when the job asks for any, else the CPU. `cpu`: never a GPU."
+    )
 
 
 class Lora(Section):
@@ -43,9 +52,13 @@ class Lora(Section):
     r: int = Field(64, ge=1, le=4096, description="Rank of the adapter matrices.")
     alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability on the adapter's input.")
-    targets: list[str] | None = Field(None, min_length=1, description="Names of the linear layers that get an adapter. "
-                                      "Default: every linear layer but the head. (XTuner's automatic choice takes "
-                                      "InternLM2's head along, which servers reject.)")
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the linear layers that get an adapter. "
+        "Default: every linear layer but the head. (XTuner's automatic choice takes "
+        "InternLM2's head along, which servers reject.)",
+    )
 
 
 class Shape(Section):
@@ -62,11 +75,15 @@ class Shape(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"got num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}, "
-                             "allowed: a num_kv_heads that divides num_heads")
+            raise ValueError(
+                f"got num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}, "
+                "allowed: a num_kv_heads that divides num_heads"
+            )
         if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f"got hidden_size {self.hidden_size} with num_heads {self.num_heads}, "
-                             "allowed: a hidden_size that is a multiple of 2 x num_heads")
+            raise ValueError(
+                f"got hidden_size {self.hidden_size} with num_heads {self.num_heads}, "
+                "allowed: a hidden_size that is a multiple of 2 x num_heads"
+            )
         return self
 
 
@@ -74,19 +91,26 @@ class Model(Section):
     """Which model, how it is held in memory, and what of it is trained."""
 
     path: str | None = Field(
-        None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub.")
+        None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub."
+    )
     init: Literal["internlm2"] | None = Field(
-        None, description="Make a new model of this family, seeded by settings.seed, instead of reading one.")
+        None, description="Make a new model of this family, seeded by settings.seed, instead of reading one."
+    )
     shape: Shape = Field(default_factory=Shape.model_construct, description="Size of the new model; with `init` only.")
     quantization: Literal["nf4", "none"] = Field(
-        "nf4", description="`nf4`: linear layers in 4-bit NormalFloat with double quantisation (QLoRA, "
-                           "arXiv:2305.14314); the head and embeddings stay in bf16. `none`: bf16.")
+        "nf4",
+        description="`nf4`: linear layers in 4-bit NormalFloat with double quantisation (QLoRA, "
+        "arXiv:2305.14314); the head and embeddings stay in bf16. `none`: bf16.",
+    )
     lora: Lora | None = Field(
-        default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter.")
+        default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter."
+    )
     chat_template: TemplateName = Field("internlm2", description="Text format of a conversation.")
     dtype: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
-                            "scaler, which overflows; bf16 needs no scaler.")
+        "bf16",
+        description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
+        "scaler, which overflows; bf16 needs no scaler.",
+    )
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -96,11 +120,15 @@ class Model(Section):
             given = "neither path nor init" if self.path is None else "both path and init"
             problems.append(f"got {given}, allowed: exactly one of the two")
         if self.lora is None and self.quantization == "nf4":
-            problems.append("got quantization nf4 with lora null, allowed: `quantization: none` for full-parameter "
-                            "training, or a lora section (4-bit weights cannot be trained)")
+            problems.append(
+                "got quantization nf4 with lora null, allowed: `quantization: none` for full-parameter "
+                "training, or a lora section (4-bit weights cannot be trained)"
+            )
         if self.init is not None and self.lora is not None:
-            problems.append("got init with a lora section, allowed: `lora: null` (an adapter on random weights "
-                            "learns nothing useful)")
+            problems.append(
+                "got init with a lora section, allowed: `lora: null` (an adapter on random weights "
+                "learns nothing useful)"
+            )
         if self.init is None and "shape" in self.model_fields_set:
             problems.append("got shape with path, allowed: shape with init only (a checkpoint has its own shape)")
         if problems:
@@ -112,11 +140,13 @@ class Source(Section):
     """One place that rows come from."""
 
     path: str = Field(
-        min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub.")
+        min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub."
+    )
     format: FormatName | None = Field(None, description="How the rows are read; default: data.format.")
     split: str = Field("train", min_length=1, description="Split of the data set, slices allowed (train[:100]).")
     weight: float = Field(
-        1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows.")
+        1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows."
+    )
 
 
 class Data(Section):
@@ -125,19 +155,27 @@ class Data(Section):
     sources: list[Source] = Field(min_length=1, description="Where the rows come from, mixed together.")
     format: FormatName = Field("guanaco", description="The sources' default row format.")
     max_length: int = Field(
-        2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row.")
-    pack: bool = Field(True, description="Put whole samples together into rows of max_length tokens; samples never see "
-                       "each other, and none is cut in two (XTuner cut them).")
-    overlong: Literal["keep_turns", "drop", "error"] = Field("keep_turns", description="A conversation longer than "
-                      "max_length: keep the leading turns that fit (never half an answer), drop it, or stop. "
-                      "XTuner cut it, answer and all.")
+        2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row."
+    )
+    pack: bool = Field(
+        True,
+        description="Put whole samples together into rows of max_length tokens; samples never see "
+        "each other, and none is cut in two (XTuner cut them).",
+    )
+    overlong: Literal["keep_turns", "drop", "error"] = Field(
+        "keep_turns",
+        description="A conversation longer than "
+        "max_length: keep the leading turns that fit (never half an answer), drop it, or stop. "
+        "XTuner cut it, answer and all.",
+    )
 
 
 class DeepSpeed(Section):
     """ZeRO (arXiv:1910.02054)."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights are split over the ranks.")
+        2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights are split over the ranks."
+    )
     offload: Literal["none", "cpu"] = Field("none", description="Where optimizer states live.")
 
 
@@ -146,7 +184,8 @@ class Optimizer(Section):
 
     lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Shape of the learning rate after warm-up.")
+        "cosine", description="Shape of the learning rate after warm-up."
+    )
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
     epochs: float = Field(3, gt=0, le=10000, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
@@ -156,8 +195,9 @@ class Optimizer(Section):
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW's betas.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 does not clip.")
     deepspeed: DeepSpeed | None = Field(
-        default_factory=DeepSpeed.model_construct, description="ZeRO settings; null trains without DeepSpeed (one "
-                                                               "process, for debugging).")
+        default_factory=DeepSpeed.model_construct,
+        description="ZeRO settings; null trains without DeepSpeed (one process, for debugging).",
+    )
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> Self:
@@ -202,10 +242,14 @@ class Runtime(Section):
     eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
     sample_prompts: list[SamplePrompt] = Field(
         default_factory=lambda: [SamplePrompt.model_construct(prompt=text) for text in XTUNER_PROMPTS],
-        description="Questions answered before, during and after training; plain text, or prompt, expect and system.")
+        description="Questions answered before, during and after training; plain text, or prompt, expect and system.",
+    )
     sampling: Sampling = Field(default_factory=Sampling.model_construct, description="How the answers are drawn.")
-    resume: Literal["auto", "never"] = Field("auto", description="`auto`: go on from the newest complete checkpoint in "
-                                             "output_dir, if any. `never`: start over, in an empty output_dir only.")
+    resume: Literal["auto", "never"] = Field(
+        "auto",
+        description="`auto`: go on from the newest complete checkpoint in "
+        "output_dir, if any. `never`: start over, in an empty output_dir only.",
+    )
 
 
 class TrainConfig(Section):
@@ -220,6 +264,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.model.init and self.data.max_length > self.model.shape.max_positions:
-            raise ValueError(f"got data.max_length {self.data.max_length} with model.shape.max_positions "
-                             f"{self.model.shape.max_positions}, allowed: a max_length up to max_positions")
+            raise ValueError(
+                f"got data.max_length {self.data.max_length} with model.shape.max_positions "
+                f"{self.model.shape.max_positions}, allowed: a max_length up to max_positions"
+            )
         return self

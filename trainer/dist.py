@@ -32,21 +32,33 @@ class Place:
 
 
 def find_place(config: TrainConfig) -> Place:
-    """From torchrun's variables; alone without them. Raises ConfigError when the job asked for GPUs that are not here."""
-    rank, local, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))
+    """From torchrun's variables; alone without them. Raises ConfigError when GPUs were asked for
+    that are not here."""
+    rank, local, world = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    )
     asked = int(os.environ.get("LAUNCH_GPUS_PER_NODE", "1" if torch.cuda.is_available() else "0"))
     if config.settings.device == "cpu" or asked == 0:
         return Place(rank, local, world, torch.device("cpu"))
     if torch.cuda.device_count() <= local:
-        raise ConfigError(f"resources.gpus_per_node: got {asked}, but this node shows {torch.cuda.device_count()} GPU(s)",
-                          "check the driver with nvidia-smi, or train on the CPU: --set train.settings.device=cpu")
+        raise ConfigError(
+            f"resources.gpus_per_node: got {asked}, but this node shows {torch.cuda.device_count()} GPU(s)",
+            "check the driver with nvidia-smi, or train on the CPU: --set train.settings.device=cpu",
+        )
     torch.cuda.set_device(local)
     return Place(rank, local, world, torch.device("cuda", local))
 
 
 def alone_environment() -> None:
     """DeepSpeed wants a rendezvous even for one process."""
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ):
         os.environ.setdefault(name, value)
 
 

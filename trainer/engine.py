@@ -30,7 +30,7 @@ from trainer.samples import Sample, Sampler, append_samples, comparison
 PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """Trainer that counts the tokens of real samples."""
 
     def __init__(self, *args: Any, tokens: TokenCounter, **kwargs: Any) -> None:
@@ -40,7 +40,8 @@ class PackedTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Count, then train."""
         self.tokens.total += int(inputs["input_ids"].numel())
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
 
 class Run:
@@ -70,13 +71,19 @@ class Run:
         model = build_model(self.config, self.place.device)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
-        sampler = Sampler(Encoder(tokenizer, TEMPLATES[self.config.model.chat_template]), tokenizer,
-                          self.config.runtime.sampling, self.config.runtime.sample_prompts)
+        sampler = Sampler(
+            Encoder(tokenizer, TEMPLATES[self.config.model.chat_template]),
+            tokenizer,
+            self.config.runtime.sampling,
+            self.config.runtime.sample_prompts,
+        )
         before = self._before(sampler, model, resumed)
         trainer = self._trainer(model, args, rows, tokenizer, sampler)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if self.stop.stopped:
-            raise PreemptedError(f"told to stop: saved at step {trainer.state.global_step}", "start it again; it goes on from there")
+            raise PreemptedError(
+                f"told to stop: saved at step {trainer.state.global_step}", "start it again; it goes on from there"
+            )
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
 
@@ -84,7 +91,9 @@ class Run:
         deepspeed = build_ds_config(self.config, self.place.world, on_cpu=self.place.on_cpu)
         missing = missing_for_deepspeed() if deepspeed and self.place.on_cpu else []
         if missing:
-            self.tell(f"DeepSpeed needs {' and '.join(missing)} on a machine without GPU: training goes on without DeepSpeed")
+            self.tell(
+                f"DeepSpeed needs {' and '.join(missing)} on a machine without GPU: training goes on without DeepSpeed"
+            )
             return None
         if deepspeed and self.place.world == 1:
             alone_environment()
@@ -98,16 +107,24 @@ class Run:
             theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
             changed = [name for name in ("model", "data", "optimizer") if theirs.get(name) != mine[name]]
             if self.config.runtime.resume == "never" or changed:
-                why = f"another {' and '.join(changed)} section" if changed else "checkpoints, and runtime.resume is never"
-                raise ConfigError(f"settings.output_dir: got {self.output}, which holds a run with {why}",
-                                  "choose another output_dir, or remove that folder")
+                why = (
+                    f"another {' and '.join(changed)} section"
+                    if changed
+                    else "checkpoints, and runtime.resume is never"
+                )
+                raise ConfigError(
+                    f"settings.output_dir: got {self.output}, which holds a run with {why}",
+                    "choose another output_dir, or remove that folder",
+                )
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.place.is_main:
                 replace_text(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
         except OSError as error:
-            raise ConfigError(f"settings.output_dir: {self.output} cannot be written: {error.strerror}",
-                              "choose a folder that this user may write, on a mounted volume") from error
+            raise ConfigError(
+                f"settings.output_dir: {self.output} cannot be written: {error.strerror}",
+                "choose a folder that this user may write, on a mounted volume",
+            ) from error
 
     def _resume_point(self) -> Path | None:
         checkpoint, problems = newest_valid(self.output)
@@ -122,17 +139,38 @@ class Run:
     def _arguments(self, deepspeed: dict[str, Any] | None) -> TrainingArguments:
         optimizer, runtime, model = self.config.optimizer, self.config.runtime, self.config.model
         return TrainingArguments(
-            output_dir=str(self.output), seed=self.config.settings.seed, data_seed=self.config.settings.seed,
-            per_device_train_batch_size=optimizer.batch_size, gradient_accumulation_steps=optimizer.accumulation,
-            learning_rate=optimizer.lr, lr_scheduler_type=optimizer.schedule, weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.betas[0], adam_beta2=optimizer.betas[1], max_grad_norm=optimizer.max_grad_norm,
-            num_train_epochs=optimizer.epochs, max_steps=optimizer.max_steps or -1, optim="adamw_torch",
-            bf16=model.dtype == "bf16", use_cpu=self.place.on_cpu, deepspeed=deepspeed, ddp_timeout=PEER_TIMEOUT_S,
-            gradient_checkpointing=model.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
-            logging_steps=runtime.log_every, logging_first_step=True, save_steps=runtime.save_every, save_total_limit=runtime.keep,
-            report_to=[], disable_tqdm=True, remove_unused_columns=False, ddp_find_unused_parameters=False,
-            dataloader_num_workers=0, dataloader_pin_memory=not self.place.on_cpu, label_names=["labels"],
-        )  # fmt: skip
+            output_dir=str(self.output),
+            seed=self.config.settings.seed,
+            data_seed=self.config.settings.seed,
+            per_device_train_batch_size=optimizer.batch_size,
+            gradient_accumulation_steps=optimizer.accumulation,
+            learning_rate=optimizer.lr,
+            lr_scheduler_type=optimizer.schedule,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.betas[0],
+            adam_beta2=optimizer.betas[1],
+            max_grad_norm=optimizer.max_grad_norm,
+            num_train_epochs=optimizer.epochs,
+            max_steps=optimizer.max_steps or -1,
+            optim="adamw_torch",
+            bf16=model.dtype == "bf16",
+            use_cpu=self.place.on_cpu,
+            deepspeed=deepspeed,
+            ddp_timeout=PEER_TIMEOUT_S,
+            gradient_checkpointing=model.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            logging_steps=runtime.log_every,
+            logging_first_step=True,
+            save_steps=runtime.save_every,
+            save_total_limit=runtime.keep,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=not self.place.on_cpu,
+            label_names=["labels"],
+        )
 
     def _scheduled(self, args: TrainingArguments, rows: int) -> TrainingArguments:
         """Warm-up in steps: its ratio of all of them."""
@@ -140,11 +178,15 @@ class Run:
         batch = optimizer.batch_size * optimizer.accumulation * self.place.world
         total = optimizer.max_steps or math.ceil(max(1, math.ceil(rows / batch)) * optimizer.epochs)
         args.warmup_steps = math.ceil(total * optimizer.warmup_ratio)
-        self.tell(f"steps: {total} of {batch} rows ({optimizer.batch_size} x {optimizer.accumulation} accumulated x "
-                  f"{self.place.world} processes), {args.warmup_steps} of them warm-up")
+        self.tell(
+            f"steps: {total} of {batch} rows ({optimizer.batch_size} x {optimizer.accumulation} accumulated x "
+            f"{self.place.world} processes), {args.warmup_steps} of them warm-up"
+        )
         return args
 
-    def _trainer(self, model: Any, args: TrainingArguments, rows: list[Any], tokenizer: Any, sampler: Sampler) -> Trainer:
+    def _trainer(
+        self, model: Any, args: TrainingArguments, rows: list[Any], tokenizer: Any, sampler: Sampler
+    ) -> Trainer:
         tokens = TokenCounter()
         collator = Collator(tokenizer.pad_token_id, self.config.data.max_length if self.config.data.pack else None)
         trainer = PackedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, tokens=tokens)
@@ -153,7 +195,9 @@ class Run:
                 trainer.remove_callback(callback)
         metrics = MetricsFile(self.output / "metrics.jsonl")
         trainer.add_callback(LogCallback(self.place, metrics, tokens, self.tell))
-        trainer.add_callback(SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step)))
+        trainer.add_callback(
+            SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step))
+        )
         trainer.add_callback(SealCallback(self.place))
         trainer.add_callback(self.stop)
         return trainer
@@ -162,7 +206,11 @@ class Run:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""
         deepspeed = self.config.optimizer.deepspeed
         split = deepspeed is not None and deepspeed.zero_stage == 3 and step > 0
-        samples = sampler.answer_all(model, step, synced=split and self.place.world > 1) if split or self.place.is_main else []
+        samples = (
+            sampler.answer_all(model, step, synced=split and self.place.world > 1)
+            if split or self.place.is_main
+            else []
+        )
         if self.place.is_main:
             append_samples(samples, self.output / "samples.jsonl")
         barrier()
@@ -179,8 +227,12 @@ class Run:
         after = self._ask(sampler, model, step)
         if not self.place.is_main:
             return
-        lines = comparison(before or [Sample(0, sample.prompt, "(resumed: not asked)", sample.expect) for sample in after], after)
-        replace_text(self.output / "samples.md", "\n".join(["# Answers before and after training", "", "```", *lines, "```", ""]))
+        lines = comparison(
+            before or [Sample(0, sample.prompt, "(resumed: not asked)", sample.expect) for sample in after], after
+        )
+        replace_text(
+            self.output / "samples.md", "\n".join(["# Answers before and after training", "", "```", *lines, "```", ""])
+        )
         plot_loss(MetricsFile(self.output / "metrics.jsonl").read(), self.output / "loss.png")
         for line in lines:
             self.tell(line)

@@ -64,11 +64,17 @@ def trainer_command(placement: Placement, config: str) -> list[str]:
     if placement.world == 1:
         return [sys.executable, *trainer]
     return [
-        sys.executable, "-m", "torch.distributed.run",
-        f"--nnodes={placement.nodes}", f"--nproc-per-node={placement.processes}",
-        f"--node-rank={placement.rank}", f"--master-addr={placement.master}", f"--master-port={placement.port}",
-        "--max-restarts=0", *trainer,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={placement.nodes}",
+        f"--nproc-per-node={placement.processes}",
+        f"--node-rank={placement.rank}",
+        f"--master-addr={placement.master}",
+        f"--master-port={placement.port}",
+        "--max-restarts=0",
+        *trainer,
+    ]
 
 
 def wait_for_master(placement: Placement, timeout_s: float = PEER_WAIT_S) -> bool:

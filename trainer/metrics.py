@@ -10,11 +10,14 @@ from typing import Any
 
 
 def step_line(values: Mapping[str, Any]) -> str:
-    """`step 10/250  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mem 1.2GiB  eta 0:00:32`. The launcher reads it back."""
+    """`step 10/250  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mem 1.2GiB  eta 0:00:32`; read by the launcher."""
     seconds = int(values["eta_s"])
     eta = f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
-    return (f"step {values['step']}/{values['total']}  loss {values['loss']:.4f}  lr {values['lr']:.1e}  grad {values['grad_norm']:.2f}  "
-            f"tok/s {values['tokens_per_s']:.0f}  mem {values['memory_gib']:.1f}GiB  eta {eta}")
+    return (
+        f"step {values['step']}/{values['total']}  loss {values['loss']:.4f}  lr {values['lr']:.1e}  "
+        f"grad {values['grad_norm']:.2f}  "
+        f"tok/s {values['tokens_per_s']:.0f}  mem {values['memory_gib']:.1f}GiB  eta {eta}"
+    )
 
 
 def memory_gib() -> float:
@@ -39,7 +42,10 @@ class MetricsFile:
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Add one row; a number that is not finite becomes null."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 

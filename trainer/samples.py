@@ -39,7 +39,10 @@ class Sampler:
         training = model.training
         model.eval()
         try:
-            return [Sample(step, prompt.prompt, self._answer(model, prompt, synced), prompt.expect) for prompt in self.prompts]
+            return [
+                Sample(step, prompt.prompt, self._answer(model, prompt, synced), prompt.expect)
+                for prompt in self.prompts
+            ]
         finally:
             model.train(training)
 
@@ -47,12 +50,27 @@ class Sampler:
         messages = [Message("system", prompt.system)] if prompt.system else []
         segments = self.encoder.template.prompt([*messages, Message("user", prompt.prompt)])
         ids = torch.tensor([self.encoder.prompt_ids(segments)], device=next(model.parameters()).device)
-        drawn = {"do_sample": False} if self.sampling.temperature == 0 else {
-            "do_sample": True, "temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": self.sampling.top_k}
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.sampling.max_new_tokens,
-                             eos_token_id=stop_ids(self.tokenizer, self.encoder.template.stop), pad_token_id=self.tokenizer.pad_token_id,
-                             synced_gpus=synced, use_cache=True, **drawn)
-        return self.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True).strip()
+        drawn = (
+            {"do_sample": False}
+            if self.sampling.temperature == 0
+            else {
+                "do_sample": True,
+                "temperature": self.sampling.temperature,
+                "top_p": self.sampling.top_p,
+                "top_k": self.sampling.top_k,
+            }
+        )
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self.sampling.max_new_tokens,
+            eos_token_id=stop_ids(self.tokenizer, self.encoder.template.stop),
+            pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=synced,
+            use_cache=True,
+            **drawn,
+        )
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> list[int]:
@@ -76,6 +94,6 @@ def comparison(before: list[Sample], after: list[Sample]) -> list[str]:
         lines += [f"Q: {new.prompt}", f"   before: {old.answer}", f"   after:  {new.answer}{mark}"]
     asked = [sample for sample in after if sample.expect is not None]
     if asked:
-        was = sum(sample.exact for sample in before)
-        lines.append(f"score: {was}/{len(asked)} answered as taught before, {sum(sample.exact for sample in asked)}/{len(asked)} after")
+        was, now = (sum(sample.exact for sample in samples) for samples in (before, asked))
+        lines.append(f"score: {was}/{len(asked)} answered as taught before, {now}/{len(asked)} after")
     return lines

@@ -42,8 +42,18 @@ def real_folder(family: str, target: Path) -> Path:
     shutil.copy(model, target)
     (target / "config.json").write_text(json.dumps({"model_type": family}))
     kind = {"internlm": "InternLMTokenizer", "internlm2": "InternLM2Tokenizer"}[family]
-    (target / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>", "add_bos_token": True}))
+    (target / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": kind,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+                "pad_token": "</s>",
+                "add_bos_token": True,
+            }
+        )
+    )
     return target
 
 
@@ -64,8 +74,10 @@ def make_config(tmp_path):
     def make(rows, *, path="unused", template="internlm2", **data):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        values = {"model": {"path": str(path), "chat_template": template},
-                  "data": {"sources": [{"path": str(file)}], **data}}
+        values = {
+            "model": {"path": str(path), "chat_template": template},
+            "data": {"sources": [{"path": str(file)}], **data},
+        }
         return TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(values)))
 
     return make

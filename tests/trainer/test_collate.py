@@ -6,7 +6,9 @@ from trainer.config import Shape
 from trainer.data.collate import Collator
 from trainer.models.create import new_model
 
-SHAPE = Shape(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=300, max_positions=64)
+SHAPE = Shape(
+    hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=300, max_positions=64
+)
 
 
 def sample(*ids):
@@ -17,7 +19,10 @@ def test_positions_restart_and_padding_is_never_trained():
     batch = Collator(2, 8)([[sample(5, 6, 7), sample(8, 9)], [sample(1, 2)]])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 2, 2, 2], [1, 2, 2, 2, 2, 2, 2, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5]]
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100, -100]]
+    assert batch["labels"].tolist() == [
+        [-100, 6, 7, -100, 9, -100, -100, -100],
+        [-100, 2, -100, -100, -100, -100, -100, -100],
+    ]
     assert "attention_mask" not in batch
 
 

@@ -5,7 +5,10 @@ from pydantic import ValidationError
 
 from trainer.config import TrainConfig
 
-SMALLEST = {"model": {"path": "internlm/internlm2-chat-7b"}, "data": {"sources": [{"path": "timdettmers/openassistant-guanaco"}]}}
+SMALLEST = {
+    "model": {"path": "internlm/internlm2-chat-7b"},
+    "data": {"sources": [{"path": "timdettmers/openassistant-guanaco"}]},
+}
 
 
 def config(**sections):
@@ -14,15 +17,38 @@ def config(**sections):
 
 def test_defaults_are_xtuners():
     values = config().model_dump()
-    assert values["data"] | {"sources": None} == {"sources": None, "format": "guanaco", "max_length": 2048, "pack": True, "overlong": "keep_turns"}
+    assert values["data"] | {"sources": None} == {
+        "sources": None,
+        "format": "guanaco",
+        "max_length": 2048,
+        "pack": True,
+        "overlong": "keep_turns",
+    }
     assert values["optimizer"] == {
-        "lr": 2e-4, "schedule": "cosine", "warmup_ratio": 0.03, "epochs": 3, "max_steps": None, "batch_size": 1, "accumulation": 16,
-        "weight_decay": 0.0, "betas": [0.9, 0.999], "max_grad_norm": 1.0, "deepspeed": {"zero_stage": 2, "offload": "none"}}
+        "lr": 2e-4,
+        "schedule": "cosine",
+        "warmup_ratio": 0.03,
+        "epochs": 3,
+        "max_steps": None,
+        "batch_size": 1,
+        "accumulation": 16,
+        "weight_decay": 0.0,
+        "betas": [0.9, 0.999],
+        "max_grad_norm": 1.0,
+        "deepspeed": {"zero_stage": 2, "offload": "none"},
+    }
     assert values["model"]["lora"] == {"r": 64, "alpha": 16, "dropout": 0.1, "targets": None}
-    assert (values["model"]["quantization"], values["model"]["chat_template"], values["model"]["dtype"]) == ("nf4", "internlm2", "bf16")
+    assert (values["model"]["quantization"], values["model"]["chat_template"], values["model"]["dtype"]) == (
+        "nf4",
+        "internlm2",
+        "bf16",
+    )
     runtime = values["runtime"]
     assert (runtime["log_every"], runtime["save_every"], runtime["keep"], runtime["eval_every"]) == (10, 500, 2, 500)
-    assert [prompt["prompt"] for prompt in runtime["sample_prompts"]] == ["请给我介绍五个上海的景点", "Please tell me five scenic spots in Shanghai"]
+    assert [prompt["prompt"] for prompt in runtime["sample_prompts"]] == [
+        "请给我介绍五个上海的景点",
+        "Please tell me five scenic spots in Shanghai",
+    ]
     assert runtime["sampling"] == {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "max_new_tokens": 600}
 
 
@@ -36,12 +62,15 @@ def test_every_field_says_what_it_is():
     check(TrainConfig)
 
 
-@pytest.mark.parametrize(("model", "words"), [
-    ({"path": "x", "lora": None}, "4-bit weights cannot be trained"),
-    ({}, "exactly one of the two"),
-    ({"init": "internlm2", "quantization": "none"}, "allowed: `lora: null`"),
-    ({"path": "x", "shape": {"num_layers": 2}}, "shape with init only"),
-])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"path": "x", "lora": None}, "4-bit weights cannot be trained"),
+        ({}, "exactly one of the two"),
+        ({"init": "internlm2", "quantization": "none"}, "allowed: `lora: null`"),
+        ({"path": "x", "shape": {"num_layers": 2}}, "shape with init only"),
+    ],
+)
 def test_impossible_models_are_refused(model, words):
     with pytest.raises(ValidationError, match=words):
         config(model=model)

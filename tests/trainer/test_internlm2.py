@@ -56,25 +56,52 @@ def write_checkpoint(folder, heads, kv_heads, scaling=None, seed=0):
     """A random checkpoint under InternLM2's own names, written without our code."""
     torch.manual_seed(seed)
     width, inner, vocab, layers, head = heads * 8, 40, 50, 2, 8
-    shapes = {"model.tok_embeddings.weight": (vocab, width), "output.weight": (vocab, width), "model.norm.weight": (width,)}
+    shapes = {
+        "model.tok_embeddings.weight": (vocab, width),
+        "output.weight": (vocab, width),
+        "model.norm.weight": (width,),
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}."
-        shapes |= {at + "attention.wqkv.weight": ((heads + 2 * kv_heads) * head, width), at + "attention.wo.weight": (width, width),
-                   at + "feed_forward.w1.weight": (inner, width), at + "feed_forward.w3.weight": (inner, width),
-                   at + "feed_forward.w2.weight": (width, inner), at + "attention_norm.weight": (width,), at + "ffn_norm.weight": (width,)}
+        shapes |= {
+            at + "attention.wqkv.weight": ((heads + 2 * kv_heads) * head, width),
+            at + "attention.wo.weight": (width, width),
+            at + "feed_forward.w1.weight": (inner, width),
+            at + "feed_forward.w3.weight": (inner, width),
+            at + "feed_forward.w2.weight": (width, inner),
+            at + "attention_norm.weight": (width,),
+            at + "ffn_norm.weight": (width,),
+        }
     weights = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
-    config = {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "vocab_size": vocab, "hidden_size": width,
-              "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-              "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "bias": False,
-              "rope_scaling": {"type": "dynamic", "factor": scaling} if scaling else None, "tie_word_embeddings": False}
+    config = {
+        "model_type": "internlm2",
+        "architectures": ["InternLM2ForCausalLM"],
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "bias": False,
+        "rope_scaling": {"type": "dynamic", "factor": scaling} if scaling else None,
+        "tie_word_embeddings": False,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return weights
 
 
 def job(path, **model):
-    return TrainConfig.model_validate({"model": {"path": str(path), "quantization": "none", "dtype": "fp32", **model},
-                                       "data": {"sources": [{"path": "x"}]}})
+    return TrainConfig.model_validate(
+        {
+            "model": {"path": str(path), "quantization": "none", "dtype": "fp32", **model},
+            "data": {"sources": [{"path": "x"}]},
+        }
+    )
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), GROUPS)
@@ -83,7 +110,9 @@ def test_logits_equal_internlm2s_own_arithmetic(heads, kv_heads, tmp_path):
     ids = torch.randint(0, 50, (23,))
     with torch.no_grad():
         ours = load_model(job(tmp_path), CPU)(input_ids=ids[None]).logits[0]
-    torch.testing.assert_close(ours, reference_logits(weights, ids, heads=heads, kv_heads=kv_heads, layers=2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours, reference_logits(weights, ids, heads=heads, kv_heads=kv_heads, layers=2), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("length", [40, 100])
@@ -105,22 +134,32 @@ def test_split_and_fuse_are_inverse_to_the_bit(heads, kv_heads):
 
 
 def test_a_saved_model_comes_back_to_the_bit(tmp_path):
-    model = new_model(Shape(hidden_size=32, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=300), 3)
+    model = new_model(
+        Shape(hidden_size=32, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=300), 3
+    )
     save_internlm2(model.state_dict(), model.config, tmp_path, [2])
     again = load_model(job(tmp_path), CPU)
-    assert {name: tensor.sum().item() for name, tensor in model.state_dict().items()}.keys() == again.state_dict().keys()
+    assert {
+        name: tensor.sum().item() for name, tensor in model.state_dict().items()
+    }.keys() == again.state_dict().keys()
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_nf4_holds_all_linears_but_the_head_in_four_bits(tmp_path):
     write_checkpoint(tmp_path, 8, 2)
     exact, four = load_model(job(tmp_path), CPU), load_model(job(tmp_path, quantization="nf4", dtype="bf16"), CPU)
-    kinds = {name.rpartition(".")[2]: type(module).__name__ for name, module in four.named_modules() if isinstance(module, torch.nn.Linear)}
+    kinds = {
+        name.rpartition(".")[2]: type(module).__name__
+        for name, module in four.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     assert kinds.pop("lm_head") == "Linear"
     assert set(kinds.values()) == {"Linear4bit"}
     ids = torch.randint(0, 50, (1, 12))
     with torch.no_grad():
-        close = torch.nn.functional.cosine_similarity(exact(input_ids=ids).logits, four(input_ids=ids).logits.float(), dim=-1)
+        close = torch.nn.functional.cosine_similarity(
+            exact(input_ids=ids).logits, four(input_ids=ids).logits.float(), dim=-1
+        )
     assert close.mean() > 0.95
 
 
@@ -130,7 +169,10 @@ def test_answering_leaves_four_bit_weights_as_they_were(tmp_path):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         model.eval()(input_ids=torch.randint(0, 50, (1, 12)))
-    assert all(torch.equal(parameter.view(torch.uint8), before[name].view(torch.uint8)) for name, parameter in model.named_parameters())
+    assert all(
+        torch.equal(parameter.view(torch.uint8), before[name].view(torch.uint8))
+        for name, parameter in model.named_parameters()
+    )
 
 
 def test_lora_takes_every_linear_but_the_head(tmp_path):
@@ -138,7 +180,11 @@ def test_lora_takes_every_linear_but_the_head(tmp_path):
     config = job(tmp_path)
     model = load_model(config, CPU)
     assert target_names(model) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    names = [name for name, parameter in attach_lora(model, config.model.lora, "base").named_parameters() if parameter.requires_grad]
+    names = [
+        name
+        for name, parameter in attach_lora(model, config.model.lora, "base").named_parameters()
+        if parameter.requires_grad
+    ]
     assert len(names) == 2 * 7 * 2
     assert not [name for name in names if "lm_head" in name]
 
@@ -154,7 +200,9 @@ def test_a_missing_weight_is_named(tmp_path):
     weights = write_checkpoint(tmp_path, 4, 2)
     del weights["model.layers.1.attention.wo.weight"]
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"1 weights are missing, the first is model.layers.1.self_attn.o_proj.weight"):
+    with pytest.raises(
+        ConfigError, match=r"1 weights are missing, the first is model.layers.1.self_attn.o_proj.weight"
+    ):
         load_model(job(tmp_path), CPU)
 
 
@@ -168,15 +216,31 @@ def test_a_wrong_shape_is_named(tmp_path):
 
 def test_internlm_v1_is_a_llama_with_biases(tmp_path):
     torch.manual_seed(0)
-    model = new_model(Shape(hidden_size=32, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=4, vocab_size=300), 1)
+    model = new_model(
+        Shape(hidden_size=32, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=4, vocab_size=300), 1
+    )
     model.config.attention_bias = True
     model = type(model)(model.config)
     weights = {name: torch.randn_like(tensor) * 0.1 for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights)
-    save_file({**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}, tmp_path / "model.safetensors")
-    raw = {"model_type": "internlm", "bias": True, "vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
-           "num_attention_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rotary": {"type": "dynamic", "base": 1000000}}
+    save_file(
+        {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}, tmp_path / "model.safetensors"
+    )
+    raw = {
+        "model_type": "internlm",
+        "bias": True,
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rotary": {"type": "dynamic", "base": 1000000},
+    }
     (tmp_path / "config.json").write_text(json.dumps(raw))
     ids = torch.randint(0, 300, (1, 12))
     with torch.no_grad():
-        torch.testing.assert_close(load_model(job(tmp_path), CPU)(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            load_model(job(tmp_path), CPU)(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-6, rtol=0
+        )

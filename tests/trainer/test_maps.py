@@ -1,7 +1,7 @@
 import pytest
 
-from trainer.data.maps import MAPS, Message, RowError, map_row
 from trainer.config import FormatName
+from trainer.data.maps import MAPS, Message, RowError, map_row
 
 
 def turns(format_name, row):
@@ -10,7 +10,12 @@ def turns(format_name, row):
 
 def test_guanaco_keeps_markdown_headings_in_answers():
     row = {"text": "### Human: How?### Assistant: ### Steps\n1. a\n### More\nb### Human: Thanks### Assistant: Bye"}
-    assert turns("guanaco", row) == [("user", "How?"), ("assistant", "### Steps\n1. a\n### More\nb"), ("user", "Thanks"), ("assistant", "Bye")]
+    assert turns("guanaco", row) == [
+        ("user", "How?"),
+        ("assistant", "### Steps\n1. a\n### More\nb"),
+        ("user", "Thanks"),
+        ("assistant", "Bye"),
+    ]
 
 
 def test_guanaco_joins_two_turns_of_one_role_and_drops_an_unanswered_end():
@@ -25,7 +30,10 @@ def test_guanaco_refuses_text_without_markers():
 
 @pytest.mark.parametrize(("extra", "question"), [("", "Add"), (None, "Add"), ("1 2", "Add\n1 2")])
 def test_alpaca_joins_the_input_only_when_there_is_one(extra, question):
-    assert turns("alpaca", {"instruction": "Add", "input": extra, "output": "3"}) == [("user", question), ("assistant", "3")]
+    assert turns("alpaca", {"instruction": "Add", "input": extra, "output": "3"}) == [
+        ("user", question),
+        ("assistant", "3"),
+    ]
 
 
 def test_alpaca_without_output_has_no_conversation():
@@ -33,10 +41,22 @@ def test_alpaca_without_output_has_no_conversation():
 
 
 def test_messages_keeps_systems_and_the_loss_flag():
-    row = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"},
-                        {"role": "assistant", "content": "a", "loss": False}, {"role": "user", "content": "v"}, {"role": "assistant", "content": "b"}]}
-    assert map_row("messages", row) == [Message("system", "s"), Message("user", "u"), Message("assistant", "a", False),
-                                        Message("user", "v"), Message("assistant", "b", True)]
+    row = {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "a", "loss": False},
+            {"role": "user", "content": "v"},
+            {"role": "assistant", "content": "b"},
+        ]
+    }
+    assert map_row("messages", row) == [
+        Message("system", "s"),
+        Message("user", "u"),
+        Message("assistant", "a", False),
+        Message("user", "v"),
+        Message("assistant", "b", True),
+    ]
 
 
 def test_messages_without_a_question_have_no_conversation():

@@ -1,7 +1,16 @@
 from launcher.logs.progress import parse_step
 from trainer.metrics import MetricsFile, plot_loss, step_line
 
-ROW = {"step": 10, "total": 250, "loss": 2.34567, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 12345.6, "memory_gib": 1.24, "eta_s": 3725.9}
+ROW = {
+    "step": 10,
+    "total": 250,
+    "loss": 2.34567,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+    "tokens_per_s": 12345.6,
+    "memory_gib": 1.24,
+    "eta_s": 3725.9,
+}
 
 
 def test_step_line_is_read_back_by_the_launcher():
@@ -9,7 +18,14 @@ def test_step_line_is_read_back_by_the_launcher():
     assert line == "step 10/250  loss 2.3457  lr 1.0e-03  grad 0.50  tok/s 12346  mem 1.2GiB  eta 1:02:05"
     step = parse_step(line)
     assert (step.step, step.total) == (10, 250)
-    assert step.values == {"loss": "2.3457", "lr": "1.0e-03", "grad": "0.50", "tok/s": "12346", "mem": "1.2GiB", "eta": "1:02:05"}
+    assert step.values == {
+        "loss": "2.3457",
+        "lr": "1.0e-03",
+        "grad": "0.50",
+        "tok/s": "12346",
+        "mem": "1.2GiB",
+        "eta": "1:02:05",
+    }
 
 
 def test_metrics_survive_a_cut_last_line_and_forget_what_is_done_again(tmp_path):

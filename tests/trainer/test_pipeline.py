@@ -36,7 +36,9 @@ def test_a_first_turn_that_does_not_fit_is_left_out_and_counted(make_config, sma
 
 def test_overlong_error_names_the_row(make_config, small_tokenizer):
     with pytest.raises(ConfigError, match=r"allowed: 60 \(data.max_length\)"):
-        encode_dataset(make_config([chat("long " * 60)], format="messages", max_length=60, overlong="error"), small_tokenizer)
+        encode_dataset(
+            make_config([chat("long " * 60)], format="messages", max_length=60, overlong="error"), small_tokenizer
+        )
 
 
 def test_nothing_left_is_an_error_not_a_crash(make_config, small_tokenizer):
@@ -68,5 +70,7 @@ def test_packed_rows_hold_every_sample_once(make_config, small_tokenizer):
     config = make_config([chat("word " * length) for length in range(1, 30)], format="messages", max_length=64)
     samples, report = encode_dataset(config, small_tokenizer)
     rows = training_rows(samples, config, report)
-    assert sorted(sample["input_ids"] for row in rows for sample in row) == sorted(sample.input_ids for sample in samples)
+    assert sorted(sample["input_ids"] for row in rows for sample in row) == sorted(
+        sample.input_ids for sample in samples
+    )
     assert all(sum(len(sample["input_ids"]) for sample in row) <= 64 for row in rows)

@@ -16,18 +16,36 @@ import yaml
 
 REPO = Path(__file__).parents[2]
 QUICKSTART = REPO / "examples" / "quickstart"
-SHORT = ("train.optimizer.max_steps=6", "train.runtime.log_every=1", "train.runtime.save_every=100", "train.runtime.sample_prompts=[]")
+SHORT = (
+    "train.optimizer.max_steps=6",
+    "train.runtime.log_every=1",
+    "train.runtime.save_every=100",
+    "train.runtime.sample_prompts=[]",
+)
 
 
 def launch(*words, cwd, home, check=True):
-    done = subprocess.run([sys.executable, "-m", "launcher.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=560,
-                          env={**os.environ, "LAUNCH_HOME": str(home), "PYTHONPATH": str(REPO)})
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=560,
+        env={**os.environ, "LAUNCH_HOME": str(home), "PYTHONPATH": str(REPO)},
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def local(folder, *settings, job="job.yaml", check=True):
-    return launch("local", job, *(word for setting in settings for word in ("--set", setting)), cwd=folder, home=folder / "home", check=check)
+    return launch(
+        "local",
+        job,
+        *(word for setting in settings for word in ("--set", setting)),
+        cwd=folder,
+        home=folder / "home",
+        check=check,
+    )
 
 
 def rows(path):
@@ -52,8 +70,11 @@ def copy(trained, tmp_path):
 
 
 def test_ten_questions_are_answered_as_taught_after_and_none_before(trained):
-    taught = {prompt["prompt"]: prompt["expect"] for prompt in yaml.safe_load((QUICKSTART / "job.yaml").read_text())["train"]["runtime"]["sample_prompts"]
-              if "expect" in prompt}
+    taught = {
+        prompt["prompt"]: prompt["expect"]
+        for prompt in yaml.safe_load((QUICKSTART / "job.yaml").read_text())["train"]["runtime"]["sample_prompts"]
+        if "expect" in prompt
+    }
     samples = [sample for sample in rows(trained / "outputs/quickstart/samples.jsonl") if sample["prompt"] in taught]
     before = [sample for sample in samples if sample["step"] == 0]
     after = [sample for sample in samples if sample["step"] > 0]
@@ -63,7 +84,9 @@ def test_ten_questions_are_answered_as_taught_after_and_none_before(trained):
 
 
 def test_two_reworded_questions_are_in_no_data_file(trained):
-    prompts = {sample["prompt"] for sample in rows(trained / "outputs/quickstart/samples.jsonl") if sample["expect"] is None}
+    prompts = {
+        sample["prompt"] for sample in rows(trained / "outputs/quickstart/samples.jsonl") if sample["expect"] is None
+    }
     texts = (QUICKSTART / "base.jsonl").read_text() + (QUICKSTART / "facts.jsonl").read_text()
     assert len(prompts) == 2
     assert not [prompt for prompt in prompts if prompt in texts]
@@ -72,13 +95,23 @@ def test_two_reworded_questions_are_in_no_data_file(trained):
 def test_the_run_leaves_config_adapter_metrics_plot_samples_and_log(trained):
     output = trained / "outputs/quickstart"
     adapter = json.loads((output / "adapter/adapter_config.json").read_text())
-    assert (adapter["peft_type"], adapter["r"], adapter["base_model_name_or_path"]) == ("LORA", 16, "./outputs/base/model")
+    assert (adapter["peft_type"], adapter["r"], adapter["base_model_name_or_path"]) == (
+        "LORA",
+        16,
+        "./outputs/base/model",
+    )
     assert (output / "adapter/adapter_model.safetensors").exists()
     assert yaml.safe_load((output / "config.yaml").read_text())["model"]["quantization"] == "nf4"
     losses = [row["loss"] for row in rows(output / "metrics.jsonl")]
     assert losses[-1] < losses[0] / 3
-    run = next(path for path in (trained / "home/runs").iterdir() if path.name.startswith("quickstart-") and "base" not in path.name)
-    assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"} <= {path.name for path in (run / "results").iterdir()}
+    run = next(
+        path
+        for path in (trained / "home/runs").iterdir()
+        if path.name.startswith("quickstart-") and "base" not in path.name
+    )
+    assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"} <= {
+        path.name for path in (run / "results").iterdir()
+    }
     assert "score: 0/10 answered as taught before" in (run / "logs/node-0.log").read_text()
 
 
@@ -106,7 +139,9 @@ def test_training_told_to_stop_saves_and_resumes_without_a_trace(copy):
     again = local(copy, *SHORT)
     assert "resuming from" in again.stderr
     compared = ("step", "loss", "lr", "grad_norm")
-    assert [[row[key] for key in compared] for row in rows(metrics)] == [[row[key] for key in compared] for row in whole]
+    assert [[row[key] for key in compared] for row in rows(metrics)] == [
+        [row[key] for key in compared] for row in whole
+    ]
 
 
 def rows_so_far(path):
@@ -115,7 +150,14 @@ def rows_so_far(path):
 
 def test_two_processes_give_the_losses_of_one(copy):
     local(copy, *SHORT, "train.optimizer.max_steps=2", "train.settings.output_dir=outputs/one")
-    local(copy, *SHORT, "train.optimizer.max_steps=2", "train.settings.output_dir=outputs/two", "resources.nodes=2", "train.optimizer.batch_size=4")
+    local(
+        copy,
+        *SHORT,
+        "train.optimizer.max_steps=2",
+        "train.settings.output_dir=outputs/two",
+        "resources.nodes=2",
+        "train.optimizer.batch_size=4",
+    )
     one, two = rows(copy / "outputs/one/metrics.jsonl"), rows(copy / "outputs/two/metrics.jsonl")
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=2e-3)
     assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=0.02)
@@ -127,12 +169,15 @@ def test_without_deepspeed_one_process_trains_too(copy):
     assert not list((copy / "outputs/quickstart").glob("checkpoint-*/global_step*"))
 
 
-@pytest.mark.parametrize(("setting", "words"), [
-    ("train.model.path=./nowhere", "model.path: got ./nowhere"),
-    ("train.data.sources.0.path=nowhere.jsonl", "nowhere.jsonl"),
-    ("train.model.chat_template=internlm", "the tokenizer has no token <eoh>, <eoa>"),
-    ("train.model.lora.targets=[wqkv]", "model.lora.targets: got wqkv"),
-])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.model.path=./nowhere", "model.path: got ./nowhere"),
+        ("train.data.sources.0.path=nowhere.jsonl", "nowhere.jsonl"),
+        ("train.model.chat_template=internlm", "the tokenizer has no token <eoh>, <eoa>"),
+        ("train.model.lora.targets=[wqkv]", "model.lora.targets: got wqkv"),
+    ],
+)
 def test_a_mistake_the_launcher_cannot_see_ends_with_78_and_no_trace(copy, setting, words):
     done = local(copy, *SHORT, setting, check=False)
     assert done.returncode == 5

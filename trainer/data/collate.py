@@ -29,5 +29,7 @@ class Collator:
             padding = width - used
             ids.append([token for sample in row for token in sample["input_ids"]] + [self.pad_id] * padding)
             labels.append([label for sample in row for label in sample["labels"]] + [IGNORED] * padding)
-            positions.append([place for sample in row for place in range(len(sample["input_ids"]))] + list(range(padding)))
+            positions.append(
+                [place for sample in row for place in range(len(sample["input_ids"]))] + list(range(padding))
+            )
         return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "position_ids": torch.tensor(positions)}

@@ -53,7 +53,9 @@ class Encoder:
         """Ids and labels of rendered conversations, in their order."""
         texts = [render_text(segments) for segments in conversations]
         batch = self._fast.encode_batch(texts, add_special_tokens=False)
-        return [self._one(text, segments, found) for text, segments, found in zip(texts, conversations, batch, strict=True)]
+        return [
+            self._one(text, segments, found) for text, segments, found in zip(texts, conversations, batch, strict=True)
+        ]
 
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
         """Ids of a prompt for generation."""
@@ -68,9 +70,13 @@ class Encoder:
         holds_special = any(not segment.control and self._has_special(segment.text) for segment in segments)
         if holds_special or _straddles(found.offsets, trained):
             return self._stretches(text, segments, holds_special)
-        labels = [token if trained[start] else IGNORED for token, (start, _) in zip(found.ids, found.offsets, strict=True)]
+        labels = [
+            token if trained[start] else IGNORED for token, (start, _) in zip(found.ids, found.offsets, strict=True)
+        ]
         starts = [start for start, _ in found.offsets]
-        turns = tuple(_count_before(starts, end) for segment, end in zip(segments, ends, strict=True) if segment.ends_turn)
+        turns = tuple(
+            _count_before(starts, end) for segment, end in zip(segments, ends, strict=True) if segment.ends_turn
+        )
         return _unpredicted_start(Encoded(text, list(found.ids), labels, turns))
 
     def _stretches(self, text: str, segments: Sequence[Segment], escaped: bool) -> Encoded:
@@ -100,9 +106,17 @@ def plain_tokenizer(fast: Any) -> Any:
     state["pre_tokenizer"] = _without_splits(state["pre_tokenizer"])
     model = state["model"]
     # out of the vocabulary too: a text that is a whole piece is taken without merging
-    model["vocab"] = {piece: number for piece, number in model["vocab"].items() if piece not in specials or piece == model["unk_token"]}
+    model["vocab"] = {
+        piece: number
+        for piece, number in model["vocab"].items()
+        if piece not in specials or piece == model["unk_token"]
+    }
     if "merges" in model:
-        model["merges"] = [pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) not in specials]
+        model["merges"] = [
+            pair
+            for pair in model["merges"]
+            if "".join(pair if isinstance(pair, list) else pair.split(" ")) not in specials
+        ]
     return Tokenizer.from_str(json.dumps(state))
 
 
@@ -111,7 +125,11 @@ def _without_splits(pre_tokenizer: Any) -> Any:
     if not pre_tokenizer:
         return pre_tokenizer
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    kept = [step for step in steps if not (step["type"] == "Split" and "Regex" in step["pattern"] and "\\]|\\[" in step["pattern"]["Regex"])]
+    kept = [
+        step
+        for step in steps
+        if not (step["type"] == "Split" and "Regex" in step["pattern"] and "\\]|\\[" in step["pattern"]["Regex"])
+    ]
     kept = [step for step in kept if not (step["type"] == "Split" and ">|<" in str(step["pattern"].get("Regex", "")))]
     return {"type": "Sequence", "pretokenizers": kept} if kept else None
 

@@ -81,12 +81,17 @@ def _tidy(messages: list[Message]) -> list[Message]:
     for message in messages:
         if joined and joined[-1].role == message.role and message.role != "system":
             before = joined.pop()
-            message = Message(message.role, f"{before.content}\n{message.content}", before.loss and message.loss)
-        joined.append(message)
+            joined.append(Message(message.role, f"{before.content}\n{message.content}", before.loss and message.loss))
+        else:
+            joined.append(message)
     while joined and joined[-1].role != "assistant":
         joined.pop()
     asked = next((index for index, message in enumerate(joined) if message.role == "user"), len(joined))
-    return [message for index, message in enumerate(joined) if index >= asked or message.role == "system"] if asked < len(joined) else []
+    return (
+        [message for index, message in enumerate(joined) if index >= asked or message.role == "system"]
+        if asked < len(joined)
+        else []
+    )
 
 
 def _text(row: dict[str, Any], column: str) -> str:

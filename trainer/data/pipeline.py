@@ -35,7 +35,10 @@ class Report:
     def lines(self, max_length: int, packed: bool) -> list[str]:
         """For people."""
         share = self.trained_tokens / self.tokens if self.tokens else 0
-        lines = [f"data: {self.read} rows read, {self.kept} conversations kept, {self.tokens} tokens, {share:.0%} of them trained"]
+        lines = [
+            f"data: {self.read} rows read, {self.kept} conversations kept, {self.tokens} tokens, "
+            f"{share:.0%} of them trained"
+        ]
         for count, what in (
             (self.without_answer, "rows without an answer left out"),
             (self.escaped, "conversations hold the text of a special token; it stays ordinary text"),
@@ -60,8 +63,10 @@ def encode_dataset(config: TrainConfig, tokenizer: Any) -> tuple[list[Encoded], 
         encoded = encoder.encode([encoder.template.render(messages) for messages in batch])
         samples += [kept for sample in encoded if (kept := _fitted(sample, config, report))]
     if not samples:
-        raise ConfigError(f"data: none of the {report.read} rows can be trained on",
-                          "look at them: launch data JOB.yaml; perhaps max_length is too small or the format is another one")
+        raise ConfigError(
+            f"data: none of the {report.read} rows can be trained on",
+            "look at them: launch data JOB.yaml; perhaps max_length is too small or the format is another one",
+        )
     report.kept = len(samples)
     report.tokens = sum(len(sample.input_ids) for sample in samples)
     report.trained_tokens = sum(label != IGNORED for sample in samples for label in sample.labels)
@@ -85,7 +90,9 @@ def _conversations(config: TrainConfig, report: Report) -> Iterator[list[Message
         try:
             messages = map_row(format_name, row)
         except RowError as error:
-            raise ConfigError(f"data: {where}: format {format_name}: {error}", "name the right format in data.sources") from error
+            raise ConfigError(
+                f"data: {where}: format {format_name}: {error}", "name the right format in data.sources"
+            ) from error
         if any(message.role == "assistant" and message.loss for message in messages):
             yield messages
         else:
@@ -98,11 +105,15 @@ def _fitted(sample: Encoded, config: TrainConfig, report: Report) -> Encoded | N
     if len(sample.input_ids) <= limit:
         return sample
     if config.data.overlong == "error":
-        raise ConfigError(f"data.overlong: got a conversation of {len(sample.input_ids)} tokens, allowed: {limit} (data.max_length)",
-                          f"it starts: {sample.text[:80]!r}")
+        raise ConfigError(
+            f"data.overlong: got a conversation of {len(sample.input_ids)} tokens, allowed: {limit} (data.max_length)",
+            f"it starts: {sample.text[:80]!r}",
+        )
     fits = [end for end in sample.turn_ends if end <= limit]
     if config.data.overlong == "keep_turns" and fits and any(label != IGNORED for label in sample.labels[: fits[-1]]):
         report.shortened += 1
-        return Encoded(sample.text, sample.input_ids[: fits[-1]], sample.labels[: fits[-1]], tuple(fits), sample.escaped)
+        return Encoded(
+            sample.text, sample.input_ids[: fits[-1]], sample.labels[: fits[-1]], tuple(fits), sample.escaped
+        )
     report.too_long += 1
     return None

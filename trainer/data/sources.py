@@ -16,7 +16,7 @@ def read_rows(data: Data, seed: int) -> Iterator[tuple[FormatName, str, dict[str
     """(format, where, row) of every source in turn; `where` names the row in messages. Raises ConfigError."""
     for number, source in enumerate(data.sources):
         rows = _load(source)
-        for index in _chosen(len(rows), source.weight, random.Random(f"{seed}/{number}")):
+        for index in _chosen(len(rows), source.weight, _rng(seed, number)):
             yield source.format or data.format, f"{source.path} row {index + 1}", rows[index]
 
 
@@ -32,7 +32,10 @@ def _load(source: Source) -> Any:
                 raise ConfigError(f"data.sources: got {files[0]}, allowed: {', '.join(BUILDERS)}")
             return datasets.load_dataset(BUILDERS[suffix], data_files=files, split=source.split)
         if source.path.startswith((".", "/", "~")) or Path(source.path).suffix in BUILDERS:
-            raise ConfigError(f"data.sources: got {source.path}, allowed: a file or folder that exists (working directory: {Path.cwd()})")
+            raise ConfigError(
+                f"data.sources: got {source.path}, allowed: a file or folder that exists "
+                f"(working directory: {Path.cwd()})"
+            )
         return datasets.load_dataset(source.path, split=source.split)
     except ConfigError:
         raise
@@ -46,7 +49,14 @@ def _files(path: str) -> list[str]:
     if Path(path).is_file():
         return [path]
     pattern = f"{path}/**/*" if Path(path).is_dir() else path
-    return sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file() and Path(name).suffix in BUILDERS)
+    return sorted(
+        name for name in glob.glob(pattern, recursive=True) if Path(name).is_file() and Path(name).suffix in BUILDERS
+    )
+
+
+def _rng(seed: int, number: int) -> random.Random:
+    """One stream of choices per source: adding a source does not change what others give."""
+    return random.Random(f"{seed}/{number}")  # noqa: S311  (a sample, not a secret)
 
 
 def _chosen(count: int, weight: float, rng: random.Random) -> list[int]:

@@ -37,7 +37,9 @@ def render_text(segments: Sequence[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def _chatml(bos: str) -> tuple[Callable[[Sequence[Message]], list[Segment]], Callable[[Sequence[Message]], list[Segment]]]:
+def _chatml(
+    bos: str,
+) -> tuple[Callable[[Sequence[Message]], list[Segment]], Callable[[Sequence[Message]], list[Segment]]]:
     start, end = Segment("<|im_start|>", control=True), "<|im_end|>"
     first = [Segment(bos, control=True)] if bos else []
 
@@ -89,7 +91,10 @@ def _llama2(messages: Sequence[Message]) -> list[Segment]:
             system += f"<<SYS>>\n{message.content}\n<</SYS>>\n\n"
         elif message.role == "assistant":
             # the blank before the answer is the model's to write: prompts end with [/INST]
-            segments += [Segment(f" {message.content} ", message.loss), Segment("</s>", message.loss, control=True, ends_turn=True)]
+            segments += [
+                Segment(f" {message.content} ", message.loss),
+                Segment("</s>", message.loss, control=True, ends_turn=True),
+            ]
         else:
             segments += [Segment("<s>", control=True), Segment(f"[INST] {system}{message.content} [/INST]")]
             system = ""

@@ -50,7 +50,9 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     if config.model.init == "internlm2":
-        save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, TEMPLATES[config.model.chat_template].stop))
+        save_internlm2(
+            weights, model.config, output / "model", stop_ids(tokenizer, TEMPLATES[config.model.chat_template].stop)
+        )
     else:
         model.save_pretrained(output / "model", state_dict=weights)
         tokenizer.save_pretrained(output / "model")

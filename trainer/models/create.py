@@ -21,17 +21,39 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
-            character_coverage=1.0, add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False,
-            user_defined_symbols=CHAT_TOKENS, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            character_coverage=1.0,
+            add_dummy_prefix=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            user_defined_symbols=CHAT_TOKENS,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
     except RuntimeError as error:
-        raise ConfigError(f"model.shape.vocab_size: got {vocab_size}: {str(error).strip().splitlines()[-1]}",
-                          "lower vocab_size, or give more text") from error
+        raise ConfigError(
+            f"model.shape.vocab_size: got {vocab_size}: {str(error).strip().splitlines()[-1]}",
+            "lower vocab_size, or give more text",
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    config = {"tokenizer_class": "InternLM2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-              "pad_token": "</s>", "add_bos_token": True, "additional_special_tokens": CHAT_TOKENS}
+    config = {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "</s>",
+        "add_bos_token": True,
+        "additional_special_tokens": CHAT_TOKENS,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "internlm2"}), encoding="utf-8")
 
@@ -41,16 +63,27 @@ def new_model(shape: Shape, seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=shape.max_positions, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    ))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            num_key_value_heads=shape.num_kv_heads,
+            max_position_embeddings=shape.max_positions,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        )
+    )
 
 
 def save_internlm2(weights: dict[str, Any], config: Any, folder: Path, stop_ids: list[int]) -> None:
-    """Write Llama weights as an InternLM2 checkpoint: safetensors with fused wqkv, config.json, generation_config.json."""
+    """Write Llama weights as an InternLM2 checkpoint: fused wqkv in safetensors, and its configs."""
     from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,9 @@ def llama_config(raw: dict[str, Any]) -> Any:
     if rotary.get("type") == "dynamic":
         rope |= {"rope_type": "dynamic", "factor": float(rotary.get("scaling_factor", 1.0))}
     fields = {key: raw[key] for key in SHARED_FIELDS if key in raw}
-    return LlamaConfig(**{"tie_word_embeddings": False, **fields}, attention_bias=bool(raw.get("bias", True)), rope_parameters=rope)
+    return LlamaConfig(
+        **{"tie_word_embeddings": False, **fields}, attention_bias=bool(raw.get("bias", True)), rope_parameters=rope
+    )
 
 
 def to_llama(name: str, tensor: torch.Tensor, config: Any) -> list[tuple[str, torch.Tensor]]:

@@ -23,27 +23,46 @@ NAMES = {
 _BACK = {llama: internlm2 for internlm2, llama in NAMES.items()}
 _WQKV = "attention.wqkv"
 SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
-def split_wqkv(fused: torch.Tensor, num_heads: int, num_kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_wqkv(
+    fused: torch.Tensor, num_heads: int, num_kv_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """wqkv [(q + 2 kv) * head, hidden] -> q [q * head, hidden], k and v [kv * head, hidden]. Works for biases too."""
     per_group = num_heads // num_kv_heads
     head = fused.shape[0] // (num_heads + 2 * num_kv_heads)
     grouped = fused.view(num_kv_heads, per_group + 2, head, *fused.shape[1:])
-    query, key, value = grouped.split([per_group, 1, 1], dim=1)
+    query, key, value = torch.split(grouped, [per_group, 1, 1], dim=1)
     return query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2)
 
 
-def fuse_wqkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, num_kv_heads: int) -> torch.Tensor:
+def fuse_wqkv(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, num_kv_heads: int
+) -> torch.Tensor:
     """The inverse of `split_wqkv`."""
     per_group = num_heads // num_kv_heads
     head = query.shape[0] // num_heads
     rest = query.shape[1:]
-    parts = [query.view(num_kv_heads, per_group, head, *rest), key.view(num_kv_heads, 1, head, *rest), value.view(num_kv_heads, 1, head, *rest)]
+    parts = [
+        query.view(num_kv_heads, per_group, head, *rest),
+        key.view(num_kv_heads, 1, head, *rest),
+        value.view(num_kv_heads, 1, head, *rest),
+    ]
     return torch.cat(parts, dim=1).flatten(0, 2)
 
 
@@ -53,7 +72,9 @@ def to_llama(name: str, tensor: torch.Tensor, config: Any) -> list[tuple[str, to
         return []
     if _WQKV in name:
         parts = split_wqkv(tensor, config.num_attention_heads, config.num_key_value_heads)
-        return [(name.replace(_WQKV, f"self_attn.{letter}_proj"), part) for letter, part in zip("qkv", parts, strict=True)]
+        return [
+            (name.replace(_WQKV, f"self_attn.{letter}_proj"), part) for letter, part in zip("qkv", parts, strict=True)
+        ]
     return [(_renamed(name, NAMES), tensor)]
 
 
@@ -81,7 +102,9 @@ def llama_config(raw: dict[str, Any]) -> Any:
     if scaling:
         rope |= {"rope_type": scaling.get("type") or scaling.get("rope_type"), "factor": float(scaling["factor"])}
     bias = bool(raw.get("bias", False))
-    return LlamaConfig(**{"tie_word_embeddings": False, **fields}, attention_bias=bias, mlp_bias=False, rope_parameters=rope)
+    return LlamaConfig(
+        **{"tie_word_embeddings": False, **fields}, attention_bias=bias, mlp_bias=False, rope_parameters=rope
+    )
 
 
 def internlm2_config(config: Any) -> dict[str, Any]:

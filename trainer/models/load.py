@@ -51,14 +51,18 @@ def checkpoint_folder(path: str) -> Path:
     if folder.is_dir():
         raise ConfigError(f"model.path: got {path}, a folder without config.json, allowed: the folder of a checkpoint")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ConfigError(f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
-                          "train the base first, or correct the path")
+        raise ConfigError(
+            f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
+            "train the base first, or correct the path",
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.bin"]))
     except Exception as error:  # many kinds; all of them mean that the name leads nowhere
-        raise ConfigError(f"model.path: got {path}: not a folder here, and not on the hub: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.path: got {path}: not a folder here, and not on the hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def empty_model(llama_config: Any, dtype: torch.dtype) -> Any:
@@ -77,22 +81,29 @@ def replace_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and name != HEAD:
             with torch.device("meta"):
-                new = Linear4bit(module.in_features, module.out_features, module.bias is not None, compute_dtype=dtype,
-                                 compress_statistics=True, quant_type="nf4", quant_storage=dtype)
+                new = Linear4bit(
+                    module.in_features,
+                    module.out_features,
+                    module.bias is not None,
+                    compute_dtype=dtype,
+                    compress_statistics=True,
+                    quant_type="nf4",
+                    quant_storage=dtype,
+                )
             model.set_submodule(name, new)
 
 
-def fill(model: torch.nn.Module, family: Family, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def fill(model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
     expected = dict(model.named_parameters())
     for name, tensor in read_tensors(folder):
-        for new_name, part in family.convert(name, tensor, model.config):  # type: ignore[attr-defined]
+        for new_name, part in family.convert(name, tensor, model.config):
             if new_name not in expected:
                 raise ConfigError(f"{folder}: got weight {name}, allowed: the weights of {type(model).__name__}")
             _place(model, new_name, part, expected.pop(new_name), dtype, device)
-    if HEAD + ".weight" in expected and model.config.tie_word_embeddings:  # type: ignore[attr-defined,union-attr]
+    if HEAD + ".weight" in expected and model.config.tie_word_embeddings:
         expected.pop(HEAD + ".weight")
-        model.tie_weights()  # type: ignore[operator]
+        model.tie_weights()
     if expected:
         raise ConfigError(f"{folder}: {len(expected)} weights are missing, the first is {next(iter(expected))}")
     _fill_buffers(model, device)
@@ -116,7 +127,9 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
 
 
-def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dtype: torch.dtype, device: torch.device) -> None:
+def _place(
+    model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dtype: torch.dtype, device: torch.device
+) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     module_name, _, attribute = name.rpartition(".")
@@ -127,23 +140,35 @@ def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dt
         raise ConfigError(f"weight {name}: got shape {list(tensor.shape)}, allowed: {list(shape)} (config.json)")
     tensor = tensor.to(dtype).contiguous()
     if quantised:
-        value = Params4bit(tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=dtype, module=module)
+        value = Params4bit(
+            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=dtype, module=module
+        )
         setattr(module, attribute, value.to(device))
     else:
         setattr(module, attribute, torch.nn.Parameter(tensor.to(device, copy=True), requires_grad=False))
 
 
-def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:
+def _fill_buffers(model: Any, device: torch.device) -> None:
     """The rotary embedding computes its own buffers when it is made on a real device."""
-    base = model.model  # type: ignore[union-attr]
+    base = model.model
     with device:
-        base.rotary_emb = type(base.rotary_emb)(config=model.config)  # type: ignore[union-attr,operator]
+        base.rotary_emb = type(base.rotary_emb)(config=model.config)
 
 
 def _auto_model(folder: Path, dtype: torch.dtype, quantize: bool, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                      bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype) if quantize else None
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization, trust_remote_code=False,
-                                                device_map={"": device})
+    quantization = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype,
+        )
+        if quantize
+        else None
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, quantization_config=quantization, trust_remote_code=False, device_map={"": device}
+    )

@@ -25,5 +25,14 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
     if unknown:
         raise ConfigError(f"model.lora.targets: got {', '.join(unknown)}, allowed: {', '.join(found)}")
     model.config._name_or_path = base
-    return get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none",
-                                            target_modules=lora.targets or found, task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            bias="none",
+            target_modules=lora.targets or found,
+            task_type="CAUSAL_LM",
+        ),
+    )

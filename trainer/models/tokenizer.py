@@ -38,14 +38,19 @@ def load_tokenizer(path: str) -> Any:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"model.path: got {path} with a {type(tokenizer).__name__}, allowed: a fast tokenizer")
     slots = SLOTS.get(len(tokenizer), {})
-    wrong = {number: name for number, name in slots.items() if number not in tokenizer.added_tokens_decoder
-             or tokenizer.added_tokens_decoder[number].content != name}
+    wrong = {
+        number: name
+        for number, name in slots.items()
+        if number not in tokenizer.added_tokens_decoder or tokenizer.added_tokens_decoder[number].content != name
+    }
     if wrong:
         tokenizer = _named(tokenizer, slots)
     for number, name in slots.items():
         if tokenizer.convert_tokens_to_ids(name) != number:
-            raise ConfigError(f"model.path: got {path} with {name} at {tokenizer.convert_tokens_to_ids(name)}, allowed: {number}",
-                              "the tokenizer's files belong to another model, or its vocabulary was resized")
+            raise ConfigError(
+                f"model.path: got {path} with {name} at {tokenizer.convert_tokens_to_ids(name)}, allowed: {number}",
+                "the tokenizer's files belong to another model, or its vocabulary was resized",
+            )
     return tokenizer
 
 
@@ -66,10 +71,22 @@ def _named(tokenizer: Any, slots: dict[int, str]) -> Any:
     state["added_tokens"] += [_added(number, name) for number, name in slots.items()]
     state["added_tokens"].sort(key=lambda token: token["id"])
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token,
-        unk_token=tokenizer.unk_token, pad_token=tokenizer.pad_token or tokenizer.eos_token, extra_special_tokens=list(slots.values()),
-    )  # fmt: skip
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token or tokenizer.eos_token,
+        extra_special_tokens=list(slots.values()),
+    )
 
 
 def _added(number: int, name: str) -> dict[str, Any]:
-    return {"id": number, "content": name, "special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    return {
+        "id": number,
+        "content": name,
+        "special": True,
+        "normalized": False,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+    }

@@ -77,11 +77,9 @@ def _command(plan: Plan, config: str | None) -> str:
 
 
 def _oci_container(plan: Plan, runtime: str) -> list[str]:
-    """podman or docker. Slurm signals every process of a step, and the client passes that on to the container, once;
-    on this machine only this script hears of it. The container itself is outside the job's process tree."""
-    words = [f"{runtime} run --rm", '--name "$name"', "--network=host", "--read-only",
-             f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all",
-             "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
+    """podman or docker. The container is outside the job's process tree: stopped, waited for, removed by name."""
+    words = ['--name "$name"', "--network=host", "--read-only", f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777",
+             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
     if plan.cpus_per_node and not _scheduled(plan):
@@ -91,30 +89,47 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
     command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
-    stop = None if _scheduled(plan) else f'{runtime} stop --time={plan.grace_s} "$name" >/dev/null 2>&1 &'
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
         f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         *_lifeline(runtime),
-        "code=0",
-        *_until_stopped(continued([words[0], '"${user[@]}"', *words[1:], *command]), stop),
+        f"trap '{runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
+        *(_podman_run if runtime == "podman" else _docker_run)(['"${user[@]}"', *words, *command]),
+        f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         'exit "$code"',
     ]
 
 
-def _until_stopped(command: str, stop: str | None) -> list[str]:
-    """Run the client; TERM ends the container, not the wait for its exit code. `stop` runs in the background: bash
-    5.2 loses the code of a child that ends while a trap runs."""
-    if stop is None:
-        return ["trap : TERM INT", f"{command} || code=$?"]
+def _podman_run(words: list[str]) -> list[str]:
+    """No client stays between the container and the log: Slurm's signals reach every process of a step, and a client
+    that is told to end takes the container's last lines and its exit code with it."""
+    state = "{{.State.Status}} {{.State.ExitCode}}"
     return [
-        f"{command} &",
+        continued(["podman run --detach --log-driver=passthrough", *words]) + " || exit $?",
+        "while true; do",
+        '  podman wait "$name" >/dev/null 2>&1 &',
+        '  wait "$!" || true  # it may have been signalled, too; only what inspect says counts',
+        "  asked=0",
+        f"""  found=$(podman inspect --format='{state}' "$name" 2>/dev/null) || asked=$?""",
+        '  case "$asked $found" in',
+        '    "0 exited "*) code=${found#* }; break ;;',
+        '    "125 "*) code=137; break ;;  # somebody has removed it',
+        "  esac",
+        "done",
+    ]
+
+
+def _docker_run(words: list[str]) -> list[str]:
+    """The client asks a daemon, which Slurm's signals do not reach; it ends with the container's code."""
+    return [
+        continued(["docker run --sig-proxy=false", *words]) + " &",
         "pid=$!",
-        f"trap {shlex.quote(stop)} TERM INT",
         'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
+        "code=0",
         'wait "$pid" || code=$?',
+        'code=$(docker wait "$name" 2>/dev/null || echo "$code")  # without a container the client tells why',
     ]
 
 

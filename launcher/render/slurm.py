@@ -112,7 +112,8 @@ def _step(plan: Plan) -> list[str]:
         'bash "$RUN_DIR/task.sh"',
     ]  # fmt: skip
     return [
-        """trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM""",
+        """trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1""",
+        "trap : TERM  # the step has got it from Slurm itself",
         "(",
         "trap : USR1 TERM",
         "code=0",

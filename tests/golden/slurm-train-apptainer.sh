@@ -153,7 +153,8 @@ again() {  # into the queue once more; not when somebody has cancelled the job, 
   echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"
   scontrol requeue "$SLURM_JOB_ID"
 }
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
+trap : TERM  # the step has got it from Slurm itself
 (
 trap : USR1 TERM
 code=0

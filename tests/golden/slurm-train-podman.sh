@@ -90,9 +90,8 @@ user=()
 [ "$(id -u)" = 0 ] || user=(--user="$(id -u):$(id -g)" --userns=keep-id)
 podman rm --force "$name" >/dev/null 2>&1 || true
 (setsid bash -c 'tail --pid="$1" -f /dev/null; podman kill "$2"; podman rm --force "$2"' - $$ "$name" </dev/null >/dev/null 2>&1 &)
-code=0
-trap : TERM INT
-podman run --rm \
+trap 'podman stop --time=90 "$name" >/dev/null 2>&1 &' TERM INT
+podman run --detach --log-driver=passthrough \
   "${user[@]}" \
   --name "$name" \
   --network=host \
@@ -127,7 +126,18 @@ podman run --rm \
   --workdir="$PWD" \
   --ulimit=memlock=-1:-1 \
   registry.example.com/team/trainer:0.1 \
-  python3 -m trainer.entrypoint --config /etc/launch/train.yaml || code=$?
+  python3 -m trainer.entrypoint --config /etc/launch/train.yaml || exit $?
+while true; do
+  podman wait "$name" >/dev/null 2>&1 &
+  wait "$!" || true  # it may have been signalled, too; only what inspect says counts
+  asked=0
+  found=$(podman inspect --format='{{.State.Status}} {{.State.ExitCode}}' "$name" 2>/dev/null) || asked=$?
+  case "$asked $found" in
+    "0 exited "*) code=${found#* }; break ;;
+    "125 "*) code=137; break ;;  # somebody has removed it
+  esac
+done
+podman rm --force "$name" >/dev/null 2>&1 || true
 exit "$code"
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
@@ -182,7 +192,8 @@ again() {  # into the queue once more; not when somebody has cancelled the job, 
   echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"
   scontrol requeue "$SLURM_JOB_ID"
 }
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1 TERM
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
+trap : TERM  # the step has got it from Slurm itself
 (
 trap : USR1 TERM
 code=0

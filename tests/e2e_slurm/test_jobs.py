@@ -1,0 +1,154 @@
+"""Jobs on a real Slurm: followed, requeued, cancelled, failing; on the bare node and in a container."""
+
+import os
+import subprocess
+import time
+
+import pytest
+import yaml
+
+PATIENCE_S = 120
+SMALL = {"nodes": 2, "cpus_per_node": 1, "memory_per_node": "300Mi", "time_limit": "10m"}
+
+
+def write_job(launch, script, *, cluster="bare", **fields):
+    """A two-node job that runs a bash script on each node."""
+    job = {"name": "e2e", "cluster": cluster, "resources": SMALL, "run": ["bash", "-c", script], **fields}
+    (launch.cwd / "job.yaml").write_text(yaml.safe_dump(job))
+    return "job.yaml"
+
+
+def submit(launch, script, **fields):
+    """Submit it; returns Slurm's number."""
+    return launch.ok("submit", write_job(launch, script, **fields)).strip().rpartition("/")[2]
+
+
+def wait(launch, *states):
+    """Poll the latest run until it is in one of `states`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (status := launch.json("status")[0])["state"] not in states:
+        assert time.monotonic() < deadline, f"still {status}"
+        time.sleep(0.2)
+    return status
+
+
+def until(launch, *wanted):
+    """Until these lines are in the latest run's log; returns the log."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not set(wanted) <= set(lines := launch.ok("logs").splitlines()):
+        assert time.monotonic() < deadline, f"no {wanted} in {lines}"
+        time.sleep(0.2)
+    return lines
+
+
+def slurm(launch, *argv):
+    """One of Slurm's commands."""
+    done = subprocess.run(argv, env=launch.environ(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def containers(podman):
+    """Names of the containers of launch that exist."""
+    listed = subprocess.run(["podman", "ps", "--all", "--format={{.Names}}"], env={**os.environ, **podman},
+                            capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split() if name.startswith("launch-e2e-")]
+
+
+@pytest.mark.needs("slurm")
+def test_two_nodes_followed_while_they_run(hpc):
+    job_id = submit(hpc, 'echo "$NODE_RANK on $(hostname), master $MASTER_ADDR:$MASTER_PORT"; '
+                         f'until [ -e {hpc.cwd}/go ]; do sleep 0.1; done; echo "$NODE_RANK last"')
+    follower = hpc.start("logs", "-f")
+    first = {follower.stdout.readline().strip() for _ in range(2)}
+    port = 20000 + int(job_id) % 10000
+    hosts = [node["host"] for node in wait(hpc, "running")["nodes"]]
+    assert first == {f"[node {node}] {node} on {host}, master {hosts[0]}:{port}" for node, host in enumerate(hosts)}
+    assert len(set(hosts)) == 2
+    (hpc.cwd / "go").touch()
+    assert sorted(follower.stdout) == ["[node 0] 0 last\n", "[node 1] 1 last\n"]
+    assert follower.wait(PATIENCE_S) == 0
+    status = wait(hpc, "succeeded")
+    assert [(node["state"], node["exit_code"]) for node in status["nodes"]] == [("succeeded", 0)] * 2
+
+
+@pytest.mark.needs("slurm")
+def test_a_failing_job_reports_its_own_code(hpc):
+    script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then echo sorry; exit 7; fi; sleep 600 & wait'
+    done = hpc.run("submit", "--follow", write_job(hpc, script))
+    assert done.returncode == 5
+    assert "[node 1] sorry" in done.stderr.splitlines()
+    assert "failed: exit code 7" in done.stderr
+    assert hpc.json("status")[0]["exit_code"] == 7
+
+
+@pytest.mark.needs("slurm")
+def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
+    script = 'trap "echo saved; exit 75" TERM; echo "attempt ${SLURM_RESTART_COUNT:-0}"; ' \
+             '[ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; }'
+    job_id = submit(hpc, script)
+    until(hpc, "[node 0] attempt 0", "[node 1] attempt 0")
+    slurm(hpc, "scancel", "--batch", "--signal=USR1", job_id)  # what Slurm does `grace` before the time limit
+    status = wait(hpc, "pending")
+    assert status["reason"].endswith("(BeginTime)")
+    slurm(hpc, "scontrol", "update", f"jobid={job_id}", "starttime=now")  # instead of two minutes
+    status = wait(hpc, "succeeded", "failed")
+    assert (status["state"], [node["restarts"] for node in status["nodes"]]) == ("succeeded", [1, 1])
+    assert {"[node 0] saved", "[node 1] saved", "[node 0] attempt 1", "[node 1] attempt 1"} <= set(until(hpc))
+
+
+@pytest.mark.needs("slurm")
+def test_what_cannot_run_waits_or_is_refused_with_slurms_words(hpc):
+    done = hpc.run("submit", write_job(hpc, "true"), "--set", "resources.nodes=50")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Requested node configuration is not available" in done.stderr
+    assert hpc.json("list") == []
+    slurm(hpc, "scontrol", "update", "partitionname=main", "state=down")
+    try:
+        submit(hpc, "true")
+        status = hpc.json("status")[0]
+        assert status["state"] == "pending"
+        hpc.ok("cancel")
+        assert hpc.json("status")[0]["state"] == "cancelled"
+    finally:
+        slurm(hpc, "scontrol", "update", "partitionname=main", "state=up")
+
+
+@pytest.mark.needs("slurm")
+def test_values_arrive_as_written(hpc):
+    ugly = "a,b=c 'd' \"e\" $HOME $(date) `date` \\ 上海\nnext\tline "
+    hpc.env["TOKEN"] = f"secret {ugly}"
+    show = "import os; print(os.environb[b'UGLY'].hex(), os.environb[b'TOKEN'].hex())"
+    submit(hpc, f'exec python3 -c "{show}"', env={"UGLY": ugly}, secrets=["TOKEN"])
+    wait(hpc, "succeeded")
+    line = f"{ugly.encode().hex()} {f'secret {ugly}'.encode().hex()}"
+    assert hpc.ok("logs").splitlines() == [f"[node 0] {line}", f"[node 1] {line}"]
+
+
+@pytest.mark.needs("slurm", "podman")
+def test_in_a_container_without_rights(hpc, podman, image):
+    hpc.env.update(podman)
+    script = 'echo "$(id -u) $(touch /new 2>&1 | grep -o Read-only) $UGLY"; >/tmp/new; grep CapEff /proc/$$/status'
+    submit(hpc, script, cluster="podman", image=image, env={"UGLY": "a, 'b' $c"})
+    wait(hpc, "succeeded")
+    assert hpc.ok("logs", "--node", "1").splitlines() == [
+        "[node 1] 1000 Read-only a, 'b' $c", "[node 1] CapEff:\t0000000000000000"]  # fmt: skip
+    assert containers(podman) == []
+
+
+@pytest.mark.needs("slurm", "podman")
+@pytest.mark.parametrize("handler", ["echo saved; exit 75", ""], ids=["obedient", "deaf"])
+def test_cancel_leaves_no_container(hpc, podman, image, handler):
+    hpc.env.update(podman)
+    submit(hpc, f"trap '{handler}' TERM; echo up; while true; do sleep 0.2; done", cluster="podman", image=image)
+    until(hpc, "[node 0] up", "[node 1] up")
+    assert len(containers(podman)) == 2
+    hpc.ok("cancel")
+    assert hpc.json("status")[0]["state"] == "cancelled"
+    deadline = time.monotonic() + PATIENCE_S
+    while containers(podman):
+        assert time.monotonic() < deadline, containers(podman)
+        time.sleep(0.2)
+    assert hpc.run("cancel").returncode == 0
+    if handler:
+        assert {"[node 0] saved", "[node 1] saved"} <= set(hpc.ok("logs").splitlines())

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from tests.cli_runner import Launch
+from tests.fakes.kubernetes import FakeCluster
+from tests.fakes.kubernetes.resources import RESOURCES
 
 PATIENCE_S = 120
 RANK = 'rank="${NODE_RANK:-${JOB_COMPLETION_INDEX:-0}}"'
@@ -79,6 +81,18 @@ def processes_of(run: dict[str, Any]) -> list[str]:
         except OSError:  # it has ended, or is another user's
             continue
     return found
+
+
+def kubernetes_objects_of(cluster: FakeCluster) -> Callable[[dict[str, Any]], list[str]]:
+    """Objects that carry the run's label."""
+
+    def leftovers(run: dict[str, Any]) -> list[str]:
+        query = {"labelSelector": f"launch/run-id={run['run']}"}
+        kinds = ("jobs", "services", "configmaps", "secrets", "pods")
+        found = [cluster.api.list_objects(RESOURCES[kind], None, query)["items"] for kind in kinds]
+        return [f"{item['metadata']['name']}" for items in found for item in items]
+
+    return leftovers
 
 
 def slurm_jobs_of(environ: dict[str, str]) -> Callable[[dict[str, Any]], list[str]]:

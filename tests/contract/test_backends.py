@@ -15,6 +15,8 @@ UGLY = {
     "BACKSLASH": "a\\nb\\", "LINES": "one\ntwo\n", "UNICODE": "上海 é 😀", "YAML": "no", "COLON": "a: b # c",
     "COMMA": "a,b=c;d&e|f", "EMPTY": "", "STARS": "* ? [a] ~ !", "PERCENT": "%s %(x)s $$ $(X)", "TAB": "a\tb",
 }
+# Until it is told to stop.
+WAIT = "trap 'exit 143' TERM; sleep 600 & wait"
 # Printed in a form that survives any log.
 SHOW_ENV = f"import os; [print(name, os.environb[name.encode()].hex()) for name in {list(UGLY)}]"
 
@@ -46,8 +48,8 @@ def test_logs_follow_a_run_and_outlive_it(site):
     assert re.fullmatch(r"\[node [01]\] [01] line 1\n", first), first + follower.stderr.read() * (not first)
     assert site.wait(run_id, "running")["state"] == "running"
     go.touch()
-    rest, errors = follower.communicate(timeout=PATIENCE_S)
-    assert follower.returncode == 0, errors
+    rest, errors = follower.stdout.read(), follower.stderr.read()
+    assert follower.wait(PATIENCE_S) == 0, errors
     seen = [re.fullmatch(r"\[node (\d)\] (.*)", line).groups() for line in (first + rest).splitlines()]
     assert {node: [text for number, text in seen if number == str(node)] for node in (0, 1)} == want
     site.wait(run_id, "succeeded")
@@ -70,7 +72,7 @@ def test_states_of_a_good_run(site):
 
 
 def test_failed_job_shows_its_exit_code(site):
-    job = site.job('echo "$rank says"; if [ "$rank" = 1 ]; then exit 7; fi; sleep 600')
+    job = site.job('echo "$rank says"; if [ "$rank" = 1 ]; then exit 7; fi; ' + WAIT)
     done = site.launch.run("submit", "--follow", job, timeout_s=PATIENCE_S)
     assert done.returncode == 5, done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -88,7 +90,7 @@ def test_follow_of_a_good_job_ends_with_zero(site):
 
 
 def test_cancel_twice_leaves_nothing(site):
-    run_id = site.submit('echo "$rank up"; sleep 600 & wait')
+    run_id = site.submit('echo "$rank up"; ' + WAIT)
     run = site.launch.json("list")[-1]
     site.wait(run_id, "running")
     site.launch.ok("cancel", run_id)

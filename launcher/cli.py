@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `launch logs | head`
-        sys.stderr.close()
+    except SystemExit:  # what click makes of a closed pipe, as in `launch logs | head`
         code = 141
     except Exception as error:
         code = _report(error, debug="--debug" in arguments)

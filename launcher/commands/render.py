@@ -22,3 +22,4 @@ def command(request: Request, backend: BackendName | None, run_id: str | None) -
     prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
     plan = prepared.plan(checked_run_id(run_id))
     sys.stdout.write(load_renderer(prepared.profile.backend)(plan))
+    sys.stdout.flush()

@@ -60,6 +60,15 @@ def _train(config: Any) -> None:
     from trainer.engine import Run
 
     Run(config).run()
+    _say_goodbye()
+
+
+def _say_goodbye() -> None:
+    """End the process group in order; after an error the peers may be gone, and nobody waits for them."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _data(config: Any, count: int) -> None:
@@ -96,6 +105,7 @@ def _quiet() -> None:
 
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("deepspeed", "DeepSpeed", "torch.distributed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

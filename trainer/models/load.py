@@ -10,6 +10,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.models.registry import FAMILIES, Family
+from trainer.models.tokenizer import require_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
@@ -50,11 +51,7 @@ def checkpoint_folder(path: str) -> Path:
         return folder
     if folder.is_dir():
         raise ConfigError(f"model.path: got {path}, a folder without config.json, allowed: the folder of a checkpoint")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ConfigError(
-            f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
-            "train the base first, or correct the path",
-        )
+    require_folder(path)
     from huggingface_hub import snapshot_download
 
     try:

@@ -24,7 +24,7 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
     unknown = [name for name in lora.targets or [] if name not in found]
     if unknown:
         raise ConfigError(f"model.lora.targets: got {', '.join(unknown)}, allowed: {', '.join(found)}")
-    model.config._name_or_path = base
+    model.name_or_path = base  # peft names the base in the adapter by this
     return get_peft_model(
         model,
         LoraConfig(

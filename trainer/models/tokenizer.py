@@ -24,12 +24,23 @@ INTERNLM_SLOTS = {103027: "<eoh>", 103028: "<eoa>"}
 SLOTS = {92544: INTERNLM2_SLOTS, 103168: INTERNLM_SLOTS}
 
 
+def require_folder(path: str) -> None:
+    """Raise ConfigError for a path that can only be a folder of this machine and is none."""
+    if Path(path).expanduser().is_dir() or not (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        return
+    raise ConfigError(
+        f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
+        "train the base first, or correct the path",
+    )
+
+
 def load_tokenizer(path: str) -> Any:
     """A fast tokenizer. Raises ConfigError when there is none, or when its chat tokens are not at their slots."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    require_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is about what the user named

@@ -46,15 +46,12 @@ def _missing_references(store: Store, pod: Object) -> str | None:
     namespace, spec = pod["metadata"]["namespace"], pod["spec"]
     account = spec.get("serviceAccountName", "default")
     if account != "default" and not store.get("serviceaccounts", namespace, account):
-        return (
-            f"error looking up service account {namespace}/{account}: "
-            f'serviceaccount "{account}" not found'
-        )
+        return f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
     priority = spec.get("priorityClassName", "")
-    if priority and not priority.startswith("system-"):
-        if not store.get("priorityclasses", "", priority):
-            return f"no PriorityClass with name {priority} was found"
-    return None
+    is_builtin = not priority or priority.startswith("system-")
+    if is_builtin or store.get("priorityclasses", "", priority):
+        return None
+    return f"no PriorityClass with name {priority} was found"
 
 
 def _pod_security(store: Store, namespace: str, spec: dict[str, Any]) -> str | None:
@@ -94,9 +91,7 @@ def _violations(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _host_violations(spec: dict[str, Any]) -> Iterator[str]:
-    shared = [
-        f"{key}=true" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key) is True
-    ]
+    shared = [f"{key}=true" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key) is True]
     if shared:
         yield f"host namespaces ({', '.join(shared)})"
     paths = [f'"{v["name"]}"' for v in spec.get("volumes") or [] if "hostPath" in v]
@@ -111,10 +106,7 @@ def _host_violations(spec: dict[str, Any]) -> Iterator[str]:
 def _volume_violations(spec: dict[str, Any]) -> Iterator[str]:
     for volume in spec.get("volumes") or []:
         for kind in sorted(set(volume) - {"name"} - _ALLOWED_VOLUMES):
-            yield (
-                f'restricted volume types (volume "{volume["name"]}" '
-                f'uses restricted volume type "{kind}")'
-            )
+            yield (f'restricted volume types (volume "{volume["name"]}" uses restricted volume type "{kind}")')
 
 
 def _named(names: list[str]) -> str:
@@ -136,7 +128,7 @@ def _has_seccomp(own: dict[str, Any], pod: dict[str, Any]) -> bool:
 
 
 def _quota(store: Store, namespace: str, spec: dict[str, Any]) -> str | None:
-    for quota in store.list("resourcequotas", namespace):
+    for quota in store.select("resourcequotas", namespace):
         name, hard = quota["metadata"]["name"], quota["spec"]["hard"]
         missing = _unset_resources(hard, spec)
         if missing:
@@ -185,7 +177,7 @@ def _charge(hard: dict[str, Any], spec: dict[str, Any]) -> dict[str, float]:
 
 def _used(store: Store, namespace: str, hard: dict[str, Any]) -> dict[str, float]:
     used = dict.fromkeys(hard, 0.0)
-    for pod in store.list("pods", namespace):
+    for pod in store.select("pods", namespace):
         if pod["status"]["phase"] not in ("Succeeded", "Failed"):
             for key, amount in _charge(hard, pod["spec"]).items():
                 used[key] += amount

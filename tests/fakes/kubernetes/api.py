@@ -62,11 +62,7 @@ class Api:
     ) -> Object:
         self._require_namespace(resource, namespace)
         meta = obj["metadata"]
-        if not meta.get("name"):
-            if not meta.get("generateName"):
-                problem = "metadata.name: Required value: name or generateName is required"
-                raise invalid(resource.qualified_kind, "", [problem])
-            meta["name"] = meta["generateName"] + random_suffix()
+        _complete_name(resource, meta)
         apply_defaults(resource.plural, obj)
         self._refuse_invalid(resource, obj, check_new(resource.plural, obj))
         if resource.plural == "pods":
@@ -264,6 +260,15 @@ class Api:
         old.update(copy.deepcopy(new))
         self.store.touch(plural, old)
         return copy.deepcopy(old)
+
+
+def _complete_name(resource: Resource, meta: dict[str, Any]) -> None:
+    if meta.get("name"):
+        return
+    if not meta.get("generateName"):
+        problem = "metadata.name: Required value: name or generateName is required"
+        raise invalid(resource.qualified_kind, "", [problem])
+    meta["name"] = meta["generateName"] + random_suffix()
 
 
 def matches(obj: Object, query: dict[str, Any]) -> bool:

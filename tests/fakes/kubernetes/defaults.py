@@ -53,6 +53,7 @@ def _fill_pod_spec(spec: dict[str, Any]) -> None:
 
 
 def _fill_job(job: Object) -> None:
+    job.setdefault("status", {})
     spec = job.setdefault("spec", {})
     per_index = spec.get("backoffLimitPerIndex") is not None
     _fill(

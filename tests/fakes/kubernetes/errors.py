@@ -67,8 +67,7 @@ def invalid(qualified_kind: str, name: str, problems: list[str]) -> ApiError:
     """422 with one cause per problem; each problem reads `field: what is wrong`."""
     text = problems[0] if len(problems) == 1 else "[" + ", ".join(problems) + "]"
     causes = [
-        {"field": field, "message": message}
-        for field, _, message in (problem.partition(": ") for problem in problems)
+        {"field": field, "message": message} for field, _, message in (problem.partition(": ") for problem in problems)
     ]
     details = {"name": name, "kind": qualified_kind.partition(".")[0], "causes": causes}
     return ApiError(422, f'{qualified_kind} "{name}" is invalid: {text}', details=details)

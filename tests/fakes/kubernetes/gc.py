@@ -80,11 +80,7 @@ def is_terminal(pod: Object) -> bool:
 
 
 def ns_objects(store: Store, namespace: str) -> list[tuple[str, Object]]:
-    return [
-        (plural, obj)
-        for plural, obj in store.everything()
-        if obj["metadata"].get("namespace") == namespace
-    ]
+    return [(plural, obj) for plural, obj in store.everything() if obj["metadata"].get("namespace") == namespace]
 
 
 def _empty_namespace(store: Store, namespace: str) -> None:

@@ -35,7 +35,7 @@ def apply(
     `applied` holds the last body of each manager.
     """
     if not force:
-        _refuse_conflicts(current, body, manager, applied)
+        _refuse_conflicts(body, manager, applied)
     result = merge(current, body)
     for path in _leaves(applied.get(manager, {})).keys() - _leaves(body).keys():
         _remove(result, path)
@@ -43,17 +43,16 @@ def apply(
 
 
 def _refuse_conflicts(
-    current: dict[str, Any],
     body: dict[str, Any],
     manager: str,
     applied: dict[str, dict[str, Any]],
 ) -> None:
-    mine, now = _leaves(body), _leaves(current)
+    mine = _leaves(body)
     for other, other_body in applied.items():
         if other == manager:
             continue
-        for path in _leaves(other_body):
-            if path in mine and mine[path] != now.get(path):
+        for path, value in _leaves(other_body).items():
+            if path in mine and mine[path] != value:
                 field = "." + ".".join(path)
                 message = f'Apply failed with 1 conflict: conflict with "{other}": {field}'
                 cause = {"reason": "FieldManagerConflict", "field": field}

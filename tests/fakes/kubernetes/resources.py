@@ -43,6 +43,7 @@ RESOURCES = {
         Resource("serviceaccounts", "ServiceAccount", short=("sa",)),
         Resource("resourcequotas", "ResourceQuota", short=("quota",)),
         Resource("persistentvolumeclaims", "PersistentVolumeClaim", short=("pvc",)),
+        Resource("persistentvolumes", "PersistentVolume", namespaced=False, short=("pv",)),
         Resource("jobs", "Job", "batch", subresources=("status",)),
         Resource("priorityclasses", "PriorityClass", "scheduling.k8s.io", namespaced=False),
         Resource(
@@ -74,21 +75,17 @@ def find_resource(group: str, plural: str) -> Resource | None:
 
 def discovery(path: str) -> dict[str, Any] | None:
     """The document for a discovery path, or None for any other path."""
-    if path == "/version":
-        return VERSION
-    if path == "/api":
-        return {"kind": "APIVersions", "versions": ["v1"]}
-    if path == "/apis":
-        groups = [_group(name) for name in GROUPS]
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-    if path == "/api/v1":
-        return _resource_list("")
-    for name in GROUPS:
-        if path == f"/apis/{name}":
-            return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)}
-        if path == f"/apis/{name}/v1":
-            return _resource_list(name)
-    return None
+    groups = [_group(name) for name in GROUPS]
+    documents: dict[str, dict[str, Any]] = {
+        "/version": VERSION,
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/api/v1": _resource_list(""),
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
+    }
+    for group in groups:
+        documents[f"/apis/{group['name']}"] = {"kind": "APIGroup", "apiVersion": "v1", **group}
+        documents[f"/apis/{group['name']}/v1"] = _resource_list(group["name"])
+    return documents.get(path)
 
 
 def _group(name: str) -> dict[str, Any]:
@@ -97,12 +94,7 @@ def _group(name: str) -> dict[str, Any]:
 
 
 def _resource_list(group: str) -> dict[str, Any]:
-    entries = [
-        entry
-        for resource in RESOURCES.values()
-        if resource.group == group
-        for entry in _entries(resource)
-    ]
+    entries = [entry for resource in RESOURCES.values() if resource.group == group for entry in _entries(resource)]
     group_version = f"{group}/v1" if group else "v1"
     return {
         "kind": "APIResourceList",

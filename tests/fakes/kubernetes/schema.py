@@ -67,9 +67,7 @@ def _walk(schema: dict[str, Any], value: Any, path: str, *, prune: bool) -> Iter
             yield from _walk(schema.get("items", {}), item, f"{path}[{index}]", prune=prune)
 
 
-def _walk_fields(
-    schema: dict[str, Any], value: dict[str, Any], path: str, *, prune: bool
-) -> Iterator[Finding]:
+def _walk_fields(schema: dict[str, Any], value: dict[str, Any], path: str, *, prune: bool) -> Iterator[Finding]:
     known = schema.get("properties", {})
     extra = schema.get("additionalProperties", True)
     for key in list(value):

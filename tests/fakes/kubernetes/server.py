@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: ApiServer
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Tests read `cluster.requests` instead."""
 
     def _handle(self) -> None:
@@ -88,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             reset(self.connection)
             return
         try:
+            if cluster.bug:
+                raise ApiError(500, f"the fake cluster has stopped: {cluster.bug!r}")
             cluster.faults.check(url.path)
             self._authenticate(cluster.token)
             self._route(url.path, query, body)
@@ -99,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(500, ApiError(500, f"fake API server: {error!r}").status)
             raise
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle  # noqa: N815 - names the base class looks for
 
     def _read_body(self) -> Any:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -128,35 +130,27 @@ class Handler(BaseHTTPRequestHandler):
         else:
             getattr(self, f"_{self.command.lower()}")(resource, namespace, name, query, body)
 
-    def _get(
-        self, resource: Resource, namespace: str | None, name: str, query: Query, _body: Any
-    ) -> None:
+    def _get(self, resource: Resource, namespace: str | None, name: str, query: Query, _body: Any) -> None:
         api = self.server.cluster.api
         if query.get("watch", "").lower() in ("1", "true"):
             if name:
                 query["fieldSelector"] = f"metadata.name={name}"
-            self._stream(self._watch(resource, namespace, query), "application/json")
+            self._stream(self._droppable(self._watch(resource, namespace, query)), "application/json")
         elif name:
             self._send(200, api.get(resource, namespace or "", name))
         else:
-            self._send(200, api.list(resource, namespace, query))
+            self._send(200, api.list_objects(resource, namespace, query))
 
-    def _post(
-        self, resource: Resource, namespace: str | None, _name: str, query: Query, body: Any
-    ) -> None:
+    def _post(self, resource: Resource, namespace: str | None, _name: str, query: Query, body: Any) -> None:
         api = self.server.cluster.api
         obj = api.create(resource, namespace or "", body or {}, query, self._warnings.append)
         self._send(201, obj)
 
-    def _put(
-        self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any
-    ) -> None:
+    def _put(self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any) -> None:
         api = self.server.cluster.api
         self._send(200, api.replace(resource, namespace or "", name, body, query))
 
-    def _patch(
-        self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any
-    ) -> None:
+    def _patch(self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any) -> None:
         api = self.server.cluster.api
         kind = self.headers.get("Content-Type", "").partition(";")[0]
         if kind == "application/apply-patch+yaml":
@@ -168,9 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             raise ApiError(415, f"patch type {kind} is not supported")
 
-    def _delete(
-        self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any
-    ) -> None:
+    def _delete(self, resource: Resource, namespace: str | None, name: str, query: Query, body: Any) -> None:
         api = self.server.cluster.api
         options = {**query, **(body or {})}
         if name:
@@ -236,9 +228,10 @@ class Handler(BaseHTTPRequestHandler):
         sizes = self._chunk_sizes()
         try:
             for piece in pieces:
-                while piece:
-                    size = next(sizes) or len(piece)
-                    chunk, piece = piece[:size], piece[size:]
+                rest = piece
+                while rest:
+                    size = next(sizes) or len(rest)
+                    chunk, rest = rest[:size], rest[size:]
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
             self.wfile.write(b"0\r\n\r\n")
         except OSError:

@@ -33,14 +33,14 @@ class Store:
         """The live object, not a copy."""
         return self._objects[plural].get((namespace, name))
 
-    def list(self, plural: str, namespace: str | None = None) -> list[Object]:
+    def select(self, plural: str, namespace: str | None = None) -> list[Object]:
         """The live objects; all namespaces when none is given."""
         objects = self._objects[plural]
         return [obj for (ns, _), obj in list(objects.items()) if namespace in (None, ns)]
 
     def everything(self) -> Iterator[tuple[str, Object]]:
         for plural in RESOURCES:
-            for obj in self.list(plural):
+            for obj in self.select(plural):
                 yield plural, obj
 
     def by_uid(self, uid: str) -> tuple[str, Object] | None:
@@ -85,12 +85,10 @@ class Store:
         del self.history[:-_HISTORY]
         self.changed.notify_all()
 
-    def record_event(
-        self, plural: str, obj: Object, reason: str, message: str, kind: str = "Normal"
-    ) -> None:
+    def record_event(self, plural: str, obj: Object, reason: str, message: str, kind: str = "Normal") -> None:
         """Add an Event about `obj`, or count up the same one."""
         namespace = obj["metadata"].get("namespace") or "default"
-        for event in self.list("events", namespace):
+        for event in self.select("events", namespace):
             about = event["involvedObject"]["uid"] == obj["metadata"]["uid"]
             if about and (event["reason"], event["message"]) == (reason, message):
                 event["count"] += 1
@@ -139,9 +137,7 @@ def has_condition(obj: Object, type_: str, status: str = "True") -> bool:
     return any(item["type"] == type_ and item["status"] == status for item in conditions)
 
 
-def _event(
-    plural: str, obj: Object, namespace: str, reason: str, message: str, kind: str
-) -> Object:
+def _event(plural: str, obj: Object, namespace: str, reason: str, message: str, kind: str) -> Object:
     resource, meta = RESOURCES[plural], obj["metadata"]
     now = timestamp()
     return {

@@ -85,19 +85,13 @@ def _check_job(job: Object) -> list[str]:
     problems += _check_labels("spec.template.labels", spec["template"].get("metadata") or {})
     never = pod_spec["restartPolicy"] == "Never"
     if pod_spec["restartPolicy"] == "Always":
-        problems.append(
-            'spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"'
-        )
+        problems.append('spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"')
     if spec["completionMode"] == "Indexed":
         problems += _check_indexed(job)
     elif spec.get("backoffLimitPerIndex") is not None:
-        problems.append(
-            "spec.backoffLimitPerIndex: Invalid value: requires indexed completion mode"
-        )
+        problems.append("spec.backoffLimitPerIndex: Invalid value: requires indexed completion mode")
     if spec.get("backoffLimitPerIndex") is None and spec.get("maxFailedIndexes") is not None:
-        problems.append(
-            "spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified"
-        )
+        problems.append("spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified")
     if not never and (spec.get("podFailurePolicy") or spec.get("backoffLimitPerIndex") is not None):
         problems.append(
             f'spec.template.spec.restartPolicy: Invalid value: "{pod_spec["restartPolicy"]}": '

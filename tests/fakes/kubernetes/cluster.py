@@ -1,0 +1,178 @@
+"""The fake cluster as tests see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from . import gc
+from .admission import ENFORCE
+from .api import Api
+from .faults import Faults
+from .hosts import Hosts
+from .jobs import JobController
+from .kubelet import Kubelet
+from .nodes import GPU, Nodes
+from .resources import RESOURCES
+from .server import ApiServer
+from .store import Store
+
+_TICK_S = 0.05
+
+
+class FakeCluster:
+    """A cluster with an API server, a Job controller and kubelets that run processes.
+
+    Use as a context manager. Attributes a test may set at any time:
+    backoff_s        delay before the first replacement or restart (10 s in a real one)
+    create_retry_s   delay before the Job controller tries again after a refusal
+    log_leftover_s   how long the log of a pod that has gone answers 200 with an error text
+    split_utf8       cut streamed logs into tiny chunks, also inside a character
+    image_env        variables that every image is taken to define
+    image_entrypoint command of containers that give none
+    shared_paths     folders of this machine that every container sees, live and writable, at
+                     the same place (it sees the rest of the machine as it was at its start)
+    run_as_user      honour runAsUser and runAsNonRoot (else all run as root)
+    token            bearer token that requests must carry, if any
+    """
+
+    def __init__(self, root: Path, nodes: int = 3, token: str | None = None) -> None:
+        self.root = Path(root).resolve()
+        self.token = token
+        self.backoff_s = 0.5
+        self.create_retry_s = 0.5
+        self.log_leftover_s = 0.0
+        self.split_utf8 = False
+        self.run_as_user = True
+        self.shared_paths: list[Path] = []
+        self.image_entrypoint: list[str] = []
+        programs = [os.path.dirname(sys.executable), "/usr/local/sbin", "/usr/local/bin"]
+        self.image_env = {"PATH": ":".join([*programs, "/usr/sbin:/usr/bin:/sbin:/bin"])}
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        self.store = Store()
+        self.api = Api(self.store)
+        self.faults = Faults()
+        with self.store.lock:
+            self.nodes = Nodes(self.store, nodes)
+        self.hosts = Hosts(self.store, self.root / "hosts")
+        self.kubelet = Kubelet(self)
+        self._jobs = JobController(self)
+        self._stopping = False
+        self.bug: BaseException | None = None
+        self._loop = threading.Thread(target=self._control, name="control-loop", daemon=True)
+
+    def __enter__(self) -> FakeCluster:
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name in ("default", "kube-system"):
+            self.create("namespaces", {"metadata": {"name": name}})
+        self._server = ApiServer(self)
+        self._server.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.kubeconfig = self.root / "kubeconfig"
+        self.kubeconfig.write_text(json.dumps(self._kubeconfig(), indent=2))
+        self._loop.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything; a bug met in the fake itself is raised here at the latest."""
+        self._stopping = True
+        self.kubelet.stop()
+        self._loop.join()
+        self._server.stop()
+        shutil.rmtree(self.root / "pods", ignore_errors=True)
+        if self.bug:
+            raise self.bug
+
+    def _kubeconfig(self) -> dict[str, Any]:
+        user = {"token": self.token} if self.token else {}
+        context = {"cluster": "fake", "user": "fake", "namespace": "default"}
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": user}],
+            "contexts": [{"name": "fake", "context": context}],
+            "current-context": "fake",
+        }
+
+    def _control(self) -> None:
+        """The controllers, one after the other, whenever something changed."""
+        try:
+            while not self._stopping:
+                with self.store.changed:
+                    version = self.store.version
+                    self._jobs.sync()
+                    self.nodes.sync()
+                    gc.collect(self.store)
+                    self.hosts.sync()
+                    self.kubelet.sync()
+                    if self.store.version == version:
+                        self.store.changed.wait(_TICK_S)
+        except BaseException as error:
+            self.bug = error
+            raise
+
+    def create(self, plural: str, body: dict[str, Any], namespace: str = "") -> dict[str, Any]:
+        """Create an object without HTTP, for setting the scene."""
+        return self.api.create(RESOURCES[plural], namespace, body, {})
+
+    def enforce_restricted(self, namespace: str) -> None:
+        """Refuse pods that break the "restricted" Pod Security level."""
+        self._label_namespace(namespace, ENFORCE, "restricted")
+
+    def _label_namespace(self, namespace: str, key: str, value: str) -> None:
+        body = {"metadata": {"labels": {key: value}}}
+        self.api.patch(RESOURCES["namespaces"], "", namespace, body, {})
+
+    def set_quota(self, namespace: str, hard: dict[str, str], name: str = "q") -> None:
+        body = {"metadata": {"name": name}, "spec": {"hard": hard}}
+        self.create("resourcequotas", body, namespace)
+
+    def set_gpus(self, node: str, count: int) -> None:
+        with self.store.lock:
+            self.nodes.set_capacity(node, GPU, str(count))
+
+    def kill_pod(self, namespace: str, name: str, signal: int, *, oom: bool = False) -> None:
+        """Signal the main processes of a pod; `oom` makes the reason OOMKilled."""
+        self.kubelet.worker(namespace, name).signal(signal, oom=oom)
+
+    def evict(self, namespace: str, name: str) -> None:
+        """What `kubectl drain` does to a pod."""
+        self.api.evict(RESOURCES["pods"], namespace, name)
+
+    def evict_for_disk(self, namespace: str, name: str, message: str) -> None:
+        self.kubelet.worker(namespace, name).evict_for_disk(message)
+
+    def lose_node(self, node: str, evict_after_s: float = 0.3) -> None:
+        """Cut a node off and kill all on it; its pods' statuses freeze."""
+        with self.store.lock:
+            self.nodes.lose(node, evict_after_s)
+
+    def restore_node(self, node: str) -> None:
+        with self.store.lock:
+            self.nodes.restore(node)
+
+    def rotate_logs(self, namespace: str, name: str) -> None:
+        """Hide the lines so far from new log requests."""
+        with self.store.lock:
+            pod = self.api.get(RESOURCES["pods"], namespace, name)
+            for (uid, _), instances in list(self.kubelet.logs.items()):
+                if uid == pod["metadata"]["uid"]:
+                    instances[-1].rotate()
+
+    def drop_connections(self, *, cleanly: bool = False) -> None:
+        self.faults.drop_connections(cleanly=cleanly)
+
+    def go_away(self, seconds: float) -> None:
+        self.faults.go_away(seconds)
+
+    def throttle(self, count: int) -> None:
+        self.faults.throttle(count)
+
+    def fail_once(self, status: int, path_regex: str) -> None:
+        self.faults.fail_once(status, path_regex)

@@ -25,6 +25,7 @@ from pathlib import Path
 PEER_WAIT_S = 600
 EXIT_FILE_VARIABLE = "LAUNCH_EXIT_FILES"
 PREEMPTED, CONFIG = 75, 78
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,24 @@ def unpack_code(environ: Mapping[str, str]) -> None:
             tar.extractall(".", filter="data")
 
 
-def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> tuple[int, bool]:
-    """Run to the end; TERM, INT and USR1 are passed on as TERM, once. Returns the exit code and whether one came."""
+def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> int:
+    """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once."""
     told = False
     process: subprocess.Popen[bytes] | None = None
 
     def stop(number: int, frame: object) -> None:
         nonlocal told
-        if not told and process is not None:
-            told = True
+        if process is not None and not told:
             process.send_signal(signal.SIGTERM)
+        told = True
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, stop)
     process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)})
+    if told:  # between the two lines above
+        process.send_signal(signal.SIGTERM)
     code = process.wait()
-    return (code if code >= 0 else 128 - code), told
+    return code if code >= 0 else 128 - code
 
 
 def final_code(code: int, worker_codes: list[int]) -> int:
@@ -135,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="the five sections, as YAML")
     config = os.path.abspath(parser.parse_args(argv).config)
     placement = read_placement(os.environ)
+    for number in STOP_SIGNALS:  # PID 1 of a container ignores what it has no handler for
+        signal.signal(number, lambda *_: sys.exit(PREEMPTED))
     unpack_code(os.environ)
     if placement.nodes > 1 and not wait_for_master(placement):
         master = f"{placement.master}:{placement.port}"
@@ -142,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         return PREEMPTED
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
         environ = {**os.environ, EXIT_FILE_VARIABLE: folder}
-        code, _ = supervise(trainer_command(placement, config), environ, placement.grace_s)
+        code = supervise(trainer_command(placement, config), environ, placement.grace_s)
         codes = [int(path.read_text() or 1) for path in sorted(Path(folder).glob("rank-*"))]
     return final_code(code, codes)
 

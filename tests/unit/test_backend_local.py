@@ -1,0 +1,128 @@
+"""This machine as a back end: what the contract suite does not ask of every back end."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.contract.sites import PATIENCE_S, Site, processes_of
+
+
+@pytest.fixture
+def site(launch):
+    return Site("local", launch, processes_of)
+
+
+def until(condition):
+    """Wait for something that is bound to happen."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_failed_node_is_started_again_with_all_others(site):
+    marker = site.launch.cwd / "tried"
+    run_id = site.submit(f'echo "$rank try"; if [ "$rank" = 1 ] && mkdir {marker} 2>&-; then exit 3; fi; '
+                         f"until [ -e {marker} ]; do sleep 0.05; done; echo done", restarts=1)
+    site.wait(run_id, "succeeded")
+    lines = site.lines(run_id)
+    assert lines[1] == ["1 try", "1 try", "done"]
+    assert "launch: attempt 0 ended with exit code 3" in lines[0]
+
+
+def test_the_budget_of_restarts_ends(site):
+    run_id = site.submit('echo "$rank try"; exit 3', restarts=2, resources={"nodes": 1})
+    assert site.wait(run_id, "failed")["exit_code"] == 3
+    assert site.lines(run_id)[0].count("0 try") == 3
+
+
+def test_a_wrong_configuration_is_not_tried_again(site):
+    run_id = site.submit('echo "$rank try"; exit 78', restarts=5, resources={"nodes": 1})
+    assert site.wait(run_id, "failed")["exit_code"] == 78
+    assert site.lines(run_id) == {0: ["0 try"]}
+
+
+def test_a_job_that_does_not_stop_is_killed_after_its_grace(site):
+    site.profile = {"grace": "1s"}
+    run_id = site.submit("trap '' TERM; echo up; while true; do sleep 0.1; done", resources={"nodes": 1})
+    run = site.launch.json("list")[-1]
+    until(lambda: site.lines(run_id))
+    site.launch.ok("cancel", run_id)
+    assert site.leftovers(run) == []
+    assert site.status(run_id)["state"] == "cancelled"
+
+
+def test_what_a_job_leaves_in_the_background_ends_with_a_cancel(site):
+    run_id = site.submit("(trap '' TERM; sleep 600) & echo up; trap 'exit 1' TERM; wait", resources={"nodes": 1})
+    run = site.launch.json("list")[-1]
+    until(lambda: site.lines(run_id))
+    site.launch.ok("cancel", run_id)
+    assert site.leftovers(run) == []
+
+
+def test_a_killed_run_is_told_as_one(site):
+    run_id = site.submit("sleep 600", resources={"nodes": 1})
+    run = site.launch.json("list")[-1]
+    until(lambda: site.leftovers(run))
+    saved = json.loads((site.launch.run_dir(run_id) / "run.json").read_text())
+    os.killpg(int(saved["job_id"]), signal.SIGKILL)
+    until(lambda: site.status(run_id)["state"] != "running")
+    assert "without an exit code" in site.status(run_id)["reason"]
+
+
+def test_a_folder_with_odd_characters(site, tmp_path):
+    site.launch.home = tmp_path / "it's a \"home\" $x"
+    site.launch.cwd = tmp_path / "wörk space"
+    site.launch.cwd.mkdir()
+    (site.launch.cwd / "module.py").write_text("")
+    run_id = site.submit('pwd; python -c "import module; print(module.__name__)"', code=".", resources={"nodes": 1})
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id) == {0: [str(site.launch.cwd), "module"]}
+
+
+def test_a_missing_runtime_is_refused_and_leaves_nothing(site):
+    site.profile = {"container_runtime": "podman"}
+    site.launch.env["PATH"] = "/nowhere"
+    done = site.launch.run("submit", site.job("true"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "podman: no such command on this machine" in done.stderr
+    assert list((site.launch.home / "runs").iterdir()) == []
+
+
+def test_local_runs_in_front(site):
+    done = site.launch.run("local", site.job('echo "$rank: $LAUNCH_NODES"'))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert {"[node 0] 0: 2", "[node 1] 1: 2"} <= set(done.stderr.splitlines())
+    failed = site.launch.run("local", site.job("exit 9"))
+    assert failed.returncode == 5
+    assert "exit code 9" in failed.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_job_in_front(site, number):
+    process = site.launch.start("local", site.job("trap 'echo saved; exit 0' TERM; echo up; sleep 600 & wait"))
+    until(lambda: "up" in process.stderr.readline())
+    run = site.launch.json("list")[-1]
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == 130
+    assert site.leftovers(run) == []
+    assert site.status(run["run"])["state"] == "cancelled"
+    assert "saved" in site.lines(run["run"])[0]
+
+
+def test_a_profile_is_not_needed_in_front(site):
+    job = site.job("true")
+    (site.launch.cwd / job).write_text((site.launch.cwd / job).read_text() + "cluster: absent\n")
+    assert site.launch.run("submit", job).returncode == 2
+    assert site.launch.run("local", job).returncode == 0
+
+
+def test_many_submits_at_once_are_many_runs(site):
+    job = site.job("true")
+    started = [site.launch.start("submit", job) for _ in range(4)]
+    handles = {process.communicate()[0] for process in started}
+    assert len(handles) == 4
+    assert len(site.launch.json("list")) == 4

@@ -1,0 +1,128 @@
+"""What a job runs on every node: placement, the command, signals, and the worker's own exit code."""
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import entrypoint
+from trainer.entrypoint import Placement, final_code, read_placement, trainer_command, unpack_code, wait_for_master
+
+ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
+
+
+def placed(**changes):
+    return Placement(**{**ALONE, **changes})
+
+
+def test_placement_is_read_from_the_environment():
+    assert read_placement({}) == placed()
+    environ = {"LAUNCH_NODES": "4", "LAUNCH_PROCESSES_PER_NODE": "8", "MASTER_ADDR": "n1", "MASTER_PORT": "1234",
+               "LAUNCH_GRACE_S": "5", "JOB_COMPLETION_INDEX": "3"}
+    found = read_placement(environ)
+    assert found == Placement(nodes=4, processes=8, rank=3, master="n1", port=1234, grace_s=5)
+    assert found.world == 32
+    assert read_placement({**environ, "NODE_RANK": "2"}).rank == 2
+
+
+def test_one_process_is_started_directly():
+    assert trainer_command(placed(), "c.yaml") == [sys.executable, "-m", "trainer.cli", "train", "--config", "c.yaml"]
+
+
+def test_several_processes_are_started_by_torchrun():
+    command = trainer_command(placed(nodes=2, processes=8, rank=1, master="m"), "c.yaml")
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert {"--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=m", "--max-restarts=0"} <= set(command)
+    assert command[-5:] == ["-m", "trainer.cli", "train", "--config", "c.yaml"]
+
+
+def test_the_master_is_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert wait_for_master(placed(nodes=2, rank=1, port=port), timeout_s=10)
+    assert not wait_for_master(placed(nodes=2, rank=1, port=port), timeout_s=0.1)
+    assert wait_for_master(placed(nodes=2, rank=0, port=port), timeout_s=10)
+    assert not wait_for_master(placed(nodes=2, rank=0, master="no-such-host.invalid"), timeout_s=0.1)
+
+
+def test_code_is_unpacked_without_leaving_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unpack_code({})
+    for name, safe in (("inner/a.py", True), ("../outside.py", False)):
+        with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        if safe:
+            unpack_code({"LAUNCH_CODE": "code.tar.gz"})
+        else:
+            with pytest.raises(tarfile.OutsideDestinationError):
+                unpack_code({"LAUNCH_CODE": "code.tar.gz"})
+    assert (tmp_path / "inner/a.py").exists()
+
+
+@pytest.mark.parametrize(("code", "workers", "final"), [
+    (0, [], 0), (0, [0, 0], 0), (1, [], 1), (1, [0, 70], 70), (1, [75, 78], 78), (1, [1, 75], 75), (1, [1, 1], 1),
+    (137, [0], 137), (137, [75], 75), (0, [75], 0)])
+def test_the_workers_own_code_counts(code, workers, final):
+    assert final_code(code, workers) == final
+
+
+def start(tmp_path, body, **environ):
+    """The real entrypoint, with a stand-in for the trainer."""
+    (tmp_path / "trainer").mkdir()
+    for name in ("__init__", "entrypoint"):
+        source = os.path.join(os.path.dirname(entrypoint.__file__), f"{name}.py")
+        (tmp_path / f"trainer/{name}.py").symlink_to(source)
+    (tmp_path / "trainer/cli.py").write_text(body)
+    return subprocess.Popen([sys.executable, "-m", "trainer.entrypoint", "--config", "c.yaml"], cwd=tmp_path, text=True,
+                            env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_trainers_exit_code_is_the_entrypoints(tmp_path):
+    process = start(tmp_path, "import sys; print(sys.argv[1:], flush=True); sys.exit(70)")
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (70, f"['train', '--config', '{tmp_path}/c.yaml']\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_the_trainer_once_as_term(tmp_path, number):
+    process = start(tmp_path, """
+import signal, sys, time
+count = 0
+def stop(number, frame):
+    global count
+    count += 1
+    print(signal.Signals(number).name, flush=True)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+while not count: time.sleep(0.05)
+time.sleep(0.5)  # a second one would come now
+sys.exit(75 if count == 1 else 1)
+""")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.send_signal(number)
+    assert process.wait(60) == 75
+    assert process.stdout.read() == ""
+
+
+def test_a_killed_trainer_ends_as_in_a_shell(tmp_path):
+    process = start(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert process.wait(60) == 137
+
+
+def test_a_node_that_waits_for_its_peers_can_be_stopped(tmp_path):
+    process = start(tmp_path, "", LAUNCH_NODES="2", NODE_RANK="1", MASTER_ADDR="no-such-host.invalid")
+    status = Path(f"/proc/{process.pid}/status")
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.05)  # until it has a handler
+    process.terminate()
+    assert process.wait(60) == 75

@@ -1,0 +1,368 @@
+"""The Kubernetes back end against the fake API server, over HTTP, with pods that really run."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.backends.base import JobStatus, State, Submission
+from launcher.backends.k8s import KubernetesBackend
+from launcher.edge.kube import Kube
+from launcher.errors import BackendError
+from launcher.plan import Plan, plan_run
+from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER
+from launcher.runs import Run, RunStore
+from launcher.spec import ClusterProfile, JobSpec
+from tests.fakes.kubernetes import FakeCluster
+
+PATIENCE_S = 60
+RUN_ID = "demo-0123abcd"
+# The first process of a container does not die of a TERM that it has no handler for.
+IDLE = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
+KINDS = ("Job", "Pod", "Service", "ConfigMap", "Secret")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
+    """A cluster of three nodes."""
+    with FakeCluster(tmp_path / "cluster") as found:
+        yield found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """An empty run folder."""
+    return RunStore(tmp_path / "home")
+
+
+@pytest.fixture
+def backend(cluster: FakeCluster, store: RunStore) -> KubernetesBackend:
+    """The back end, with the fake's kubeconfig."""
+    return KubernetesBackend(store, {"KUBECONFIG": str(cluster.kubeconfig)})
+
+
+def plan_of(script: str = "true", *, profile: dict[str, Any] | None = None, **fields: Any) -> Plan:
+    """The plan of a two-node job that runs a script."""
+    job = {"name": "demo", "run": ["bash", "-c", script], "resources": {"nodes": 2}, **fields}
+    place = ClusterProfile.model_validate({"backend": "kubernetes", "grace": "5s", **(profile or {})})
+    return plan_run(JobSpec.model_validate(job), place, run_id=RUN_ID)
+
+
+def submit(backend: KubernetesBackend, plan: Plan, secrets: dict[str, str] | None = None) -> Run:
+    """Send a plan, as `launch submit` does."""
+    backend.store.claim(plan.run_id)
+    folder = backend.store.folder(plan.run_id)
+    run = backend.submit(plan, backend.render(plan), Submission(secrets or {}, folder, folder))
+    backend.store.save(run)
+    return run
+
+
+def asking(cluster: FakeCluster) -> Kube:
+    """A client of the test's own."""
+    return Kube({"KUBECONFIG": str(cluster.kubeconfig)}, None)
+
+
+def objects_in(cluster: FakeCluster) -> list[str]:
+    """What the cluster has, by kind and name."""
+    kube = asking(cluster)
+    return [f"{kind}/{item['metadata']['name']}" for kind in KINDS for item in kube.list(kind, "default")]
+
+
+def wait_for(ask: Callable[[], Any], good: Callable[[Any], bool], what: str = "") -> Any:
+    """Poll `ask` until its answer is good."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not good(found := ask()):
+        assert time.monotonic() < deadline, f"waited for {what}, got {found}"
+        time.sleep(0.05)
+    return found
+
+
+def wait_state(backend: KubernetesBackend, run: Run, *states: State) -> JobStatus:
+    """Until the run is in one of these states."""
+    return wait_for(lambda: backend.status(run), lambda status: status.state in states, str(states))
+
+
+def wait_reason(backend: KubernetesBackend, run: Run, part: str) -> JobStatus:
+    """Until the run's reason says something."""
+    return wait_for(lambda: backend.status(run), lambda status: part in (status.reason or ""), part)
+
+
+def texts(backend: KubernetesBackend, run: Run, **options: Any) -> dict[int, list[str]]:
+    """The lines of each node."""
+    found: dict[int, list[str]] = {}
+    for line in backend.logs(run, **{"follow": False, "tail": None, "node": None, **options}):
+        assert line.stamp
+        found.setdefault(line.node, []).append(line.text)
+    return found
+
+
+def pod_of(cluster: FakeCluster, node: int) -> str:
+    """The name of the newest pod of a node."""
+    names = [pod["metadata"]["name"] for pod in asking(cluster).list("Pod", "default")
+             if pod["metadata"]["name"].startswith(f"{RUN_ID}-{node}-")]
+    return names[-1]
+
+
+def test_what_is_sent_is_the_render_but_for_two_placeholders(backend, cluster, store):
+    plan = plan_of(secrets=["HF_TOKEN"], env={"A": "$(B) $$"})
+    submit(backend, plan, {"HF_TOKEN": "s3cr3t"})
+    rendered = list(yaml.safe_load_all(backend.render(plan).text))
+    sent = [body for verb, _, query, body in cluster.requests if verb == "POST"]
+    uid = asking(cluster).get("Job", "default", RUN_ID)["metadata"]["uid"]
+    text = json.dumps(rendered).replace(UID_PLACEHOLDER, uid).replace(SECRET_PLACEHOLDER, "s3cr3t")
+    assert sent == json.loads(text)
+    assert json.dumps(rendered).count(UID_PLACEHOLDER) == 2
+    assert all(query["fieldValidation"] == "Strict" for verb, _, query, _ in cluster.requests if verb == "POST")
+
+
+def test_check_leaves_nothing(backend, cluster):
+    plan = plan_of(secrets=["HF_TOKEN"])
+    backend.check(plan, backend.render(plan))
+    assert objects_in(cluster) == []
+    kinds = [body["kind"] for verb, _, query, body in cluster.requests if verb == "POST" and query["dryRun"] == "All"]
+    assert kinds == ["Job", "Service", "Secret", "Pod"]
+
+
+def refusal(backend: KubernetesBackend, plan: Plan) -> BackendError:
+    """What `check` says."""
+    with pytest.raises(BackendError) as caught:
+        backend.check(plan, backend.render(plan))
+    return caught.value
+
+
+def test_missing_namespace_is_named_with_the_command_that_makes_it(backend):
+    error = refusal(backend, plan_of(profile={"namespace": "nowhere"}))
+    assert error.message == "namespace 'nowhere' does not exist in cluster 'fake'"
+    assert error.hint == "make it: kubectl --context fake create namespace nowhere"
+
+
+def test_pod_security_refusal_comes_before_anything_is_sent(backend, cluster):
+    cluster.enforce_restricted("default")
+    plan = plan_of()
+    backend.check(plan, backend.render(plan))
+    error = refusal(backend, plan_of(mounts=[{"path": "/host", "host_path": "/"}]))
+    assert "the Pod Security level of namespace 'default' forbids the job's pods" in error.message
+    assert "use a claim" in error.hint
+
+
+def test_quota_account_and_priority_refusals_are_plain(backend, cluster):
+    asked = {"nodes": 1, "gpus_per_node": 8}
+    cluster.set_quota("default", {"requests.nvidia.com/gpu": "4"})
+    assert "quota of namespace 'default' has no room" in refusal(backend, plan_of(resources=asked)).message
+    error = refusal(backend, plan_of(profile={"service_account": "ghost"}))
+    assert "does not have the profile's service_account" in error.message
+    error = refusal(backend, plan_of(profile={"priority_class": "ghost"}))
+    assert "does not have the profile's priority_class" in error.message
+
+
+def test_name_that_is_taken_is_refused_and_left_alone(backend, cluster):
+    submit(backend, plan_of(IDLE))
+    other = plan_of()
+    assert refusal(backend, other).hint == f"choose another name: launch submit --run-id {RUN_ID}-2"
+    before = objects_in(cluster)
+    with pytest.raises(BackendError, match=f"Job '{RUN_ID}' exists already in namespace 'default'"):
+        submit(backend, other)
+    assert objects_in(cluster) == before
+
+
+@pytest.mark.parametrize("path", ["/jobs$", "/services$", "/secrets$"])
+def test_submit_that_fails_half_way_leaves_nothing(backend, cluster, path):
+    cluster.fail_once(500, path)
+    with pytest.raises(BackendError):
+        submit(backend, plan_of(IDLE, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})
+    wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+
+
+@pytest.mark.parametrize("kind", ["Job", "Service", "Secret"])
+def test_ctrl_c_during_submit_leaves_nothing(backend, cluster, monkeypatch, kind):
+    create = Kube.create
+
+    def interrupted(kube: Kube, body: dict[str, Any], **options: Any) -> dict[str, Any]:
+        made = create(kube, body, **options)
+        if body["kind"] == kind:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Kube, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(backend, plan_of(IDLE, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})
+    wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+
+
+def test_who_is_not_known_or_not_allowed_is_told_so(tmp_path, store):
+    with FakeCluster(tmp_path / "cluster", token="right") as cluster:
+        wrong = cluster.kubeconfig.read_text().replace("right", "wrong")
+        backend = KubernetesBackend(store, {"KUBECONFIG": str(cluster.kubeconfig)})
+        run = submit(backend, plan_of("echo hi"))
+        wait_state(backend, run, State.SUCCEEDED)
+        assert texts(backend, run) == {0: ["hi"], 1: ["hi"]}
+        (tmp_path / "wrong").write_text(wrong)
+        error = refusal(KubernetesBackend(store, {"KUBECONFIG": str(tmp_path / "wrong")}), plan_of())
+    assert error.message.startswith("cluster 'fake' does not know you")
+    error = refusal(backend, plan_of())
+    assert error.message.startswith("cluster 'fake' at http://127.0.0.1:")
+    assert error.message.endswith("[Errno 111] Connection refused")
+    assert error.hint == "see whether it answers: kubectl --context fake cluster-info"
+
+
+def test_configuration_that_is_missing_or_names_another_context(backend, cluster, store, tmp_path):
+    error = refusal(backend, plan_of(profile={"context": "prod"}))
+    assert error.message == f"context: got 'prod', allowed: fake (from {cluster.kubeconfig})"
+    error = refusal(KubernetesBackend(store, {"KUBECONFIG": str(tmp_path / "none")}), plan_of())
+    assert error.message.startswith(f"{tmp_path / 'none'}: no cluster configuration")
+
+
+def test_status_of_a_good_run_outlives_its_job(backend, cluster):
+    run = submit(backend, plan_of("true"))
+    status = wait_state(backend, run, State.SUCCEEDED)
+    assert (status.exit_code, [node.state for node in status.nodes]) == (0, [State.SUCCEEDED] * 2)
+    asking(cluster).delete("Job", "default", RUN_ID, propagation="Background")
+    wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+    assert backend.status(run).state is State.SUCCEEDED
+
+
+def test_job_deleted_by_someone_is_unknown(backend, cluster):
+    run = submit(backend, plan_of(IDLE))
+    asking(cluster).delete("Job", "default", RUN_ID, propagation="Background")
+    status = wait_state(backend, run, State.UNKNOWN)
+    assert "deleted by someone" in status.reason
+
+
+def test_first_node_to_fail_gives_exit_code_and_reason(backend):
+    script = 'if [ $NODE_RANK = 1 ]; then echo "ValueError: no such thing" >&2; exit 7; fi; ' + IDLE
+    status = wait_state(backend, submit(backend, plan_of(script)), State.FAILED)
+    assert (status.exit_code, status.reason) == (7, "node 1: exit code 7: ValueError: no such thing")
+
+
+def test_wrong_configuration_is_not_tried_again(backend):
+    status = wait_state(backend, submit(backend, plan_of("exit 78", restarts=3)), State.FAILED)
+    assert status.exit_code == 78
+    assert "wrong configuration or data" in status.reason
+    assert [node.restarts for node in status.nodes if node.exit_code == 78] == [0] * len(status.nodes)
+
+
+def test_failures_are_tried_again_as_often_as_asked(backend):
+    plan = plan_of("echo try; exit 1", restarts=2, resources={"nodes": 1})
+    run = submit(backend, plan)
+    status = wait_state(backend, run, State.FAILED)
+    assert (status.exit_code, status.nodes[0].restarts) == (1, 2)
+    assert texts(backend, run) == {0: ["try"] * 3}
+
+
+def test_too_few_gpus_are_named(backend, cluster):
+    run = submit(backend, plan_of(resources={"nodes": 1, "gpus_per_node": 100}))
+    status = wait_reason(backend, run, "node 0: no node has enough nvidia.com/gpu")
+    assert (status.state, status.nodes[0].state) == (State.PENDING, State.PENDING)
+
+
+def test_image_that_is_missing_is_named(backend):
+    run = submit(backend, plan_of(image="registry.example.com/missing-image:1"))
+    status = wait_reason(backend, run, "image registry.example.com/missing-image:1 cannot be had")
+    assert status.state is State.PENDING
+
+
+def test_quota_that_fills_up_after_the_check_is_named(backend, cluster):
+    cluster.set_quota("default", {"pods": "1"})
+    run = submit(backend, plan_of(IDLE))
+    wait_reason(backend, run, "no pod could be made for 1 of 2 nodes: the namespace's quota is used up: exceeded quota")
+
+
+def test_out_of_memory_is_named_with_the_limit(backend, cluster):
+    run = submit(backend, plan_of(IDLE, resources={"nodes": 1, "memory_per_node": "64Mi"}))
+    wait_state(backend, run, State.RUNNING)
+    cluster.kill_pod("default", pod_of(cluster, 0), signal.SIGKILL, oom=True)
+    status = wait_state(backend, run, State.FAILED)
+    assert status.reason == "node 0: out of memory (the limit is 64Mi), exit code 137"
+
+
+def test_time_limit_is_named(backend):
+    run = submit(backend, plan_of(IDLE, resources={"nodes": 1, "time_limit": "1s"}))
+    assert wait_state(backend, run, State.FAILED).reason == "the time limit was reached (resources.time_limit)"
+
+
+def test_command_that_does_not_exist_is_named(backend):
+    run = submit(backend, plan_of(run=["/no/such/binary"], resources={"nodes": 1}))
+    status = wait_state(backend, run, State.FAILED)
+    assert "the command could not be started" in status.reason
+    assert "/no/such/binary" in status.reason
+
+
+def counting(count: int) -> str:
+    """A script that prints numbered lines, now and then the same stamp second."""
+    return f"for i in $(seq 1 {count}); do echo $NODE_RANK $i; sleep 0.01; done"
+
+
+def test_follow_loses_and_doubles_nothing_while_connections_break(backend, cluster):
+    cluster.split_utf8 = True
+    run = submit(backend, plan_of(counting(300)))
+    found: dict[int, list[str]] = {0: [], 1: []}
+    breaks = {40: cluster.drop_connections, 120: lambda: cluster.drop_connections(cleanly=True),
+              200: lambda: cluster.go_away(1.0)}
+    for number, line in enumerate(backend.logs(run, follow=True, tail=None, node=None)):
+        found[line.node].append(line.text)
+        if number in breaks:
+            breaks[number]()
+    assert found == {node: [f"{node} {i}" for i in range(1, 301)] for node in (0, 1)}
+    assert texts(backend, run) == found
+    assert texts(backend, run, tail=2, node=1) == {1: ["1 299", "1 300"]}
+
+
+def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster):
+    script = "trap 'echo stopped; exit 75' TERM; echo up; for i in 1 2 3 4; do sleep 0.5; done; echo done"
+    run = submit(backend, plan_of(script))
+    found: list[str] = []
+    for line in backend.logs(run, follow=True, tail=None, node=1):
+        found.append(line.text)
+        if found == ["up"]:
+            cluster.evict("default", pod_of(cluster, 1))
+    assert found == ["up", "stopped", "up", "done"]
+    wait_state(backend, run, State.SUCCEEDED)
+
+
+def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
+    script = "trap 'echo saving; sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
+    run = submit(backend, plan_of(script, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})
+    wait_for(lambda: texts(backend, run), lambda found: len(found) == 2, "both nodes")
+    backend.cancel(run)
+    assert objects_in(cluster) == []
+    assert backend.status(run).state is State.CANCELLED
+    backend.cancel(run)
+    assert texts(backend, run) == {0: ["up", "saving", "saved"], 1: ["up", "saving", "saved"]}
+    assert texts(backend, run, follow=True, tail=1) == {0: ["saved"], 1: ["saved"]}
+
+
+def test_cancel_that_was_refused_is_no_cancelled_run(backend, cluster, monkeypatch):
+    run = submit(backend, plan_of(IDLE))
+    wait_state(backend, run, State.RUNNING)
+    delete = Kube.delete
+
+    def refused(kube: Kube, *args: str, **options: str) -> bool:
+        cluster.fail_once(403, f"/jobs/{RUN_ID}$")
+        return delete(kube, *args, **options)
+
+    monkeypatch.setattr(Kube, "delete", refused)
+    with pytest.raises(BackendError):
+        backend.cancel(run)
+    assert backend.status(run).state is State.RUNNING
+
+
+def test_logs_read_from_the_archive_when_the_job_is_gone(backend, cluster):
+    run = submit(backend, plan_of("echo hello; echo; echo world"))
+    wait_state(backend, run, State.SUCCEEDED)
+    before = list(backend.logs(run, follow=False, tail=None, node=None))
+    asking(cluster).delete("Job", "default", RUN_ID, propagation="Background")
+    wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+    assert list(backend.logs(run, follow=False, tail=None, node=None)) == before
+    assert [line.text for line in before] == ["hello", "", "world"] * 2
+
+
+def test_error_text_of_a_node_is_no_line(backend, cluster):
+    run = submit(backend, plan_of("echo hello", resources={"nodes": 1}))
+    wait_state(backend, run, State.SUCCEEDED)
+    cluster.fail_once(500, "/log$")
+    assert texts(backend, run) == {0: ["hello"]}

@@ -32,12 +32,16 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
+        """Import one command, and put its line from the table in front of its help."""
+        import inspect
+
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"launcher.commands.{cmd_name}")
         command: click.Command = module.command
-        command.short_help = command.help = COMMANDS[cmd_name] + (f"\n\n{command.help}" if command.help else "")
+        if command.short_help != COMMANDS[cmd_name]:
+            command.short_help = COMMANDS[cmd_name]
+            command.help = f"{command.short_help}\n\n{inspect.cleandoc(command.help or '')}"
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -134,11 +134,13 @@ class JobSpec(Section):
 class Toleration(Section):
     """A taint the pods accept (Kubernetes core/v1 Toleration)."""
 
-    key: str | None = None
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    tolerationSeconds: int | None = None  # noqa: N815  (the API's own spelling)
+    key: str | None = Field(None, description="Key of the taint. Default: every key.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Whether the value counts.")
+    value: str | None = Field(None, description="Value of the taint.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Effect of the taint. Default: every effect.")
+    tolerationSeconds: int | None = Field(  # noqa: N815  (the API's own spelling)
+        None, description="Seconds that a NoExecute taint is borne. Default: for ever.")
 
 
 class ClusterProfile(Section):

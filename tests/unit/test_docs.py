@@ -1,0 +1,56 @@
+"""The generated pages are current, and what the documents show is true."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", ["config", "cli"])
+def test_generated_page_is_current(page):
+    assert (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") == GENERATE[f"render_{page}"](), "run: make docs"
+
+
+def test_every_field_is_described():
+    text = (ROOT / "docs/config.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.split(" | ")[-1].strip(" |") == ""] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_job_shown_is_valid(tmp_path):
+    """Code blocks that name a job are whole job files."""
+    from launcher.load import read_document, validate_job
+
+    shown = 0
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            if block.startswith("name:"):
+                (tmp_path / "job.yaml").write_text(block, encoding="utf-8")
+                validate_job(read_document(tmp_path / "job.yaml"))
+                shown += 1
+    assert shown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_job_is_valid(path):
+    from launcher.load import read_document, validate_job
+
+    document = read_document(path)
+    if "name" in document.values:
+        validate_job(document)

@@ -153,11 +153,11 @@ def _ended(pod: Object) -> str | None:
         limit = _limit(pod, "memory")
         return f"out of memory ({f'the limit is {limit}' if limit else 'of the machine'}), exit code {code}"
     if reason == "StartError":
-        return f"the command could not be started: {_last_line(ended)}"
+        return f"the command could not be started: {_said(ended)}"
     if code == 0:
         return None
     meaning = f" ({_EXIT_CODES[code]})" if code in _EXIT_CODES else ""
-    last = _last_line(ended)
+    last = _said(ended)
     return f"exit code {code}{meaning}" + (f": {last}" if last else "")
 
 
@@ -227,6 +227,9 @@ def _limit(pod: Object, resource: str) -> str | None:
     return str(limit) if limit else None
 
 
-def _last_line(ended: Object) -> str:
-    lines = str(ended.get("message") or "").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def _said(ended: Object) -> str:
+    """The line of the container's last words that says most: the first error (what follows an error of a rank is
+    torchrun's own), else the last line with a word in it."""
+    lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if re.search(r"\w", line)]
+    errors = [line for line in lines if re.search(r"\b\w*([Ee]rror|Exception): \S", line)]
+    return (errors[:1] or lines[-1:] or [""])[0]

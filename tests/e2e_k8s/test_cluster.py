@@ -112,7 +112,8 @@ def test_cancel_leaves_nothing_but_the_logs(site: Site):
 
 
 def test_failing_job_is_reported_with_its_exit_code(site: Site):
-    job = site.job(run=shell("echo $NODE_RANK says; if [ $NODE_RANK = 1 ]; then exit 7; fi; trap 'exit 0' TERM; while true; do sleep 0.1; done"))
+    idle = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
+    job = site.job(run=shell(f"echo $NODE_RANK says; if [ $NODE_RANK = 1 ]; then exit 7; fi; {idle}"))
     done = site.launch.run("submit", "--follow", job, timeout_s=PATIENCE_S)
     assert done.returncode == 5, done.stderr
     assert "[node 1] 1 says" in done.stderr

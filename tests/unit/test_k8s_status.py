@@ -1,0 +1,159 @@
+"""What people read about a run, from what a cluster says: objects as measured on a real one."""
+
+import pytest
+
+from launcher.backends.base import State
+from launcher.backends.k8s_status import INDEX, job_status
+
+JOB = {"metadata": {"name": "demo"}, "spec": {"completions": 2}, "status": {}}
+
+
+def pod(node: int = 0, born: int = 0, phase: str = "Pending", **status: object) -> dict:
+    """A pod of a node; `born` orders its attempts."""
+    metadata = {"name": f"demo-{node}-{born}", "labels": {INDEX: str(node)},
+                "creationTimestamp": f"2026-11-24T11:00:{born:02}Z"}
+    spec = {"nodeName": f"machine-{node}", "containers": [{"name": "trainer", "image": "img:1"}]}
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase, **status}}
+
+
+def state(**state: object) -> list[dict]:
+    """The status of the trainer's container."""
+    return [{"name": "trainer", "state": state}]
+
+
+def ended(code: int, node: int = 0, born: int = 0, at: int = 0, reason: str = "Error", message: str = "") -> dict:
+    """A pod whose container ended."""
+    how = {"exitCode": code, "reason": reason, "message": message, "finishedAt": f"2026-11-24T11:01:{at:02}Z"}
+    return pod(node, born, "Failed" if code else "Succeeded", containerStatuses=state(terminated=how))
+
+
+def running(node: int = 0) -> dict:
+    """A pod that runs."""
+    return pod(node, phase="Running", containerStatuses=state(running={}))
+
+
+def with_condition(kind: str, **more: str) -> dict:
+    """The Job with a condition."""
+    return {**JOB, "status": {"conditions": [{"type": kind, "status": "True", **more}]}}
+
+
+def event(name: str, reason: str, message: str) -> dict:
+    """An event about an object."""
+    return {"involvedObject": {"name": name}, "reason": reason, "message": message,
+            "lastTimestamp": "2026-11-24T11:00:00Z"}
+
+
+def unschedulable(message: str) -> dict:
+    """A pod that fits nowhere."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return pod(conditions=[condition])
+
+
+WAITING = [
+    (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu. no new claims, preemption: 0/3 "
+                   "nodes are available: 3 Preemption is not helpful for scheduling."),
+     "node 0: no node has enough nvidia.com/gpu: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+    (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 3 No "
+                   "preemption victims found for incoming pod."), "node 0: no node has enough nvidia.com/gpu free now"),
+    (unschedulable('persistentvolumeclaim "missing" not found. not found'),
+     'node 0: no node fits: persistentvolumeclaim "missing" not found'),
+    (pod(containerStatuses=state(waiting={"reason": "ImagePullBackOff", "message": 'Back-off pulling image "img:1"'})),
+     'node 0: image img:1 cannot be had (ImagePullBackOff): Back-off pulling image "img:1"'),
+    (pod(containerStatuses=state(waiting={"reason": "CreateContainerConfigError", "message": 'secret "s" not found'})),
+     'node 0: waits for what its environment names: secret "s" not found'),
+    (pod(containerStatuses=state(waiting={"reason": "ContainerCreating"})), "node 0: the container is being made"),
+]
+
+
+@pytest.mark.parametrize(("waiting", "reason"), WAITING)
+def test_why_a_pod_waits(waiting, reason):
+    status = job_status(JOB, [waiting, running(1)], [])
+    assert status.reason.startswith(reason)
+    assert (status.state, [node.state for node in status.nodes]) == (State.RUNNING, [State.PENDING, State.RUNNING])
+
+
+def test_only_an_event_tells_of_a_volume():
+    events = [event("demo-0-0", "FailedMount", 'MountVolume.SetUp failed for volume "d" : secret "x" not found')]
+    status = job_status(JOB, [pod(containerStatuses=state(waiting={"reason": "ContainerCreating"}))], events)
+    assert status.reason.startswith('node 0: a volume cannot be mounted: MountVolume.SetUp failed for volume "d"')
+    assert status.state is State.PENDING
+
+
+REFUSED = [
+    ("exceeded quota: q, requested: requests.nvidia.com/gpu=4, used: ..=4", "quota is used up: exceeded"),
+    ('violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false', "Pod Security level forbids it"),
+    ("failed quota: q: must specify limits.memory for: trainer", "quota wants these set"),
+    ('error looking up service account ns/x: serviceaccount "x" not found', "error looking up service account ns/x"),
+]
+
+
+@pytest.mark.parametrize(("message", "words"), REFUSED)
+def test_pods_that_could_not_be_made(message, words):
+    events = [event("demo", "FailedCreate", f'Error creating: pods "demo-1-x7k2p" is forbidden: {message}')]
+    status = job_status(JOB, [running(0)], events)
+    assert status.reason.startswith("no pod could be made for 1 of 2 nodes: ")
+    assert words in status.reason
+    assert "x7k2p" not in status.reason
+
+
+def test_a_suspended_job_waits_for_its_queue():
+    assert job_status(with_condition("Suspended"), [], []).reason == "suspended: waits to be admitted by its queue"
+
+
+def test_a_lost_machine_is_named_with_what_to_do():
+    lost = running(1)
+    lost["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]
+    reason = job_status(JOB, [running(0), lost], []).nodes[1].reason
+    assert reason == ("its machine machine-1 is lost; if it stays away: "
+                      "kubectl delete pod --force --grace-period=0 demo-1-0")
+
+
+FAILED = [
+    (ended(137, reason="OOMKilled"), 137, "node 0: out of memory (of the machine), exit code 137"),
+    (ended(128, reason="StartError", message='exec: "/x": stat /x: no such file or directory'), 128,
+     'node 0: the command could not be started: exec: "/x": stat /x: no such file or directory'),
+    (ended(70), 70, "node 0: exit code 70 (training diverged)"),
+    (ended(1, message="step 3\nValueError: bad\n"), 1, "node 0: exit code 1: ValueError: bad"),
+    (ended(1, message="[rank0]: OSError: [Errno 28] full\nFAILED\nChildFailedError: x\n====\n"), 1,
+     "node 0: exit code 1: [rank0]: OSError: [Errno 28] full"),
+    (ended(3, message="bye\n-----\n"), 3, "node 0: exit code 3: bye"),
+    (pod(phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "d" exceeds the limit "20Mi".'), None,
+     'node 0: evicted: Usage of EmptyDir volume "d" exceeds the limit "20Mi".'),
+]
+
+
+@pytest.mark.parametrize(("how", "code", "reason"), FAILED)
+def test_how_a_job_failed(how, code, reason):
+    condition = with_condition("Failed", reason="MaxFailedIndexesExceeded", message="too many")
+    status = job_status(condition, [how], [])
+    assert (status.state, status.exit_code, status.reason) == (State.FAILED, code, reason)
+
+
+def test_peers_of_the_node_that_failed_first_are_not_blamed():
+    pods = [ended(1, 0, at=5, message="Connection closed by peer"), ended(9, 1, at=3, message="out of paper")]
+    status = job_status(with_condition("Failed", reason="FailedIndexes"), pods, [])
+    assert (status.exit_code, status.reason) == (9, "node 1: exit code 9: out of paper")
+
+
+def test_wrong_configuration_is_the_reason_whoever_came_first():
+    pods = [ended(1, 0, at=1), ended(78, 1, at=3)]
+    assert job_status(with_condition("Failed", reason="PodFailurePolicy"), pods, []).exit_code == 78
+
+
+def test_a_job_that_is_about_to_fail_still_runs():
+    status = job_status(with_condition("FailureTarget", reason="FailedIndexes"), [ended(9), running(1)], [])
+    assert status.state is State.RUNNING
+    assert status.reason == "failing, its other nodes are being stopped: node 0: exit code 9"
+
+
+def test_the_newest_attempt_counts_and_the_others_are_restarts():
+    pods = [ended(1, 0, born=1), ended(1, 0, born=2), {**running(0)}, running(1)]
+    pods[2]["metadata"]["creationTimestamp"] = "2026-11-24T11:00:03Z"
+    status = job_status(JOB, pods, [])
+    assert [(node.node, node.state, node.restarts) for node in status.nodes] == [
+        (0, State.RUNNING, 2), (1, State.RUNNING, 0)]
+    assert (status.state, status.reason) == (State.RUNNING, None)
+
+
+def test_nodes_that_have_no_pod_yet_are_counted():
+    assert job_status(JOB, [running(0)], []).reason == "1 of 2 nodes are not there yet"

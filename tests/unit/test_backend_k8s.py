@@ -24,6 +24,8 @@ PATIENCE_S = 60
 RUN_ID = "demo-0123abcd"
 # The first process of a container does not die of a TERM that it has no handler for.
 IDLE = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
+ROLE = Path(__file__).parents[2] / "k8s/role.yaml"
+TRAIN = {"model": {"path": "/model"}, "data": {"sources": [{"path": "/data"}]}}
 KINDS = ("Job", "Pod", "Service", "ConfigMap", "Secret")
 
 
@@ -366,3 +368,34 @@ def test_error_text_of_a_node_is_no_line(backend, cluster):
     wait_state(backend, run, State.SUCCEEDED)
     cluster.fail_once(500, "/log$")
     assert texts(backend, run) == {0: ["hello"]}
+
+
+def rights_used(cluster: FakeCluster) -> set[tuple[str, str]]:
+    """What the requests so far needed, as RBAC names it: verb and resource."""
+    used = set()
+    for method, path, _, _ in cluster.requests:
+        resource, name, sub = [*path.partition("/namespaces/default/")[2].split("/"), "", ""][:3]
+        verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}[method]
+        used.add((verb, f"{resource}/{sub}" if sub else resource))
+    return used
+
+
+def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
+    plan = plan_of(IDLE, secrets=["HF_TOKEN"], train=TRAIN, run=None)
+    cluster.fail_once(500, "/secrets$")
+    with pytest.raises(BackendError):
+        submit(backend, plan, {"HF_TOKEN": "s3cr3t"})
+    used = rights_used(cluster)
+    wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+    backend.store.forget(RUN_ID)
+    cluster.requests.clear()
+    plan = plan_of(f"echo up; {IDLE}")
+    backend.check(plan, backend.render(plan))
+    run = submit(backend, plan)
+    wait_state(backend, run, State.RUNNING)
+    for _ in zip(range(1), backend.logs(run, follow=True, tail=None, node=None), strict=False):
+        backend.cancel(run)
+    used |= rights_used(cluster)
+    role = next(body for body in yaml.safe_load_all(ROLE.read_text()) if body["kind"] == "Role")
+    allowed = {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert used == allowed

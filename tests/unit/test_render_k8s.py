@@ -103,6 +103,18 @@ def test_render_passes_the_strict_validator(variant, nodes, code):
     assert kinds == ["Job", "Service", *config, *(["Secret"] if variant == "train" else [])]
 
 
+ADMIN = sorted(path for path in (Path(__file__).parents[2] / "k8s").glob("*.yaml") if path.stem != "kustomization")
+
+
+@pytest.mark.parametrize("path", ADMIN, ids=lambda path: path.name)
+def test_what_an_administrator_applies_is_valid_and_listed(path):
+    for body in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        kubernetes_validate.validate(body, API_VERSION, strict=True)
+    kustomization = yaml.safe_load((path.parent / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert path.name in kustomization["resources"]
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
 def test_validator_would_see_a_misspelt_field():
     job = k8s_objects(plan_of(RUN_JOB))[0]
     job["spec"]["template"]["spec"]["containers"][0]["comand"] = ["true"]

@@ -187,7 +187,7 @@ class Optimizer(Section):
         "cosine", description="Shape of the learning rate after warm-up."
     )
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
-    epochs: float = Field(3, gt=0, le=10000, description="Passes over the data.")
+    epochs: float = Field(3.0, gt=0, le=10000, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
     batch_size: int = Field(1, ge=1, le=4096, description="Rows per process and micro-step.")
     accumulation: int = Field(16, ge=1, le=4096, description="Micro-steps per optimizer step.")

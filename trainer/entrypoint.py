@@ -106,19 +106,21 @@ def unpack_code(environ: Mapping[str, str]) -> None:
 
 def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> int:
     """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once."""
-    told = False
+    told = early = False
     process: subprocess.Popen[bytes] | None = None
 
     def stop(number: int, frame: object) -> None:
-        nonlocal told
-        if process is not None and not told:
+        nonlocal told, early
+        first, told = not told, True  # before sending: a second signal may interrupt this very handler
+        if process is None:
+            early = True
+        elif first:
             process.send_signal(signal.SIGTERM)
-        told = True
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
     process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)})
-    if told:  # between the two lines above
+    if early:
         process.send_signal(signal.SIGTERM)
     code = process.wait()
     return code if code >= 0 else 128 - code

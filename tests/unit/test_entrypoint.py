@@ -94,14 +94,14 @@ def test_the_trainers_exit_code_is_the_entrypoints(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_reaches_the_trainer_once_as_term(tmp_path, number):
     process = start(tmp_path, """
-import signal, sys, time
+import os, signal, sys, time
 count = 0
 def stop(number, frame):
     global count
     count += 1
-    print(signal.Signals(number).name, flush=True)
+    os.write(1, f"{signal.Signals(number).name}\\n".encode())
 signal.signal(signal.SIGTERM, stop)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while not count: time.sleep(0.05)
 time.sleep(0.5)  # a second one would come now
 sys.exit(75 if count == 1 else 1)
@@ -110,8 +110,8 @@ sys.exit(75 if count == 1 else 1)
     process.send_signal(number)
     assert process.stdout.readline() == "SIGTERM\n"
     process.send_signal(number)
-    assert process.wait(60) == 75
-    assert process.stdout.read() == ""
+    rest, errors = process.stdout.read(), process.stderr.read()
+    assert (process.wait(60), rest) == (75, ""), errors
 
 
 def test_a_killed_trainer_ends_as_in_a_shell(tmp_path):

@@ -31,7 +31,8 @@ def render_config() -> str:
 
 def render_cli() -> str:
     """docs/cli.md."""
-    context = click.Context(launch, info_name="launch", terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(launch, info_name="launch", terminal_width=WIDTH, max_content_width=WIDTH,
+                            **launch.context_settings)
     parts = [f"{NOTE}\n\n# Commands", _help(launch, context)]
     for name in COMMANDS:
         command = launch.get_command(context, name)

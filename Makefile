@@ -22,7 +22,7 @@ venv: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[train,dev]'
 	@if [ -f trainer/build_ops.py ]; then \
-	  echo "Building DeepSpeed's CPU optimizer (about a minute, once) ..."; $(BIN)/python -m trainer.build_ops; fi
+	  echo "Building DeepSpeed's communication op for the CPU (about a minute, once) ..."; $(BIN)/python -m trainer.build_ops; fi
 	touch $@
 
 lint: venv

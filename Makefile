@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 # What `make test REQUIRE=slurm,podman` names must run; a skip is a failure then.
 REQUIRE ?=
-APT_PACKAGES := slurm-wlm munge podman runc crun fuse-overlayfs debootstrap g++
+APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap g++
 
 .PHONY: venv demo test lint test-deps bench-cli docs clean
 
@@ -21,8 +21,8 @@ venv: .venv/installed
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3 (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[train,dev]'
-	@if [ -f trainer/build_ops.py ]; then \
-	  echo "Building DeepSpeed's communication op for the CPU (about a minute, once) ..."; $(BIN)/python -m trainer.build_ops; fi
+	@echo "Building DeepSpeed's CPU op (about a minute, once) ..."
+	$(BIN)/python -m trainer.build_ops
 	touch $@
 
 lint: venv

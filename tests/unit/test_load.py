@@ -47,7 +47,7 @@ def only_spec_errors(path, overrides=()):
     assert message.strip()
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(YAMLISH)
 @example("a: &a [*a]\n")
 @example("name: &a {b: *a}\nrun: *a\n")
@@ -66,7 +66,7 @@ def test_any_text_gives_a_job_or_a_spec_error(tmp_path_factory, text):
     only_spec_errors(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(KEYS, PLAIN, max_size=5))
 def test_any_values_give_a_job_or_a_spec_error(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("job") / "job.yaml"

@@ -50,7 +50,7 @@ optimizer:
   lr: 0.0002
   schedule: cosine
   warmup_ratio: 0.03
-  epochs: 3
+  epochs: 3.0
   max_steps: null
   batch_size: 1
   accumulation: 16

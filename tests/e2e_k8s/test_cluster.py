@@ -146,12 +146,12 @@ def test_image_that_is_not_there_is_named(site: Site):
 
 
 def test_restricted_namespace_refuses_host_paths_before_anything_is_sent(site: Site):
-    job = site.job(run=shell("true"), mounts=[{"path": "/host", "host_path": "/"}])
+    job = site.job(name="forbidden", run=shell("true"), mounts=[{"path": "/host", "host_path": "/"}])
     done = site.launch.run("submit", job)
     assert done.returncode == 3
     assert "Pod Security" in done.stderr
     assert site.launch.json("list") == []
-    assert site.cluster.left_of("e2e-") == []
+    assert site.cluster.left_of("forbidden-") == []
 
 
 def test_namespace_that_is_missing_is_named_with_the_command_that_makes_it(site: Site):

@@ -97,6 +97,12 @@ def test_chat_tokens_are_at_their_slots(real_internlm, real_internlm2):
     assert one_.convert_tokens_to_ids(["<eoh>", "<eoa>"]) == [103027, 103028]
 
 
+def test_a_bare_tokenizer_model_is_the_same_tokenizer(real_internlm2):
+    bare, described = load_tokenizer(str(SHARED / "tokenizers" / "internlm2")), load_tokenizer(str(real_internlm2))
+    assert bare.get_vocab() == described.get_vocab()
+    assert bare.encode("<|im_start|>user\n你好") == described.encode("<|im_start|>user\n你好")
+
+
 @pytest.mark.parametrize("template", TEMPLATE_TOKENIZERS)
 def test_dump_shows_ids_and_labels_as_written_by_hand(template, request, make_config, tmp_path, capsys):
     folder = request.getfixturevalue(TEMPLATE_TOKENIZERS[template])

@@ -6,6 +6,9 @@ by the library would get a new id past the vocabulary.
 """
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def load_tokenizer(path: str) -> Any:
     logging.disable_progress_bar()
     require_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        with _described(path) as folder:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is about what the user named
         where = "a folder" if Path(path).is_dir() else "neither a folder here nor a name on the hub that can be reached"
         raise ConfigError(f"model.path: got {path} ({where}): no tokenizer: {str(error).splitlines()[0]}") from error
@@ -64,6 +68,22 @@ def load_tokenizer(path: str) -> Any:
                 "the tokenizer's files belong to another model, or its vocabulary was resized",
             )
     return tokenizer
+
+
+@contextmanager
+def _described(path: str) -> Iterator[str]:
+    """`path`, or for a bare `tokenizer.model` a passing folder that says what the library must know of it."""
+    model = Path(path).expanduser() / "tokenizer.model"
+    if not model.is_file() or any(model.with_name(name).exists() for name in ("config.json", "tokenizer_config.json")):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / model.name).symlink_to(model.absolute())
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+        config = {"tokenizer_class": "InternLM2Tokenizer", "add_bos_token": True, **special}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
+        yield folder
 
 
 def _named(tokenizer: Any, slots: dict[int, str]) -> Any:

@@ -3,6 +3,7 @@
 LaunchError            1
 +-- SpecError          2  the job file, the profile or the command line is wrong; carries every problem found
 +-- BackendError       3  a cluster, a runtime or this machine refused
+|   +-- RunIdTakenError   somebody else's run has this id there
 +-- NotFoundError      4  no such run
 +-- JobFailedError     5  the job itself ended badly
 """
@@ -29,6 +30,10 @@ class BackendError(LaunchError):
     """The cluster said no, or could not be reached."""
 
     exit_code = 3
+
+
+class RunIdTakenError(BackendError):
+    """The cluster has a run of this id that this machine knows nothing of."""
 
 
 class NotFoundError(LaunchError):

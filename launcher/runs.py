@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,10 @@ class RunStore:
         """The folder of a run, whether it exists or not."""
         return self.root / run_id
 
-    def first_free(self, run_id: str) -> str:
-        """`run_id`, or the first of `run_id-2`, `run_id-3`, ... that no run has."""
+    def first_free(self, run_id: str, taken: Collection[str] = ()) -> str:
+        """`run_id`, or the first of `run_id-2`, `run_id-3`, ... that no run has and that is not in `taken`."""
         candidate, count = run_id, 1
-        while self.folder(candidate).exists():
+        while candidate in taken or self.folder(candidate).exists():
             count += 1
             candidate = f"{run_id}-{count}"
         return candidate

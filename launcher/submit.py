@@ -1,9 +1,11 @@
 """Submitting: claim a free run id, render, check, send. The same steps for every back end."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher.backends.base import Artifact, Backend, Submission
+from launcher.errors import RunIdTakenError
 from launcher.plan import Plan
 from launcher.prepare import Prepared
 from launcher.runs import Run, RunStore, write_whole
@@ -14,9 +16,23 @@ def submit_run(
     prepared: Prepared, backend: Backend, store: RunStore, environ: Mapping[str, str], *,
     run_id: str | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> Run:
-    """Send the job. Nothing stays behind when it fails, or on Ctrl-C before it was sent."""
+    """Send the job under the first free id. Nothing stays behind when it fails, or on Ctrl-C before it was sent."""
     secrets = secret_values(prepared.job.secrets, environ)
-    run_id = _claim(store, run_id or prepared.base_id)
+    taken: set[str] = set()
+    while True:
+        claimed = _claim(store, run_id or prepared.base_id, taken)
+        try:
+            return _submit_as(claimed, prepared, backend, store, secrets, tell)
+        except RunIdTakenError:
+            if run_id:
+                raise
+            taken.add(claimed)
+
+
+def _submit_as(
+    run_id: str, prepared: Prepared, backend: Backend, store: RunStore, secrets: dict[str, str],
+    tell: Callable[[str], None],
+) -> Run:
     sent = False
     try:
         plan, artifact = rendered(prepared, backend, run_id)
@@ -28,7 +44,7 @@ def submit_run(
             write_whole(folder / "train.yaml", plan.train_yaml)
         run = backend.submit(plan, artifact, Submission(secrets, folder, prepared.job_dir, prepared.snapshot))
         sent = True
-        run = _with_output(run, prepared)
+        run = _with_place(run, prepared)
         store.save(run)
         return run
     finally:
@@ -42,18 +58,17 @@ def rendered(prepared: Prepared, backend: Backend, run_id: str) -> tuple[Plan, A
     return plan, backend.render(plan)
 
 
-def _claim(store: RunStore, wanted: str) -> str:
+def _claim(store: RunStore, wanted: str, taken: set[str]) -> str:
     while True:
-        run_id = store.first_free(wanted)
+        run_id = store.first_free(wanted, taken)
         if store.claim(run_id):
             return run_id
 
 
-def _with_output(run: Run, prepared: Prepared) -> Run:
-    """Note where the trainer writes, when that is a folder this machine can see."""
-    import dataclasses
-
+def _with_place(run: Run, prepared: Prepared) -> Run:
+    """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
+    run = dataclasses.replace(run, cluster=prepared.cluster)
     if prepared.job.train is None or run.backend == "kubernetes":
         return run
     folder = Path(prepared.job.train.settings.output_dir or f"outputs/{prepared.job.name}")
-    return dataclasses.replace(run, output_dir=str(prepared.job_dir / folder), cluster=prepared.cluster)
+    return dataclasses.replace(run, output_dir=str(prepared.job_dir / folder))

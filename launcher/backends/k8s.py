@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from launcher.backends.k8s_logs import JOB_LABEL, KubeSource
 from launcher.backends.k8s_status import has_ended, job_status
 from launcher.backends.k8s_submit import check_objects, create_objects, load_objects
 from launcher.edge.kube import ApiError, Kube
-from launcher.errors import BackendError
+from launcher.errors import BackendError, RunIdTakenError
 from launcher.logs.pods import read_logs
 from launcher.plan import Plan
 from launcher.render.k8s import render_k8s
@@ -38,12 +38,14 @@ class KubernetesBackend:
 
     def check(self, plan: Plan, artifact: Artifact) -> None:
         """A dry run of every object, and of a pod: only a pod meets quotas, Pod Security and accounts."""
-        check_objects(self._kube(plan.profile.context), load_objects(artifact))
+        with _id_taken():
+            check_objects(self._kube(plan.profile.context), load_objects(artifact))
 
     def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
         """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
         kube = self._kube(plan.profile.context)
-        create_objects(kube, load_objects(artifact), submission.secrets)
+        with _id_taken():
+            create_objects(kube, load_objects(artifact), submission.secrets)
         namespace = plan.profile.namespace
         handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
         return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
@@ -128,6 +130,17 @@ class KubernetesBackend:
         if context not in self._clients:
             self._clients[context] = Kube(self.environ, context)
         return self._clients[context]
+
+
+@contextmanager
+def _id_taken() -> Iterator[None]:
+    """An object of this name is there already: another machine's run, since this one has claimed the id here."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code == 409:
+            raise RunIdTakenError(error.message, error.hint) from error
+        raise
 
 
 def _write_end(folder: Path, status: JobStatus) -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import stat
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -216,3 +217,12 @@ def test_a_file_of_the_job_folder_can_be_written(site):
     run_id = site.submit('echo "$rank" >"out-$rank"')
     site.wait(run_id, "succeeded")
     assert sorted(name for name in os.listdir(site.launch.cwd) if name.startswith("out-")) == ["out-0", "out-1"]
+
+
+def test_an_id_that_another_machine_has_used_is_passed_over(kubernetes_site):
+    site = kubernetes_site
+    first = site.submit("sleep 30")
+    elsewhere = replace(site, launch=replace(site.launch, home=site.launch.home.with_name("another-home")))
+    assert elsewhere.submit("sleep 30") == f"{first}-2"
+    refused = elsewhere.launch.run("submit", "job.yaml", "--run-id", first)
+    assert (refused.returncode, "exists already" in refused.stderr) == (3, True)

@@ -1,6 +1,7 @@
 """The clusters that the contract suite runs against."""
 
 import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def kubernetes_site(launch: Launch, tmp_path: Path) -> Iterator[Site]:
     """A fake API server over HTTP, whose kubelets run real processes."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, FakeCluster(tmp_path / "cluster") as cluster:
         launch.cwd = Path(folder)  # a pod has a /tmp of its own
-        cluster.shared_paths.append(launch.cwd)
+        # the jobs use this Python, which a clone below /tmp has where the pods have a /tmp of their own
+        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
         cluster.run_as_user = False  # who could not enter the folders of the user who runs the tests
         cluster.enforce_restricted("default")
         launch.env["KUBECONFIG"] = str(cluster.kubeconfig)

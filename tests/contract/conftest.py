@@ -1,7 +1,7 @@
 """The clusters that the contract suite runs against."""
 
-import tempfile
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 

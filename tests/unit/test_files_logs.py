@@ -24,13 +24,13 @@ def collect(lines):
 @given(st.dictionaries(NODES, st.lists(LINE, min_size=1, max_size=8), min_size=1), st.lists(st.integers(0, 30)))
 def test_every_line_once_and_in_order(tmp_path_factory, nodes, sizes):
     folder = tmp_path_factory.mktemp("logs")
-    chunks = itertools.cycle([1, *sizes])
+    chunks = {node: itertools.cycle([1, *sizes]) for node in nodes}  # one each, so that every file grows
     pending = {node: ("\n".join(lines) + "\n").encode() for node, lines in nodes.items()}
 
     def grow(_seconds=0):
         """Between two looks of the follower each file grows by any number of bytes."""
         for node, rest in pending.items():
-            size = next(chunks)
+            size = next(chunks[node])
             with (folder / f"node-{node}.log").open("ab") as file:
                 file.write(rest[:size])
             pending[node] = rest[size:]

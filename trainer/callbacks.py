@@ -17,7 +17,7 @@ from trainer.metrics import MetricsFile, memory_gib, step_line
 
 
 class TokenCounter:
-    """Tokens this process has trained on."""
+    """Tokens this process has computed, padding included."""
 
     def __init__(self) -> None:
         self.total = 0

@@ -31,7 +31,7 @@ PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default
 
 
 class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Trainer that counts the tokens of real samples."""
+    """Trainer that counts the tokens it computes, padding included."""
 
     def __init__(self, *args: Any, tokens: TokenCounter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -58,7 +58,7 @@ def test_pods_find_each_other_by_name(site: Site):
         "        time.sleep(0.2)\n"
         "else:\n"
         "    raise SystemExit(3)\n"
-        "time.sleep(5)\n"
+        "time.sleep(5)\n"  # pod 0 keeps its name until the other has looked it up
     )
     run_id = site.submit(site.job(run=["python3", "-c", script]))
     site.wait(run_id, "succeeded")

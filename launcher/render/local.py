@@ -1,10 +1,7 @@
 """Plan -> the bash script that runs a job on this machine, every node as a process group of its own. Pure."""
 
 from launcher.plan import Plan
-from launcher.render.script import FINISH, preamble
-
-# Between the system's ephemeral ports and the well-known ones; two runs on one machine rarely meet.
-FIRST_PORT, PORTS = 20000, 10000
+from launcher.render.script import FINISH, master_port, preamble
 
 
 def render_local(plan: Plan) -> str:
@@ -14,7 +11,7 @@ def render_local(plan: Plan) -> str:
         f"# {plan.name!r}: run {plan.run_id} on this machine. Rendered by launch; `launch submit` runs exactly this.",
         *preamble(plan),
         "export MASTER_ADDR=127.0.0.1",
-        f'export MASTER_PORT="${{MASTER_PORT:-$(({FIRST_PORT} + $$ % {PORTS}))}}"',
+        *master_port("$$"),
         *FINISH,
         *_attempts(plan),
     ]

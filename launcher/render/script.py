@@ -17,6 +17,19 @@ FINISH = [
 ]
 
 
+# Between the well-known ports and the system's ephemeral ones.
+_FIRST_PORT, _PORTS = 20000, 10000
+
+
+def master_port(number: str) -> list[str]:
+    """Lines that export MASTER_PORT: drawn from `number`, or the next one at which nothing answers on node 0, where
+    the script runs."""
+    return [
+        f"export MASTER_PORT=$(({_FIRST_PORT} + ({number}) % {_PORTS}))",
+        'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done',
+    ]
+
+
 def preamble(plan: Plan, *, log: str | None = None) -> list[str]:
     """Where the run lies, its log, its files and its environment. The run folder is found at run time."""
     lines = [

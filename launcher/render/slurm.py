@@ -4,10 +4,8 @@ import shlex
 
 from launcher.plan import Plan
 from launcher.quantities import slurm_mem, slurm_time
-from launcher.render.script import FINISH, binds, continued, heredoc, preamble
+from launcher.render.script import FINISH, binds, continued, heredoc, master_port, preamble
 
-# Away from the system's ephemeral ports; derived from the job's number, so that two jobs on a node rarely meet.
-FIRST_PORT, PORTS = 20000, 10000
 MAX_SIGNAL_S = 65535
 
 
@@ -24,7 +22,7 @@ def render_slurm(plan: Plan) -> str:
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         'echo "$hosts" >"$RUN_DIR/hosts"',
         "export MASTER_ADDR=\"${hosts%%$'\\n'*}\"",
-        f'export MASTER_PORT="$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"',
+        *master_port("SLURM_JOB_ID"),
         *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if plan.cpus_per_node else []),
         *FINISH,
         *_CAUSE,

@@ -167,7 +167,8 @@ LAUNCH_END
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 echo "$hosts" >"$RUN_DIR/hosts"
 export MASTER_ADDR="${hosts%%$'\n'*}"
-export MASTER_PORT="$((20000 + SLURM_JOB_ID % 10000))"
+export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
+while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 finish() {
   echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.plan import default_profile, plan_run
 from launcher.render.local import render_local
+from launcher.render.script import master_port
 from launcher.spec import JobSpec
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
@@ -66,3 +68,13 @@ def test_renders_are_the_same_bytes():
     fields = {"env": {"B": "1", "A": "2"}, "resources": {"nodes": 64}, "secrets": ["T"]}
     assert script(**fields) == script(**fields)
     assert len(script(**fields).splitlines()) == len(script(**{**fields, "resources": {"nodes": 2}}).splitlines())
+
+
+def test_a_port_that_something_listens_at_is_passed_over():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        lines = [line.replace("20000", str(port)) for line in master_port("0")]
+        script = "\n".join([*lines, 'echo "$MASTER_PORT"'])
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > port
+    assert done.stderr == ""

@@ -36,6 +36,7 @@ class Run:
     context: str | None = None
     namespace: str | None = None
     job_id: str | None = None
+    processes_per_node: int = 1
 
 
 class RunStore:

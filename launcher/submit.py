@@ -44,7 +44,7 @@ def _submit_as(
             write_whole(folder / "train.yaml", plan.train_yaml)
         run = backend.submit(plan, artifact, Submission(secrets, folder, prepared.job_dir, prepared.snapshot))
         sent = True
-        run = _with_place(run, prepared)
+        run = _with_place(run, prepared, plan)
         store.save(run)
         return run
     finally:
@@ -65,9 +65,9 @@ def _claim(store: RunStore, wanted: str, taken: set[str]) -> str:
             return run_id
 
 
-def _with_place(run: Run, prepared: Prepared) -> Run:
-    """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
-    run = dataclasses.replace(run, cluster=prepared.cluster)
+def _with_place(run: Run, prepared: Prepared, plan: Plan) -> Run:
+    """Note the cluster, its ranks, and where the trainer writes when that is a folder this machine can see."""
+    run = dataclasses.replace(run, cluster=prepared.cluster, processes_per_node=plan.processes_per_node)
     if prepared.job.train is None or run.backend == "kubernetes":
         return run
     folder = Path(prepared.job.train.settings.output_dir or f"outputs/{prepared.job.name}")

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from launcher.logs.line import Batch, LogQuery
 from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
 from launcher.plan import Plan
 from launcher.runs import Run
@@ -85,11 +86,10 @@ class Backend(Protocol):
     def status(self, run: Run) -> JobStatus:
         """How the run is."""
 
-    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
-        """The lines of all nodes, or of one: in order for each node, each line once.
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
+        """The lines that are asked for, some at a time: in order for each node, each line once.
 
-        `tail` keeps the last so many lines of each node. With `follow` it ends when the run has ended and
-        every line was given; without, at once.
+        With `query.follow` it ends when the run has ended and every line was given; without, at once.
         """
 
     def cancel(self, run: Run) -> None:

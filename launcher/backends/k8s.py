@@ -2,18 +2,19 @@
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import Artifact, JobStatus, LogLine, State, Submission
+from launcher.backends.base import Artifact, JobStatus, State, Submission
 from launcher.backends.k8s_logs import JOB_LABEL, KubeSource
 from launcher.backends.k8s_status import has_ended, job_status
 from launcher.backends.k8s_submit import check_objects, create_objects, load_objects
 from launcher.edge.kube import ApiError, Kube
 from launcher.errors import BackendError, RunIdTakenError
+from launcher.logs.line import Batch, LogQuery
 from launcher.logs.pods import read_logs
 from launcher.plan import Plan
 from launcher.render.k8s import render_k8s
@@ -68,10 +69,9 @@ class KubernetesBackend:
             _write_end(folder, found)
         return found
 
-    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the pods while there are any, and from the archive in the run folder."""
-        nodes = [number for number in range(run.nodes) if node is None or number == node]
-        return self._read_logs(run, nodes, follow=follow, tail=tail)
+        return self._read_logs(run, query, threading.Event())
 
     def cancel(self, run: Run) -> None:
         """Delete the Job and all that it owns, after its logs were read; waits for the pods' last lines."""
@@ -98,16 +98,16 @@ class KubernetesBackend:
         timer.start()
         try:
             with suppress(BackendError):
-                for _ in self._read_logs(run, range(run.nodes), follow=follow, stop=stop):
+                for _ in self._read_logs(run, LogQuery(follow=follow), stop):
                     pass
         finally:
             timer.cancel()
 
-    def _read_logs(self, run: Run, nodes: Iterable[int], *, follow: bool, tail: int | None = None,
-                   stop: threading.Event | None = None) -> Iterator[LogLine]:
+    def _read_logs(self, run: Run, query: LogQuery, stop: threading.Event) -> Iterator[Batch]:
         source = KubeSource(*self._cluster(run), run.run_id)
+        nodes = query.nodes(run.nodes, run.processes_per_node)
         folder = self.store.folder(run.run_id) / "logs"
-        return read_logs(source, folder, list(nodes), follow=follow, tail=tail, stop=stop or threading.Event())
+        return read_logs(source, folder, nodes, query, picks=query.picks(run.processes_per_node), stop=stop)
 
     def _events(self, run: Run, job: Object, pods: list[Object]) -> list[Object]:
         """Events of the Job, and of a pod that hangs before its start; none where they may not be read."""

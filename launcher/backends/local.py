@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.backends.base import Artifact, JobStatus, LogLine, NodeStatus, State, Submission
+from launcher.backends.base import Artifact, JobStatus, NodeStatus, State, Submission
 from launcher.edge import shell
 from launcher.errors import BackendError
-from launcher.logs.files import follow_files
+from launcher.logs.files import LogFiles
+from launcher.logs.line import Batch, LogQuery
 from launcher.plan import Plan
 from launcher.render.local import render_local
 from launcher.runs import Run, RunStore, now, write_whole
@@ -72,10 +73,11 @@ class LocalBackend:
         state = State.SUCCEEDED if code == 0 else State.FAILED
         return JobStatus(state, None if code == 0 else f"exit code {code}", code, _nodes(run, state))
 
-    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the files that the script writes."""
-        return follow_files(self.store.folder(run.run_id) / "logs", ended=lambda: self.status(run).state.ended,
-                            follow=follow, tail=tail, node=node)
+        files = LogFiles(self.store.folder(run.run_id) / "logs", query.nodes(run.nodes, run.processes_per_node),
+                         began=run.created, ended=lambda: self.status(run).state.ended)
+        return files.read(query, picks=query.picks(run.processes_per_node))
 
     def cancel(self, run: Run) -> None:
         """TERM, time for a last checkpoint, then KILL."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Artifact, JobStatus, LogLine, NodeStatus, State, Submission
+from launcher.backends.base import Artifact, JobStatus, NodeStatus, State, Submission
 from launcher.edge import shell
 from launcher.errors import BackendError
-from launcher.logs.files import follow_files
+from launcher.logs.files import LogFiles
+from launcher.logs.line import Batch, LogQuery
 from launcher.plan import Plan
 from launcher.render.slurm import render_slurm
 from launcher.runs import Run, RunStore, now, write_whole
@@ -134,10 +135,11 @@ class SlurmBackend:
             record = None
         return _status(run, folder, _read_int(folder / "exit_code"), record)
 
-    def logs(self, run: Run, *, follow: bool, tail: int | None, node: int | None) -> Iterator[LogLine]:
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the files that srun writes."""
-        folder = self.store.folder(run.run_id) / "logs"
-        return follow_files(folder, ended=self._ended(run), follow=follow, tail=tail, node=node)
+        files = LogFiles(self.store.folder(run.run_id) / "logs", query.nodes(run.nodes, run.processes_per_node),
+                         began=run.created, ended=self._ended(run))
+        return files.read(query, picks=query.picks(run.processes_per_node))
 
     def cancel(self, run: Run) -> None:
         """scancel: TERM, KillWait seconds for a last checkpoint, then KILL. Waits until Slurm has ended the job."""

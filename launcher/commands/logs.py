@@ -1,12 +1,14 @@
 """launch logs."""
 
 import os
+from itertools import chain
 
 import click
 
 from launcher import ui
 from launcher.backends.registry import load_backend
 from launcher.commands.options import json_option, run_argument, run_store
+from launcher.logs.line import LogQuery
 
 
 @click.command("logs")
@@ -20,5 +22,7 @@ def command(run: str | None, follow: bool, tail: int | None, node: int | None, j
     store = run_store()
     found = store.find(run)
     backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
-    ui.print_logs(backend.logs(found, follow=follow, tail=tail, node=node), nodes=found.nodes, json_lines=json_output)
+    query = LogQuery(follow=follow, tail=tail, node=node)
+    lines = chain.from_iterable(backend.logs(found, query))
+    ui.print_logs(lines, nodes=found.nodes, json_lines=json_output)
     store.collect_results(found)

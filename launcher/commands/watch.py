@@ -2,17 +2,19 @@
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 
 from launcher import ui
 from launcher.backends.base import Backend, JobStatus, LogLine, State
 from launcher.errors import JobFailedError
+from launcher.logs.line import LogQuery
 from launcher.logs.progress import Step, parse_step
 from launcher.runs import Run, RunStore
 
 
 def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     """Show the run until it ends. Raises JobFailedError when it failed or was cancelled."""
-    lines = backend.logs(run, follow=True, tail=None, node=None)
+    lines = chain.from_iterable(backend.logs(run, LogQuery(follow=True)))
     if ui.coloured(sys.stderr):
         _show_live(lines, run)
     else:

@@ -1,80 +1,113 @@
-"""Following log files `node-N.log` that grow in a run folder. Order is kept for each node; each line comes once."""
+"""Following log files `node-N*.log` that grow in a run folder. Order is kept for each node; each line comes once."""
 
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from launcher.logs.line import LogLine
+from launcher.errors import SpecError
+from launcher.logs.line import Batch, LogLine, LogQuery, last_drawing, picked, tailed
 
 POLL_S = 0.1
+BLOCK = 2**20
 
 
 @dataclass
 class _File:
-    """One file being read. `rest` is a last line that has no line end yet."""
+    """One file being read. `rest` is a last line that has no line end yet, `shown` what was given of it."""
 
     path: Path
     node: int
     offset: int = 0
     rest: bytes = b""
-    lines: deque[str] = field(default_factory=deque)
+    shown: bytes = b""
 
-    def read(self) -> None:
+    def read(self) -> Iterator[Batch]:
+        """The whole lines that were added, a block at a time."""
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                chunk = file.read()
+            file = self.path.open("rb")
         except FileNotFoundError:
             return
-        self.offset += len(chunk)
-        *whole, self.rest = (self.rest + chunk).split(b"\n")
-        self.lines.extend(_text(line) for line in whole)
+        with file:
+            file.seek(self.offset)
+            while block := file.read(BLOCK):
+                self.offset += len(block)
+                *whole, self.rest = (self.rest + block).split(b"\n")
+                if b"\r" in self.rest:  # redrawn for hours without a line end, it would grow without bound
+                    self.rest = last_drawing(self.rest) + b"\r" * self.rest.endswith(b"\r")
+                yield [LogLine(self.node, last_drawing(line)) for line in whole]
 
-    def close(self) -> None:
+    def close(self) -> Iterator[Batch]:
+        """A last line without a line end."""
         if self.rest:
-            self.lines.append(_text(self.rest))
+            yield [LogLine(self.node, last_drawing(self.rest))]
             self.rest = b""
 
+    def live(self) -> Iterator[Batch]:
+        """The state of the unfinished line, when it is another than before."""
+        drawing = last_drawing(self.rest)
+        if drawing and drawing != self.shown:
+            yield [LogLine(self.node, drawing, live=True)]
+        self.shown = drawing
 
-def follow_files(folder: Path, *, ended: Callable[[], bool], follow: bool, tail: int | None, node: int | None,
-                 sleep: Callable[[float], None] = time.sleep) -> Iterator[LogLine]:
-    """Lines of every `node-N*.log` in `folder`; new files are noticed. With `follow`, until `ended()` is true.
 
-    `ended` is asked before the last reading, so nothing written before the end is missed.
-    """
-    files: dict[Path, _File] = {}
-    first = True
-    while True:
-        last = not follow or ended()
-        for path, number in _log_files(folder, node):
-            files.setdefault(path, _File(path, number)).read()
-        for file in files.values():
+class LogFiles:
+    """The log files of a run's nodes: one a node, or one for each of its attempts, by number after the node's."""
+
+    def __init__(self, folder: Path, nodes: list[int], *, began: str, ended: Callable[[], bool],
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        self.folder = folder
+        self.nodes = nodes
+        self.began = datetime.fromisoformat(began)
+        self.ended = ended
+        self.sleep = sleep
+        self._files: dict[Path, _File] = {}
+
+    def read(self, query: LogQuery, *, picks: Callable[[LogLine], bool] | None = None) -> Iterator[Batch]:
+        """The lines that are wanted; with `query.follow`, until `ended()`, and of files that come later, too.
+
+        `ended` is asked before the last reading, so nothing written before the end is missed.
+        Raises SpecError when `query.since` cuts through a file, whose lines have no times.
+        """
+        if query.since:
+            self._skip(query.since)
+        tail = query.tail
+        while True:
+            last = not query.follow or self.ended()
+            for node in self.nodes:
+                yield from tailed(picked(self._added(node, last=last, live=query.live), picks), tail)
             if last:
-                file.close()
-            if first and tail is not None:
-                file.lines = deque(file.lines, maxlen=tail) if tail else deque()
-                file.lines = deque(file.lines)
-            while file.lines:
-                yield LogLine(file.node, file.lines.popleft())
-        if last:
-            return
-        first = False
-        sleep(POLL_S)
+                return
+            tail = None
+            self.sleep(POLL_S)
 
+    def _added(self, node: int, *, last: bool, live: bool) -> Iterator[Batch]:
+        files = [self._files.setdefault(path, _File(path, node)) for path in self._paths(node)]
+        for file in files:
+            yield from file.read()
+            if last or file is not files[-1]:
+                yield from file.close()
+            elif live:
+                yield from file.live()
 
-def _log_files(folder: Path, node: int | None) -> Iterator[tuple[Path, int]]:
-    found = []
-    for path in folder.glob("node-*.log"):
-        match = re.match(r"node-(\d+)", path.name)
-        if match and (node is None or int(match[1]) == node):
-            found.append((int(match[1]), path.name, path))
-    for number, _, path in sorted(found):
-        yield path, number
+    def _skip(self, since: datetime) -> None:
+        """Pass over the files that were written before; of a file only its first and last moment are known."""
+        for node in self.nodes:
+            first = self.began
+            for path in self._paths(node):
+                stat = path.stat()
+                last = datetime.fromtimestamp(stat.st_mtime, UTC)
+                if first < since <= last:
+                    raise SpecError(f"--since: got {since.isoformat()}, but the lines of {path} have no times: they were "
+                                    f"written between {first.isoformat()} and {last.isoformat()}",
+                                    "take its last lines instead: launch logs --tail 100")
+                if since > last:
+                    self._files[path] = _File(path, node, stat.st_size)
+                first = last
 
-
-def _text(line: bytes) -> str:
-    """A line as text; of a progress line redrawn with carriage returns, the last drawing."""
-    return line.decode("utf-8", errors="replace").rstrip("\r").rsplit("\r", 1)[-1]
+    def _paths(self, node: int) -> list[Path]:
+        """The node's files by age."""
+        found = [path for path in self.folder.glob(f"node-{node}*.log") if re.match(rf"node-{node}\D", path.name)]
+        return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])

@@ -6,13 +6,12 @@ the next reading goes on.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from launcher.logs.line import LogLine
+from launcher.logs.line import Batch, LogLine, LogQuery, picked, tailed
 from launcher.logs.mux import merge
 from launcher.logs.stamped import ArchivedPod, ArchiveWriter, Position, archived_pods, log_line, whole_lines
 
@@ -59,21 +58,19 @@ class GoneError(Exception):
     """This pod has no log (any more)."""
 
 
-Batch = list[LogLine]
 
-
-def read_logs(source: Source, folder: Path, nodes: list[int], *, follow: bool, tail: int | None,
-              stop: threading.Event) -> Iterator[LogLine]:
-    """The lines of these nodes. With `follow`, until the run has ended and every line was given, or until `stop`."""
-    feed = _Feed(source, stop, pause_s=max(LOOK_S, len(nodes) / 100), give_up_s=GIVE_UP_S if follow else PATIENCE_S)
+def read_logs(source: Source, folder: Path, nodes: list[int], query: LogQuery, *,
+              picks: Callable[[LogLine], bool] | None = None, stop: threading.Event) -> Iterator[Batch]:
+    """The lines of these nodes. With `query.follow`, until the run has ended and every line was given, or until
+    `stop`."""
+    feed = _Feed(source, stop, pause_s=max(LOOK_S, len(nodes) / 100),
+                 give_up_s=GIVE_UP_S if query.follow else PATIENCE_S)
     readers = [_NodeReader(node, feed, folder) for node in nodes]
     try:
         for reader in readers:
-            for batch in _tailed(reader.catch_up(), tail):
-                yield from batch
-        if follow:
-            for batch in merge([reader.follow() for reader in readers], stop):
-                yield from batch
+            yield from tailed(picked(reader.catch_up(), picks), query.tail)
+        if query.follow:
+            yield from picked(merge([reader.follow() for reader in readers], stop), picks)
     finally:
         stop.set()
         for reader in readers:
@@ -84,13 +81,6 @@ def _archived(pods: Iterable[ArchivedPod]) -> Iterator[Batch]:
     for pod in pods:
         for lines in pod.batches():
             yield [log_line(pod.node, line) for line in lines]
-
-
-def _tailed(batches: Iterator[Batch], tail: int | None) -> Iterator[Batch]:
-    if tail is None:
-        yield from batches
-    else:
-        yield list(deque((line for batch in batches for line in batch), maxlen=tail))
 
 
 class _Patience:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.logs.line import LogLine
+from launcher.logs.line import LogLine, last_drawing
 
 BLOCK = 2**20
 STAMP_LENGTH = 30
@@ -28,8 +28,7 @@ def whole_lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def log_line(node: int, line: bytes) -> LogLine:
     """A stamped line as what users see; of a line redrawn with carriage returns, the last drawing."""
-    text = line[STAMP_LENGTH + 1:].decode("utf-8", errors="replace")
-    return LogLine(node, text.rstrip("\r").rsplit("\r", 1)[-1], line[:STAMP_LENGTH].decode())
+    return LogLine(node, last_drawing(line[STAMP_LENGTH + 1:]), line[:STAMP_LENGTH].decode())
 
 
 class Position:

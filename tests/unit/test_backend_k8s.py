@@ -1,5 +1,6 @@
 """The Kubernetes back end against the fake API server, over HTTP, with pods that really run."""
 
+import itertools
 import json
 import signal
 import time
@@ -14,6 +15,7 @@ from launcher.backends.base import JobStatus, State, Submission
 from launcher.backends.k8s import KubernetesBackend
 from launcher.edge.kube import Kube
 from launcher.errors import BackendError
+from launcher.logs.line import LogLine, LogQuery
 from launcher.plan import Plan, plan_run
 from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER
 from launcher.runs import Run, RunStore
@@ -94,10 +96,15 @@ def wait_reason(backend: KubernetesBackend, run: Run, part: str) -> JobStatus:
     return wait_for(lambda: backend.status(run), lambda status: part in (status.reason or ""), part)
 
 
+def lines_of(backend: KubernetesBackend, run: Run, **options: Any) -> Iterator[LogLine]:
+    """Its log lines, one by one."""
+    return itertools.chain.from_iterable(backend.logs(run, LogQuery(**options)))
+
+
 def texts(backend: KubernetesBackend, run: Run, **options: Any) -> dict[int, list[str]]:
     """The lines of each node."""
     found: dict[int, list[str]] = {}
-    for line in backend.logs(run, **{"follow": False, "tail": None, "node": None, **options}):
+    for line in lines_of(backend, run, **options):
         assert line.stamp
         found.setdefault(line.node, []).append(line.text)
     return found
@@ -305,7 +312,7 @@ def test_follow_loses_and_doubles_nothing_while_connections_break(backend, clust
     found: dict[int, list[str]] = {0: [], 1: []}
     breaks = {40: cluster.drop_connections, 120: lambda: cluster.drop_connections(cleanly=True),
               200: lambda: cluster.go_away(1.0)}
-    for number, line in enumerate(backend.logs(run, follow=True, tail=None, node=None)):
+    for number, line in enumerate(lines_of(backend, run, follow=True)):
         found[line.node].append(line.text)
         if number in breaks:
             breaks[number]()
@@ -318,7 +325,7 @@ def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster):
     script = "trap 'echo stopped; exit 75' TERM; echo up; for i in 1 2 3 4; do sleep 0.5; done; echo done"
     run = submit(backend, plan_of(script))
     found: list[str] = []
-    for line in backend.logs(run, follow=True, tail=None, node=1):
+    for line in lines_of(backend, run, follow=True, node=1):
         found.append(line.text)
         if found == ["up"]:
             cluster.evict("default", pod_of(cluster, 1))
@@ -356,10 +363,10 @@ def test_cancel_that_was_refused_is_no_cancelled_run(backend, cluster, monkeypat
 def test_logs_read_from_the_archive_when_the_job_is_gone(backend, cluster):
     run = submit(backend, plan_of("echo hello; echo; echo world"))
     wait_state(backend, run, State.SUCCEEDED)
-    before = list(backend.logs(run, follow=False, tail=None, node=None))
+    before = list(lines_of(backend, run))
     asking(cluster).delete("Job", "default", RUN_ID, propagation="Background")
     wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
-    assert list(backend.logs(run, follow=False, tail=None, node=None)) == before
+    assert list(lines_of(backend, run)) == before
     assert [line.text for line in before] == ["hello", "", "world"] * 2
 
 
@@ -393,7 +400,7 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
     backend.check(plan, backend.render(plan))
     run = submit(backend, plan)
     wait_state(backend, run, State.RUNNING)
-    for _ in zip(range(1), backend.logs(run, follow=True, tail=None, node=None), strict=False):
+    for _ in zip(range(1), lines_of(backend, run, follow=True), strict=False):
         backend.cancel(run)
     used |= rights_used(cluster)
     role = next(body for body in yaml.safe_load_all(ROLE.read_text()) if body["kind"] == "Role")

@@ -6,17 +6,22 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.logs.files import follow_files
+from launcher.logs.files import LogFiles
+from launcher.logs.line import LogQuery
 
 NODES = st.integers(0, 3)
 LINE = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=20)
 
 
-def collect(lines):
+BEGAN = "2026-11-24T11:00:00+00:00"
+
+
+def collect(batches):
     """Texts by node."""
     found = defaultdict(list)
-    for line in lines:
-        found[line.node].append(line.text)
+    for batch in batches:
+        for line in batch:
+            found[line.node].append(line.text)
     return dict(found)
 
 
@@ -39,7 +44,8 @@ def test_every_line_once_and_in_order(tmp_path_factory, nodes, sizes):
         grow()
         return not any(pending.values())
 
-    assert collect(follow_files(folder, ended=ended, follow=True, tail=None, node=None, sleep=grow)) == nodes
+    files = LogFiles(folder, list(range(4)), began=BEGAN, ended=ended, sleep=grow)
+    assert collect(files.read(LogQuery(follow=True))) == nodes
 
 
 def write(folder, **files):
@@ -47,8 +53,8 @@ def write(folder, **files):
         (folder / f"{name.replace('_', '-')}.log").write_text(text)
 
 
-def read(folder, **options):
-    return collect(follow_files(folder, ended=lambda: True, **{"follow": False, "tail": None, "node": None, **options}))
+def read(folder, nodes=(0, 1, 11), **options):
+    return collect(LogFiles(folder, list(nodes), began=BEGAN, ended=lambda: True).read(LogQuery(**options)))
 
 
 def test_tail_counts_for_each_node(tmp_path):
@@ -59,8 +65,8 @@ def test_tail_counts_for_each_node(tmp_path):
 
 def test_one_node(tmp_path):
     write(tmp_path, node_1="a\n", node_11="b\n")
-    assert read(tmp_path, node=1) == {1: ["a"]}
-    assert read(tmp_path, node=7) == {}
+    assert read(tmp_path, [1]) == {1: ["a"]}
+    assert read(tmp_path, [7]) == {}
 
 
 def test_the_last_line_needs_no_line_end(tmp_path):
@@ -85,5 +91,5 @@ def test_tail_while_following_gives_what_comes_later(tmp_path):
         with (tmp_path / "node-0.log").open("a") as file:
             file.write("c\nd\n")
 
-    lines = follow_files(tmp_path, ended=lambda: next(ends), follow=True, tail=1, node=None, sleep=more)
-    assert collect(lines) == {0: ["b", "c", "d"]}
+    files = LogFiles(tmp_path, [0], began=BEGAN, ended=lambda: next(ends), sleep=more)
+    assert collect(files.read(LogQuery(follow=True, tail=1))) == {0: ["b", "c", "d"]}

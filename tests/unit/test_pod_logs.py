@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.logs import pods as reading
+from launcher.logs.line import LogQuery
 from launcher.logs.pods import GoneError, Pod, Unreachable, read_logs
 from launcher.logs.stamped import ArchivedPod, ArchiveWriter, Position, archived_pods, log_line, whole_lines
 
@@ -56,9 +57,9 @@ def pod(node: int = 0, name: str = "p", born: str = "2026-11-24T11:00:00Z") -> P
 
 def read(source: Script, folder, nodes=(0,), **options):
     """All lines as (node, text)."""
-    options = {"follow": True, "tail": None, **options}
-    lines = read_logs(source, folder, list(nodes), stop=threading.Event(), **options)
-    return [(line.node, line.text) for line in lines]
+    query = LogQuery(**{"follow": True, **options})
+    batches = read_logs(source, folder, list(nodes), query, stop=threading.Event())
+    return [(line.node, line.text) for batch in batches for line in batch]
 
 
 @pytest.fixture(autouse=True)

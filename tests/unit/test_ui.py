@@ -12,7 +12,7 @@ from launcher import ui
 from launcher.backends.base import JobStatus, LogLine, NodeStatus, State
 from launcher.errors import SpecError
 
-LINES = [LogLine(0, "a"), LogLine(11, "b [bold]c", "2026-01-01T00:00:00Z")]
+LINES = [LogLine(0, b"a"), LogLine(11, b"b [bold]c", "2026-01-01T00:00:00Z")]
 
 
 def test_data_and_talk_are_apart(capsys):
@@ -52,7 +52,7 @@ def test_status_rows():
 SHOW = """
 from launcher import ui
 from launcher.backends.base import LogLine
-ui.print_logs(iter([LogLine(0, "a [b]c\\x1b[31mred")]), nodes=1, json_lines=False)
+ui.print_logs(iter([LogLine(0, b"a [b]c\\x1b[31mred")]), nodes=1, json_lines=False)
 ui.print_table(["STATE", "RUN"], [["failed", "[x]"]])
 """
 

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,19 @@ from trainer.errors import DivergedError
 from trainer.metrics import MetricsFile, memory_gib, step_line
 
 
-class TokenCounter:
-    """Tokens this process has computed, padding included."""
+class Ledger:
+    """What this process has computed: tokens, padding included, and the rows of the step under way."""
 
     def __init__(self) -> None:
-        self.total = 0
+        self.tokens = 0
+        self.rows: list[int] = []
 
 
 class LogCallback(TrainerCallback):  # type: ignore[misc]
     """The step line and metrics.jsonl; every rank checks the loss."""
 
-    def __init__(self, place: Place, metrics: MetricsFile, tokens: TokenCounter, tell: Callable[[str], None]) -> None:
-        self.place, self.metrics, self.tokens, self.tell = place, metrics, tokens, tell
+    def __init__(self, place: Place, metrics: MetricsFile, ledger: Ledger, tell: Callable[[str], None]) -> None:
+        self.place, self.metrics, self.ledger, self.tell = place, metrics, ledger, tell
         self._since = time.monotonic()
         self._seen = 0
         self._first: tuple[float, int] | None = None
@@ -53,15 +55,31 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "lr": float(logs.get("learning_rate", 0.0)),
             "grad_norm": float(logs.get("grad_norm") or 0.0),
             "epoch": float(logs.get("epoch", 0.0)),
-            "tokens_per_s": (self.tokens.total - self._seen) * self.place.world / max(1e-9, now - self._since),
+            "tokens_per_s": (self.ledger.tokens - self._seen) * self.place.world / max(1e-9, now - self._since),
             "memory_gib": memory_gib(),
             "eta_s": per_step * (state.max_steps - state.global_step),
             "time": time.time(),
         }
-        self._since, self._seen = now, self.tokens.total
+        self._since, self._seen = now, self.ledger.tokens
         self.tell(step_line(values))
         if self.place.is_main:
             self.metrics.append(values)
+
+
+class RowsCallback(TrainerCallback):  # type: ignore[misc]
+    """Says on every rank which rows a finished step trained on: `rows STEP  rank R  ID ID ...`; read by the launcher.
+
+    The numbers come with the batches, not from the sampler, so that the line proves what was trained.
+    """
+
+    def __init__(self, place: Place, ledger: Ledger) -> None:
+        self.place, self.ledger = place, ledger
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One line, one write: ranks of a node share the log."""
+        numbers = " ".join(map(str, self.ledger.rows))
+        sys.stdout.write(f"rows {state.global_step}  rank {self.place.rank}  {numbers}\n")
+        sys.stdout.flush()
 
 
 class SealCallback(TrainerCallback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, TrainError
+from trainer.output import mark_lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "data":
             command.add_argument("--dump", type=int, default=3, help="how many rows to print as JSON lines")
     arguments = parser.parse_args(argv)
+    mark_lines(os.environ)
     try:
         config = read_config(arguments.config)
         code = 0

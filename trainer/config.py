@@ -245,6 +245,9 @@ class Runtime(Section):
         description="Questions answered before, during and after training; plain text, or prompt, expect and system.",
     )
     sampling: Sampling = Field(default_factory=Sampling.model_construct, description="How the answers are drawn.")
+    log_rows: bool = Field(
+        False, description="Print which rows every step trained on; `launch drill` turns it on."
+    )
     resume: Literal["auto", "never"] = Field(
         "auto",
         description="`auto`: go on from the newest complete checkpoint in "

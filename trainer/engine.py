@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import Trainer, TrainingArguments, set_seed
 
-from trainer.callbacks import LogCallback, SampleCallback, SealCallback, StopCallback, TokenCounter, barrier
+from trainer.callbacks import Ledger, LogCallback, RowsCallback, SampleCallback, SealCallback, StopCallback, barrier
 from trainer.checkpoint import checkpoint_step, newest_valid
 from trainer.config import TrainConfig
 from trainer.data.collate import Collator
@@ -31,15 +31,21 @@ PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default
 
 
 class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Trainer that counts the tokens it computes, padding included."""
+    """Trainer that keeps a ledger of what it computes."""
 
-    def __init__(self, *args: Any, tokens: TokenCounter, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ledger: Ledger, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tokens = tokens
+        self.ledger = ledger
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of the next step."""
+        self.ledger.rows = []
+        return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Count, then train."""
-        self.tokens.total += int(inputs["input_ids"].numel())
+        """Write down, then train."""
+        self.ledger.rows += inputs.pop("rows")
+        self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
@@ -187,14 +193,16 @@ class Run:
     def _trainer(
         self, model: Any, args: TrainingArguments, rows: list[Any], tokenizer: Any, sampler: Sampler
     ) -> Trainer:
-        tokens = TokenCounter()
+        ledger = Ledger()
         collator = Collator(tokenizer.pad_token_id, self.config.data.max_length if self.config.data.pack else None)
-        trainer = PackedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, tokens=tokens)
+        trainer = PackedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, ledger=ledger)
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
         metrics = MetricsFile(self.output / "metrics.jsonl")
-        trainer.add_callback(LogCallback(self.place, metrics, tokens, self.tell))
+        trainer.add_callback(LogCallback(self.place, metrics, ledger, self.tell))
+        if self.config.runtime.log_rows:
+            trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
             SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step))
         )

@@ -4,6 +4,7 @@ import torch
 
 from trainer.config import Shape
 from trainer.data.collate import Collator
+from trainer.data.pipeline import Row
 from trainer.models.create import new_model
 
 SHAPE = Shape(
@@ -15,25 +16,30 @@ def sample(*ids):
     return {"input_ids": list(ids), "labels": [-100, *ids[1:]]}
 
 
+def batch_of(rows, width):
+    return Collator(2, width)([Row(number, samples, []) for number, samples in enumerate(rows, 5)])
+
+
 def test_positions_restart_and_padding_is_never_trained():
-    batch = Collator(2, 8)([[sample(5, 6, 7), sample(8, 9)], [sample(1, 2)]])
+    batch = batch_of([[sample(5, 6, 7), sample(8, 9)], [sample(1, 2)]], 8)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 2, 2, 2], [1, 2, 2, 2, 2, 2, 2, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5]]
     assert batch["labels"].tolist() == [
         [-100, 6, 7, -100, 9, -100, -100, -100],
         [-100, 2, -100, -100, -100, -100, -100, -100],
     ]
+    assert batch["rows"] == [5, 6]
     assert "attention_mask" not in batch
 
 
 def test_rows_are_padded_to_the_longest_without_a_length():
-    assert Collator(0, None)([[sample(1, 2, 3)], [sample(1)]])["input_ids"].shape == (2, 3)
+    assert batch_of([[sample(1, 2, 3)], [sample(1)]], None)["input_ids"].shape == (2, 3)
 
 
 def test_packed_logits_equal_those_of_each_sample_alone():
     model = new_model(SHAPE, 0).eval()
     samples = [sample(*torch.randint(3, 300, (length,)).tolist()) for length in (9, 14, 3, 6)]
-    batch = Collator(2, 40)([samples[:3], samples[3:]])
+    batch = batch_of([samples[:3], samples[3:]], 40)
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         for row, start, one in ((0, 0, samples[0]), (0, 9, samples[1]), (0, 23, samples[2]), (1, 0, samples[3])):

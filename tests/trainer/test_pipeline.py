@@ -70,7 +70,11 @@ def test_packed_rows_hold_every_sample_once(make_config, small_tokenizer):
     config = make_config([chat("word " * length) for length in range(1, 30)], format="messages", max_length=64)
     samples, report = encode_dataset(config, small_tokenizer)
     rows = training_rows(samples, config, report)
-    assert sorted(sample["input_ids"] for row in rows for sample in row) == sorted(
+    assert [row.number for row in rows] == list(range(len(rows)))
+    assert sorted(sample["input_ids"] for row in rows for sample in row.samples) == sorted(
         sample.input_ids for sample in samples
     )
-    assert all(sum(len(sample["input_ids"]) for sample in row) <= 64 for row in rows)
+    assert all(sum(len(sample["input_ids"]) for sample in row.samples) <= 64 for row in rows)
+    origin = {tuple(sample.input_ids): sample.origin for sample in samples}
+    assert all(row.origins == [origin[tuple(sample["input_ids"])] for sample in row.samples] for row in rows)
+    assert samples[1].origin.endswith("rows.jsonl row 2")

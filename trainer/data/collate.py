@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.data.encode import IGNORED
-from trainer.data.pipeline import Sample
+from trainer.data.pipeline import Row
 
 
 class Collator:
@@ -20,16 +20,21 @@ class Collator:
         self.pad_id = pad_id
         self.length = length
 
-    def __call__(self, rows: list[list[Sample]]) -> dict[str, Any]:
-        """input_ids, labels, position_ids: int64 [B, T]."""
-        width = self.length or max(sum(len(sample["input_ids"]) for sample in row) for row in rows)
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        """input_ids, labels, position_ids: int64 [B, T]; rows: the B numbers of the rows."""
+        width = self.length or max(sum(len(sample["input_ids"]) for sample in row.samples) for row in rows)
         ids, labels, positions = [], [], []
         for row in rows:
-            used = sum(len(sample["input_ids"]) for sample in row)
+            used = sum(len(sample["input_ids"]) for sample in row.samples)
             padding = width - used
-            ids.append([token for sample in row for token in sample["input_ids"]] + [self.pad_id] * padding)
-            labels.append([label for sample in row for label in sample["labels"]] + [IGNORED] * padding)
+            ids.append([token for sample in row.samples for token in sample["input_ids"]] + [self.pad_id] * padding)
+            labels.append([label for sample in row.samples for label in sample["labels"]] + [IGNORED] * padding)
             positions.append(
-                [place for sample in row for place in range(len(sample["input_ids"]))] + list(range(padding))
+                [place for sample in row.samples for place in range(len(sample["input_ids"]))] + list(range(padding))
             )
-        return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "position_ids": torch.tensor(positions)}
+        return {
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "position_ids": torch.tensor(positions),
+            "rows": [row.number for row in rows],
+        }

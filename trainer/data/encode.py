@@ -22,13 +22,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation. `labels` are ids where trained, else -100; `turn_ends` are lengths at which it may be cut."""
+    """One conversation. `labels` are ids where trained, else -100; `turn_ends` are lengths at which it may be cut;
+    `origin` says where it was read."""
 
     text: str
     input_ids: list[int]
     labels: list[int]
     turn_ends: tuple[int, ...]
     escaped: bool = False
+    origin: str = ""
 
 
 class Encoder:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.config import TrainConfig
@@ -15,6 +15,16 @@ from trainer.errors import ConfigError
 
 BATCH = 1000
 Sample = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model gets as one sequence. `number` is its place in the training set, the same after every restart;
+    `origins` say where each sample was read."""
+
+    number: int
+    samples: list[Sample]
+    origins: list[str]
 
 
 @dataclass
@@ -60,8 +70,12 @@ def encode_dataset(config: TrainConfig, tokenizer: Any) -> tuple[list[Encoded], 
     samples: list[Encoded] = []
     conversations = _conversations(config, report)
     while batch := list(itertools.islice(conversations, BATCH)):
-        encoded = encoder.encode([encoder.template.render(messages) for messages in batch])
-        samples += [kept for sample in encoded if (kept := _fitted(sample, config, report))]
+        encoded = encoder.encode([encoder.template.render(messages) for _, messages in batch])
+        samples += [
+            replace(kept, origin=where)
+            for (where, _), sample in zip(batch, encoded, strict=True)
+            if (kept := _fitted(sample, config, report))
+        ]
     if not samples:
         raise ConfigError(
             f"data: none of the {report.read} rows can be trained on",
@@ -74,17 +88,20 @@ def encode_dataset(config: TrainConfig, tokenizer: Any) -> tuple[list[Encoded], 
     return samples, report
 
 
-def training_rows(samples: list[Encoded], config: TrainConfig, report: Report) -> list[list[Sample]]:
+def training_rows(samples: list[Encoded], config: TrainConfig, report: Report) -> list[Row]:
     """Rows as the model sees them: several samples each when packed, else one."""
     plain: list[Sample] = [{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples]
-    if not config.data.pack:
-        return [[sample] for sample in plain]
-    bins = pack_lengths([len(sample["input_ids"]) for sample in plain], config.data.max_length)
-    report.rows = len(bins)
-    return [[plain[index] for index in chosen] for chosen in bins]
+    bins = [[index] for index in range(len(plain))]
+    if config.data.pack:
+        bins = pack_lengths([len(sample["input_ids"]) for sample in plain], config.data.max_length)
+        report.rows = len(bins)
+    return [
+        Row(number, [plain[index] for index in chosen], [samples[index].origin for index in chosen])
+        for number, chosen in enumerate(bins)
+    ]
 
 
-def _conversations(config: TrainConfig, report: Report) -> Iterator[list[Message]]:
+def _conversations(config: TrainConfig, report: Report) -> Iterator[tuple[str, list[Message]]]:
     for format_name, where, row in read_rows(config.data, config.settings.seed):
         report.read += 1
         try:
@@ -94,7 +111,7 @@ def _conversations(config: TrainConfig, report: Report) -> Iterator[list[Message
                 f"data: {where}: format {format_name}: {error}", "name the right format in data.sources"
             ) from error
         if any(message.role == "assistant" and message.loss for message in messages):
-            yield messages
+            yield where, messages
         else:
             report.without_answer += 1
 

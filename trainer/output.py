@@ -1,0 +1,43 @@
+"""Which process of a node a line comes from: all but the first put their rank in front of every line they print."""
+
+import io
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+
+def mark_lines(environ: Mapping[str, str]) -> None:
+    """From now on every line that Python prints here starts with `[rank R] `, unless this is the node's first process.
+
+    Reads torchrun's RANK and LOCAL_RANK. What native code writes to the descriptors itself is not marked.
+    """
+    if environ.get("LOCAL_RANK", "0") != "0":
+        prefix = f"[rank {environ['RANK']}] "
+        sys.stdout, sys.stderr = MarkedStream(sys.stdout, prefix), MarkedStream(sys.stderr, prefix)
+
+
+class MarkedStream(io.TextIOBase, TextIO):
+    """Writes whole lines, each in one call, so that lines of several processes do not mix."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream, self._prefix, self._rest = stream, prefix, ""
+
+    def write(self, text: str) -> int:
+        """Pass on the lines that are complete."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._stream.write(f"{self._prefix}{line}\n")
+            self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """A line that is not complete waits for its end."""
+
+    def close(self) -> None:
+        """At the end of the process a last line without its end goes out too."""
+        if self._rest:
+            self.write("\n")
+
+    def fileno(self) -> int:
+        """The descriptor below, which faulthandler and child processes want."""
+        return self._stream.fileno()

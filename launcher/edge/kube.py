@@ -27,7 +27,10 @@ _NAMES = {"Job": "jobs", "Pod": "pods", "Service": "services", "ConfigMap": "con
 
 
 class ApiError(BackendError):
-    """The API server refused (`code` is the HTTP status) or could not be reached (`code` is None)."""
+    """The API server refused (`code` is the HTTP status) or could not be reached (`code` is None). `retry_after_s` is
+    how long it wants to be left alone."""
+
+    retry_after_s = 0.0
 
     def __init__(self, message: str, hint: str | None = None, *, code: int | None = None) -> None:
         super().__init__(message, hint)
@@ -35,8 +38,9 @@ class ApiError(BackendError):
 
     @property
     def passing(self) -> bool:
-        """Whether asking again may help: no connection, too many requests, or trouble inside the server."""
-        return self.code is None or self.code == 429 or self.code >= 500
+        """Whether asking again may help: no connection, too many requests, a list that went out of date, or trouble
+        inside the server."""
+        return self.code is None or self.code in (410, 429) or self.code >= 500
 
 
 class Kube:
@@ -115,7 +119,7 @@ class Kube:
                 "GET", url, headers=self._auth_headers(), preload_content=False,
                 timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S))
             if response.status != 200:
-                raise self._refused(response.status, response.read())
+                raise _after(response.headers, self._refused(response.status, response.read()))
             yield from response.stream(2**16, decode_content=False)
         except urllib3.exceptions.ReadTimeoutError as error:
             if response is None:
@@ -135,7 +139,8 @@ class Kube:
                 _resource(self._client, kind, part), serializer=lambda client, data: data,
                 _request_timeout=(CONNECT_S, ANSWER_S), **arguments))
         except kubernetes.dynamic.exceptions.DynamicApiError as error:
-            raise self._refused(error.status, error.body, arguments.get("namespace")) from error
+            refusal = self._refused(error.status, error.body, arguments.get("namespace"))
+            raise _after(error.headers, refusal) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -188,6 +193,13 @@ def _context_name(path: str, wanted: str | None) -> str:
         raise BackendError(f"context: got {wanted!r}, allowed: {', '.join(names) or 'none'} (from {path})",
                            "see them: kubectl config get-contexts")
     return wanted or cast(str, current["name"])
+
+
+def _after(headers: Any, refusal: ApiError) -> ApiError:
+    """The refusal with its Retry-After in seconds; a date there, which the API never sends, counts as none."""
+    wanted = str((headers or {}).get("Retry-After", ""))
+    refusal.retry_after_s = float(wanted) if wanted.isdigit() else 0.0
+    return refusal
 
 
 def _message(body: Any) -> str:

@@ -5,24 +5,24 @@ from typing import Any
 
 from launcher.backends.k8s_status import by_node, container_status, has_ended, pod_ended
 from launcher.edge.kube import ApiError, Kube
-from launcher.logs.pods import GoneError, Pod, Unreachable
-
-JOB_LABEL = "batch.kubernetes.io/job-name"
+from launcher.logs.source import GoneError, Pod, Unreachable
+from launcher.render.pod import RUN_LABEL
 
 
 class KubeSource:
-    """Implements `launcher.logs.pods.Source` for one Job."""
+    """Implements `launcher.logs.source.Source` for one run, which is a Job or a JobSet."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str) -> None:
+    def __init__(self, kube: Kube, namespace: str, name: str, kind: str = "Job") -> None:
         self.kube = kube
         self.namespace = namespace
         self.name = name
+        self.kind = kind
 
     def pods(self) -> tuple[list[Pod], bool]:
         """The Job is asked first: pods listed after its end are all there will ever be."""
         try:
-            job = self.kube.get("Job", self.namespace, self.name)
-            found = by_node(self.kube.list("Pod", self.namespace, labels=f"{JOB_LABEL}={self.name}"))
+            job = self.kube.get(self.kind, self.namespace, self.name)
+            found = by_node(self.kube.list("Pod", self.namespace, labels=f"{RUN_LABEL}={self.name}"))
         except ApiError as error:
             raise _passing(error) from error
         pods = [_pod(node, pod) for node, attempts in found.items() for pod in attempts]
@@ -41,13 +41,15 @@ class KubeSource:
         try:
             yield from self.kube.stream_log(self.namespace, pod.name, since=since, follow=follow)
         except ApiError as error:
-            if error.code in (400, 404):  # it never started, or it is deleted
+            if error.code == 404:
                 raise GoneError(error.message) from error
+            if error.code in (400, 500):  # the container is only being made, or its machine does not answer
+                raise Unreachable(error, pod_only=True) from error
             raise _passing(error) from error
 
 
 def _passing(error: ApiError) -> Exception:
-    return Unreachable(error) if error.passing else error
+    return Unreachable(error, wait_s=error.retry_after_s) if error.passing else error
 
 
 def _pod(node: int, pod: dict[str, Any]) -> Pod:

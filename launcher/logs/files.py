@@ -100,8 +100,8 @@ class LogFiles:
                 stat = path.stat()
                 last = datetime.fromtimestamp(stat.st_mtime, UTC)
                 if first < since <= last:
-                    raise SpecError(f"--since: got {since.isoformat()}, but the lines of {path} have no times: they were "
-                                    f"written between {first.isoformat()} and {last.isoformat()}",
+                    raise SpecError(f"--since: got {since.isoformat()}, but lines of {path} have no times; all of them "
+                                    f"were written between {first.isoformat()} and {last.isoformat()}",
                                     "take its last lines instead: launch logs --tail 100")
                 if since > last:
                     self._files[path] = _File(path, node, stat.st_size)

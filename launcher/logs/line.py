@@ -14,10 +14,11 @@ _RANK = re.compile(rb"\[rank ?(\d+)\](?: |:)")
 
 
 class Gap(NamedTuple):
-    """Lines between two times may be lost. `before` is None when nothing came after. Times are RFC 3339."""
+    """Lines between two times may be lost, and why. `before` is None when nothing came after. Times are RFC 3339."""
 
     after: str
     before: str | None
+    why: str
 
 
 class LogLine(NamedTuple):
@@ -49,8 +50,8 @@ def last_drawing(raw: bytes) -> bytes:
 
 def gap_line(node: int, gap: Gap) -> LogLine:
     """The line that tells of a gap."""
-    until = f"and {gap.before}" if gap.before else "and the end"
-    text = f"launch: lines may be missing between {gap.after} {until}: the node rotated its log while nobody read it"
+    where = f"between {gap.after} and {gap.before}" if gap.before else f"after {gap.after}"
+    text = f"launch: lines may be missing {where}: {gap.why}"
     return LogLine(node, text.encode(), gap.before or gap.after, gap)
 
 

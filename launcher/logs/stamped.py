@@ -1,128 +1,120 @@
 """Log text in which every line has its time in front, as the Kubernetes API gives it: splitting it, remembering how
-far it was read, and keeping it in a file. No network.
+far it was read, and finding what is missing. Pure.
 """
 
-import fcntl
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from datetime import datetime, timedelta
 
-from launcher.logs.line import LogLine, last_drawing
+from launcher.logs.line import Gap, LogLine, last_drawing
 
-BLOCK = 2**20
 STAMP_LENGTH = 30
 SECOND_LENGTH = 19
 # Any other text that comes with status 200 is a message of the node, not a line of the job.
-_STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z(?: |$)")
+is_stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z(?: |$)").match
+_ROTATED = "the node rotated its log while nobody read it"
 
 
-def whole_lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The stamped lines of each piece, without line ends. An unfinished last line is left out: it comes again."""
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield [line for line in lines if _STAMPED.match(line)]
+class Splitter:
+    """Cuts one answer of the API into lines. Afterwards `rest` is an unfinished last line, which comes again, and
+    `stray` a text that is no line of the job."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self.stray = b""
+
+    def lines(self, pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """The stamped lines as they come, without line ends."""
+        parts: list[bytes] = []
+        for piece in pieces:
+            parts.append(piece)
+            if b"\n" in piece:
+                *whole, rest = b"".join(parts).split(b"\n")
+                parts = [rest]
+                yield self._stamped(whole)
+        self.rest = b"".join(self._stamped([b"".join(parts)]))
+
+    def _stamped(self, lines: list[bytes]) -> list[bytes]:
+        found = [line for line in lines if is_stamped(line)]
+        if len(found) < len(lines):
+            self.stray = next((line for line in lines if line and not is_stamped(line)), self.stray)
+        return found
 
 
 def log_line(node: int, line: bytes) -> LogLine:
-    """A stamped line as what users see; of a line redrawn with carriage returns, the last drawing."""
+    """A stamped line as what users see."""
     return LogLine(node, last_drawing(line[STAMP_LENGTH + 1:]), line[:STAMP_LENGTH].decode())
 
 
 class Position:
     """How far a log was read, exact although the API resumes at whole seconds only.
 
-    Everything from the start of the last second comes again; so the stamps of that second are counted, and as many
-    of each are dropped. Equal stamps and stamps that run backwards within the second are no trouble.
+    What is asked for begins a second before the newest line, so that a stamp may run backwards by as much. The stamps
+    from there on are counted, and as many of each are dropped when they come again: they come first, because what
+    was read is always the beginning of the log. When none of them comes, the node has thrown them away, and with them
+    perhaps lines that nobody has read.
     """
 
     def __init__(self) -> None:
-        self._second = ""
-        self._seen: Counter[bytes] = Counter()
-        self._repeated: Counter[bytes] = Counter()
-        self._floor = ""
+        self.last: str | None = None
+        self._seen: dict[bytes, Counter[bytes]] = {}  # by second
+        self._due: Counter[bytes] | None = None
+        self._came_again = False
 
     def resume(self) -> str | None:
         """The `sinceTime` to ask for, or None for the whole log; what was read is dropped from then on."""
-        self._repeated = self._seen.copy()
-        self._floor = self._second
-        return f"{self._second}Z" if self._second else None
+        self._due = Counter()
+        for counted in self._seen.values():
+            self._due.update(counted)
+        self._came_again = not self._due
+        return f"{_floor(self._seen).decode()}Z" if self._seen else None
 
-    def is_new(self, line: bytes) -> bool:
-        """Whether this line was not read before; it is from now on."""
-        stamp, second = line[:STAMP_LENGTH], line[:SECOND_LENGTH].decode()
-        if second < self._floor:
-            return False
-        if self._repeated[stamp] > 0:
-            self._repeated[stamp] -= 1
-            return False
-        if second > self._second:
-            self._second = second
-            self._seen.clear()
-        if second == self._second:
-            self._seen[stamp] += 1
-        return True
+    def take(self, lines: list[bytes]) -> tuple[Gap | None, list[bytes]]:
+        """Those that were not read before, which from now on they are, and what is missing before the first."""
+        if self._due is not None:
+            lines = self._without_repeats(self._due, lines)
+        if not lines:
+            return None, []
+        gap = None
+        if not self._came_again and self.last:
+            gap = Gap(self.last, _stamp(lines[0]), _ROTATED)
+        self._due, self._came_again = None, True
+        self._remember(lines)
+        return gap, lines
 
+    def missing_end(self) -> Gap | None:
+        """What an answer lacks that is over and had not even what was read before."""
+        return None if self._came_again or not self.last else Gap(self.last, None, _ROTATED)
 
-@dataclass(frozen=True)
-class ArchivedPod:
-    """The file that keeps one pod's log: `node-NODE.BORN.POD.log`, lines with their stamps, as the API gave them.
+    def _without_repeats(self, due: Counter[bytes], lines: list[bytes]) -> list[bytes]:
+        floor = _floor(self._seen)
+        for index, line in enumerate(lines):
+            stamp = line[:STAMP_LENGTH]
+            if due[stamp] > 0:
+                due[stamp] -= 1
+                self._came_again = True
+            elif stamp >= floor:
+                return lines[index:]
+        return []
 
-    `BORN` is the pod's creation time, so that a node's files sort in the order of its attempts.
-    """
-
-    folder: Path
-    node: int
-    born: str
-    pod: str
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self.folder / f"node-{self.node}.{re.sub('[^0-9]', '', self.born)}.{self.pod}.log"
-
-    def batches(self) -> Iterator[list[bytes]]:
-        """Every whole line, some at a time."""
-        try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            yield from whole_lines(iter(lambda: file.read(BLOCK), b""))
+    def _remember(self, lines: list[bytes]) -> None:
+        self.last = _stamp(lines[-1])
+        for second, group in itertools.groupby(lines, key=lambda line: line[:SECOND_LENGTH]):
+            self._seen.setdefault(second, Counter()).update([line[:STAMP_LENGTH] for line in group])
+        if len(self._seen) > 1:
+            floor = _floor(self._seen)
+            self._seen = {second: counted for second, counted in self._seen.items() if second >= floor}
 
 
-class ArchiveWriter:
-    """Appends to an archived pod, while no other process does: the second one to come writes nothing."""
-
-    def __init__(self, archived: ArchivedPod) -> None:
-        archived.folder.mkdir(parents=True, exist_ok=True)
-        self._file = archived.path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            return
-        whole = sum(len(line) + 1 for lines in archived.batches() for line in lines)
-        self._file.truncate(whole)  # what a killed process left of a line
-
-    def append(self, lines: list[bytes]) -> None:
-        """Add lines; they are in the file when this returns."""
-        if lines and not self._file.closed:
-            self._file.write(b"".join(line + b"\n" for line in lines))
-            self._file.flush()
-
-    def close(self) -> None:
-        """Let another process write."""
-        self._file.close()
+def _floor(seconds: Iterable[bytes]) -> bytes:
+    """The second before the newest."""
+    newest = max(seconds, default=b"")
+    if not newest:
+        return b""
+    return (datetime.fromisoformat(newest.decode()) - timedelta(seconds=1)).isoformat().encode()
 
 
-def archived_pods(folder: Path, node: int | None = None) -> list[ArchivedPod]:
-    """What was kept, of one node or of all, by node and then by age."""
-    found = []
-    for path in folder.glob("node-*.log" if node is None else f"node-{node}.*.log"):
-        match = re.fullmatch(r"node-(\d+)\.(\d+)\.(.+)\.log", path.name)
-        if match:
-            found.append(ArchivedPod(folder, int(match[1]), match[2], match[3]))
-    return sorted(found, key=lambda pod: (pod.node, pod.born, pod.pod))
+def _stamp(line: bytes) -> str:
+    return line[:STAMP_LENGTH].decode()

@@ -37,6 +37,8 @@ class Run:
     namespace: str | None = None
     job_id: str | None = None
     processes_per_node: int = 1
+    kind: str | None = None
+    repair: str = "ask"
 
 
 class RunStore:

@@ -150,6 +150,12 @@ class ClusterProfile(Section):
     context: str | None = Field(
         None, min_length=1, description="Kubernetes: context of the kubeconfig. Default: the current one.")
     namespace: DnsName = Field("default", description="Kubernetes: namespace of the job.")
+    kubernetes_kind: Literal["Job", "JobSet"] = Field(
+        "Job", description="Kubernetes: what a run is there. A Job needs nothing installed; a JobSet is made only when "
+                           "asked for, and restarts all pods at once.")
+    repair: Literal["ask", "auto"] = Field(
+        "ask", description="Kubernetes: whether a follower gives up the pod of a lost machine, so that it is replaced, "
+                           "by itself or only names it.")
     queue: Word | None = Field(None, description="Kubernetes: Kueue LocalQueue.")
     priority_class: DnsName | None = Field(None, description="Kubernetes: PriorityClass of the pods.")
     service_account: DnsName | None = Field(

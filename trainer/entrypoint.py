@@ -10,6 +10,7 @@ torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM
 """
 
 import argparse
+import io
 import os
 import signal
 import socket
@@ -97,10 +98,12 @@ def wait_for_master(placement: Placement, timeout_s: float = PEER_WAIT_S) -> boo
 
 
 def unpack_code(environ: Mapping[str, str]) -> None:
-    """Unpack the code snapshot into the working directory, where the launcher sent it as an archive."""
+    """Unpack the code snapshot into the working directory, where the launcher sent it as an archive: LAUNCH_CODE.0,
+    LAUNCH_CODE.1, ... are its parts, ten at most and a few MiB together."""
     archive = environ.get("LAUNCH_CODE")
     if archive:
-        with tarfile.open(archive) as tar:
+        parts = sorted(Path(archive).parent.glob(f"{Path(archive).name}.?"))
+        with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
             tar.extractall(".", filter="data")
 
 

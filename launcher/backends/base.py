@@ -1,6 +1,6 @@
 """What every back end does, and the words all of them use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +11,7 @@ from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of thi
 from launcher.plan import Plan
 from launcher.runs import Run
 from launcher.snapshot import Snapshot
+from launcher.spec import ClusterProfile
 
 
 class State(StrEnum):
@@ -71,6 +72,26 @@ class Submission:
     snapshot: Snapshot | None = None
 
 
+@dataclass(frozen=True)
+class LostNode:
+    """A node of a run on a machine that no longer answers. `key` is how the back end finds it again."""
+
+    node: int
+    host: str
+    key: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Stray:
+    """Something that a run has left behind. `where` and `why` are for people, `key` for the back end."""
+
+    kind: str
+    name: str
+    where: str
+    why: str
+    key: tuple[str, ...] = field(default=(), repr=False)
+
+
 class Backend(Protocol):
     """A place that runs jobs. Every method may raise BackendError; `cancel` may be called twice."""
 
@@ -94,3 +115,18 @@ class Backend(Protocol):
 
     def cancel(self, run: Run) -> None:
         """End the run and remove what was made for it. Calling it again, or after the end, changes nothing."""
+
+    def lost(self, run: Run) -> list[LostNode]:
+        """Nodes on lost machines that nobody replaces by itself; none where the scheduler does (Slurm requeues)."""
+        return []
+
+    def repair(self, run: Run, lost: list[LostNode]) -> None:
+        """Give up what ran on these machines, so that it is started again elsewhere. They must really be gone."""
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """What runs that have ended have left where this machine's runs were, and where `profile` points to. A place
+        that cannot be looked at is only warned about."""
+        return []
+
+    def remove(self, stray: Stray) -> None:
+        """Remove one. It may be gone already."""

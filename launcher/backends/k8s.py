@@ -2,15 +2,18 @@
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import Artifact, JobStatus, State, Submission
-from launcher.backends.k8s_logs import JOB_LABEL, KubeSource
-from launcher.backends.k8s_status import has_ended, job_status
+from launcher.backends.base import Artifact, Backend, JobStatus, LostNode, State, Stray, Submission
+from launcher.backends.k8s_logs import KubeSource
+from launcher.backends.k8s_lost import give_up, lost_nodes
+from launcher.backends.k8s_status import as_job, has_ended, job_status
+from launcher.backends.k8s_strays import Place, find_strays, places_of
 from launcher.backends.k8s_submit import check_objects, create_objects, load_objects
 from launcher.edge.kube import ApiError, Kube
 from launcher.errors import BackendError, RunIdTakenError
@@ -18,14 +21,16 @@ from launcher.logs.line import Batch, LogQuery
 from launcher.logs.pods import read_logs
 from launcher.plan import Plan
 from launcher.render.k8s import render_k8s
+from launcher.render.pod import RUN_LABEL, job_name
 from launcher.runs import Run, RunStore, now, write_whole
+from launcher.spec import ClusterProfile
 
 Object = dict[str, Any]
 
 DELETE_SPARE_S = 60
 
 
-class KubernetesBackend:
+class KubernetesBackend(Backend):
     """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -51,19 +56,18 @@ class KubernetesBackend:
         handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
         return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
                    nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), context=kube.context,
-                   namespace=namespace)
+                   namespace=namespace, kind=plan.profile.kubernetes_kind, repair=plan.profile.repair)
 
     def status(self, run: Run) -> JobStatus:
         """What the Job, its pods and their events say; of a Job that is gone, what was last known."""
-        kube, namespace = self._cluster(run)
         folder = self.store.folder(run.run_id)
-        job = kube.get("Job", namespace, run.run_id)
+        job = self._job(run)
         if (folder / "cancelled").exists():
             return JobStatus(State.CANCELLED, "cancelled by the user") if job is None else JobStatus(
                 State.RUNNING, "being cancelled")
         if job is None:
             return _read_end(folder) or JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old")
-        pods = kube.list("Pod", namespace, labels=f"{JOB_LABEL}={run.run_id}")
+        pods = self._pods(run)
         found = job_status(job, pods, self._events(run, job, pods))
         if found.state.ended:
             _write_end(folder, found)
@@ -76,19 +80,44 @@ class KubernetesBackend:
     def cancel(self, run: Run) -> None:
         """Delete the Job and all that it owns, after its logs were read; waits for the pods' last lines."""
         kube, namespace = self._cluster(run)
-        job = kube.get("Job", namespace, run.run_id)
+        job = self._job(run)
         if job is None or has_ended(job):
             return
         marker = self.store.folder(run.run_id) / "cancelled"
         marker.touch()
         self._archive(run, follow=False, limit_s=DELETE_SPARE_S)
         try:
-            kube.delete("Job", namespace, run.run_id, propagation="Foreground")
+            kube.delete(_kind(run), namespace, run.run_id, propagation="Foreground")
         except BackendError:
             marker.unlink(missing_ok=True)
             raise
         grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         self._archive(run, follow=True, limit_s=grace_s + DELETE_SPARE_S)
+
+    def lost(self, run: Run) -> list[LostNode]:
+        """Nodes that are to go from machines that do not answer: nobody replaces them (k8s_lost.py says why)."""
+        return lost_nodes(self._pods(run), time.time())
+
+    def repair(self, run: Run, lost: list[LostNode]) -> None:
+        """Give their pods up; the Job makes new ones."""
+        kube, namespace = self._cluster(run)
+        for node in lost:
+            give_up(kube, namespace, node)
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Labelled objects whose Job or JobSet is gone."""
+        found: list[Stray] = []
+        for place in places_of(self.store.all(), profile):
+            try:
+                found += find_strays(self._kube(place.context), place.namespace, warn)
+            except BackendError as error:
+                warn(f"{place}: {error.message}")
+        return found
+
+    def remove(self, stray: Stray) -> None:
+        """Delete the object that was seen, and what it owns."""
+        place, uid = Place(stray.key[0], stray.key[1]), stray.key[2]
+        self._kube(place.context).delete(stray.kind, place.namespace, stray.name, propagation="Background", uid=uid)
 
     def _archive(self, run: Run, *, follow: bool, limit_s: float) -> None:
         """Read the logs into the run folder; with `follow` until the pods are gone. What cannot be read (the pod of
@@ -104,7 +133,7 @@ class KubernetesBackend:
             timer.cancel()
 
     def _read_logs(self, run: Run, query: LogQuery, stop: threading.Event) -> Iterator[Batch]:
-        source = KubeSource(*self._cluster(run), run.run_id)
+        source = KubeSource(*self._cluster(run), run.run_id, _kind(run))
         nodes = query.nodes(run.nodes, run.processes_per_node)
         folder = self.store.folder(run.run_id) / "logs"
         return read_logs(source, folder, nodes, query, picks=query.picks(run.processes_per_node), stop=stop)
@@ -116,12 +145,24 @@ class KubernetesBackend:
         kube, namespace = self._cluster(run)
         hanging = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Pending"][:1]
         try:
-            return [event for name in [run.run_id, *hanging]
+            return [event for name in [job["metadata"]["name"], *hanging]
                     for event in kube.list("Event", namespace, fields=f"involvedObject.name={name}")]
         except ApiError as error:
             if error.code == 403:
                 return []
             raise
+
+    def _job(self, run: Run) -> Object | None:
+        """The run's Job; a JobSet in the shape of one."""
+        kube, namespace = self._cluster(run)
+        owner = kube.get(_kind(run), namespace, run.run_id)
+        if owner is None or _kind(run) == "Job":
+            return owner
+        return as_job(owner, kube.get("Job", namespace, job_name("JobSet", run.run_id)))
+
+    def _pods(self, run: Run) -> list[Object]:
+        kube, namespace = self._cluster(run)
+        return kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")
 
     def _cluster(self, run: Run) -> tuple[Kube, str]:
         return self._kube(run.context), run.namespace or "default"
@@ -130,6 +171,11 @@ class KubernetesBackend:
         if context not in self._clients:
             self._clients[context] = Kube(self.environ, context)
         return self._clients[context]
+
+
+def _kind(run: Run) -> str:
+    """Runs of an older launcher say nothing, and are Jobs."""
+    return run.kind or "Job"
 
 
 @contextmanager

@@ -1,16 +1,18 @@
-"""What a Job, its pods and their events say, in the words that all back ends use. Pure."""
+"""What a Job or JobSet, its pods and their events say, in the words that all back ends use. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.backends.base import JobStatus, NodeStatus, State
-from launcher.render.pod import CONTAINER
+from launcher.render.pod import CONTAINER, RUN_LABEL
 
 Object = Mapping[str, Any]
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+# How often a JobSet has made all of its Jobs anew.
+SET_RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 UNKNOWN_END = "no pod says why; the logs may (launch logs)"
 _EXIT_CODES = {
     70: "training diverged",
@@ -40,9 +42,23 @@ def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Obj
     return JobStatus(_active_state(nodes), _why_waiting(job, nodes, events), None, nodes)
 
 
-def has_ended(job: Object) -> bool:
-    """Whether the Job is over and all its pods have ended."""
-    return bool(_condition(job, "Complete") or _condition(job, "Failed"))
+def as_job(job_set: Object, job: Object | None) -> dict[str, Any]:
+    """A JobSet as if it were its one Job, which is gone for a moment when it is made anew. The set says whether it is
+    all over, the Job why."""
+    child: Object = job or {}
+    kept = [item for item in _conditions(child) if item["type"] not in ("Complete", "Failed", "FailureTarget")]
+    if _condition(job_set, "Completed"):
+        kept.append({"type": "Complete", "status": "True"})
+    if failed := _condition(job_set, "Failed"):
+        kept.append(_condition(child, "Failed") or failed)
+    template = job_set["spec"]["replicatedJobs"][0]["template"]
+    name = child.get("metadata", job_set["metadata"])["name"]
+    return {"metadata": {**job_set["metadata"], "name": name}, "spec": template["spec"], "status": {"conditions": kept}}
+
+
+def has_ended(owner: Object) -> bool:
+    """Whether the Job or JobSet is over and all its pods have ended."""
+    return any(_condition(owner, kind) for kind in ("Complete", "Completed", "Failed"))
 
 
 def by_node(pods: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -75,6 +91,13 @@ def pod_ended(pod: Object) -> bool:
     return pod["status"].get("phase") in ("Succeeded", "Failed") or terminated(pod) is not None
 
 
+def is_silent(pod: Object) -> bool:
+    """Whether its machine does not answer any more. The node controller then says that the pod is not ready, while the
+    container is as the machine has last described it; a machine that answers would change both."""
+    ready = next((item for item in _conditions(pod) if item["type"] == "Ready"), {})
+    return ready.get("status") == "False" and bool(container_status(pod).get("ready")) and not pod_ended(pod)
+
+
 def _active_state(nodes: Iterable[NodeStatus]) -> State:
     return State.RUNNING if any(node.state is not State.PENDING for node in nodes) else State.PENDING
 
@@ -88,14 +111,20 @@ def _why_waiting(job: Object, nodes: tuple[NodeStatus, ...], events: list[Object
     refused = _event(events, job["metadata"]["name"], "FailedCreate")
     if refused and len(nodes) < wanted:
         return f"no pod could be made for {wanted - len(nodes)} of {wanted} nodes: {_refusal(refused)}"
-    waiting = [node for node in nodes if node.state is State.PENDING and node.reason]
-    if waiting:
-        more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-        return f"node {waiting[0].node}: {waiting[0].reason}{more}"
-    again = [node for node in nodes if node.state is State.FAILED]
-    if again:
-        return f"node {again[0].node} is started again: {again[0].reason}"
+    if trouble := _trouble(nodes):
+        return trouble
     return None if len(nodes) >= wanted else f"{wanted - len(nodes)} of {wanted} nodes are not there yet"
+
+
+def _trouble(nodes: tuple[NodeStatus, ...]) -> str | None:
+    """A machine that is lost keeps all others waiting, so it comes first."""
+    for state in (State.RUNNING, State.PENDING):
+        found = [node for node in nodes if node.state is state and node.reason]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            return f"node {found[0].node}: {found[0].reason}{more}"
+    again = next((node for node in nodes if node.state is State.FAILED), None)
+    return f"node {again.node} is started again: {again.reason}" if again else None
 
 
 def _refusal(message: str) -> str:
@@ -115,8 +144,9 @@ def _node_status(node: int, attempts: Sequence[Object], events: list[Object]) ->
     ended = terminated(pod)
     annotations = pod["metadata"].get("annotations") or {}
     failures = sum(int(annotations.get(name, 0)) for name in FAILURES)
+    restarts = max(failures, len(attempts) - 1) + int(pod["metadata"]["labels"].get(SET_RESTARTS, 0))
     return NodeStatus(node, _pod_state(pod), pod["spec"].get("nodeName"), ended["exitCode"] if ended else None,
-                      pod_reason(pod, events), max(failures, len(attempts) - 1))
+                      pod_reason(pod, events), restarts)
 
 
 def _pod_state(pod: Object) -> State:
@@ -133,10 +163,11 @@ def pod_reason(pod: Object, events: list[Object]) -> str | None:
 def _disrupted(pod: Object) -> str | None:
     status = pod["status"]
     disruption = _condition(pod, "DisruptionTarget")
-    if disruption and disruption.get("reason") == "DeletionByTaintManager":
-        host = pod["spec"].get("nodeName")
-        return (f"its machine {host} is lost; if it stays away: "
-                f"kubectl delete pod --force --grace-period=0 {pod['metadata']['name']}")
+    if is_silent(pod):
+        host, run_id = pod["spec"].get("nodeName"), pod["metadata"]["labels"].get(RUN_LABEL, "")
+        if "deletionTimestamp" in pod["metadata"]:
+            return f"its machine {host} is lost; if it stays away: launch repair {run_id}".rstrip()
+        return f"its machine {host} does not answer"
     if disruption:
         return f"evicted: {disruption.get('message') or disruption.get('reason')}"
     if status.get("reason") == "Evicted":
@@ -162,7 +193,7 @@ def _ended(pod: Object) -> str | None:
 
 
 def _unscheduled(pod: Object) -> str | None:
-    found = next((item for item in pod["status"].get("conditions") or [] if item["type"] == "PodScheduled"), None)
+    found = next((item for item in _conditions(pod) if item["type"] == "PodScheduled"), None)
     if found is None or found["status"] != "False":
         return None
     message = str(found.get("message", "")).partition(" preemption:")[0]
@@ -210,9 +241,12 @@ def _failure(condition: Object, reason: str | None) -> str:
     return f"{why}: {message}; {UNKNOWN_END}"
 
 
+def _conditions(obj: Object) -> list[Object]:
+    return obj.get("status", {}).get("conditions") or []
+
+
 def _condition(obj: Object, kind: str) -> Object | None:
-    conditions: list[Object] = obj.get("status", {}).get("conditions") or []
-    return next((item for item in conditions if item["type"] == kind and item["status"] == "True"), None)
+    return next((item for item in _conditions(obj) if item["type"] == kind and item["status"] == "True"), None)
 
 
 def _event(events: list[Object], name: str, reason: str) -> str | None:

@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 from launcher.backends.base import Artifact
-from launcher.backends.k8s_logs import JOB_LABEL
 from launcher.backends.k8s_status import INDEX
 from launcher.edge.kube import ApiError, Kube
 from launcher.errors import BackendError
+from launcher.render.pod import job_name
 
 Object = dict[str, Any]
 
@@ -45,12 +45,12 @@ def check_objects(kube: Kube, objects: list[Object]) -> None:
 
 
 def create_objects(kube: Kube, objects: list[Object], secrets: dict[str, str]) -> None:
-    """The Job, then what it owns. Whatever goes wrong on the way, Ctrl-C too: what was made is deleted."""
+    """The Job or JobSet, then what it owns. Whatever goes wrong on the way, Ctrl-C too: what was made is deleted."""
     made: list[Object] = []
     try:
         for body in objects:
             made.append(body)  # before: an answer that never came back may stand for an object that was made
-            if body["kind"] == "Job":
+            if body is objects[0]:
                 uid = _create(kube, body)["metadata"]["uid"]
             else:
                 _create(kube, filled(body, uid, secrets))
@@ -95,16 +95,21 @@ def _explained(error: ApiError, body: Object) -> ApiError:
     if error.code == 409:
         return ApiError(f"{kind} {meta['name']!r} exists already in namespace {meta['namespace']!r}",
                         f"choose another name: launch submit --run-id {meta['name']}-2", code=409)
+    if error.code == 404 and kind == "JobSet":
+        return ApiError(f"{error.message} (JobSet)", "install JobSet there (https://jobset.sigs.k8s.io), or take "
+                        "kubernetes_kind out of the cluster's profile: a Job needs nothing", code=404)
     if error.hint:
         return error
     return ApiError(f"{kind} {meta['name']!r}: {error.message}", code=error.code)
 
 
-def _pod(job: Object) -> Object:
-    """The pod of node 0, as the Job would make it."""
-    meta, template = job["metadata"], job["spec"]["template"]
-    labels = {**template["metadata"]["labels"], INDEX: "0", JOB_LABEL: meta["name"]}
-    metadata = {"name": f"{meta['name']}-0", "namespace": meta["namespace"], "labels": labels}
+def _pod(owner: Object) -> Object:
+    """The pod of node 0, as the Job or JobSet would make it."""
+    meta, spec = owner["metadata"], owner["spec"]
+    job = job_name(owner["kind"], meta["name"])
+    template = (spec["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in spec else spec)["template"]
+    labels = {**template["metadata"]["labels"], INDEX: "0", "batch.kubernetes.io/job-name": job}
+    metadata = {"name": f"{job}-0", "namespace": meta["namespace"], "labels": labels}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 

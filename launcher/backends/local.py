@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.backends.base import Artifact, JobStatus, NodeStatus, State, Submission
+from launcher.backends.base import Artifact, Backend, JobStatus, NodeStatus, State, Submission
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.logs.files import LogFiles
@@ -20,7 +20,7 @@ from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Runs jobs here."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:

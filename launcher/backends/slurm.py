@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Artifact, JobStatus, NodeStatus, State, Submission
+from launcher.backends.base import Artifact, Backend, JobStatus, NodeStatus, State, Submission
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.logs.files import LogFiles
@@ -95,7 +95,7 @@ class _Record:
     restarts: int = 0
 
 
-class SlurmBackend:
+class SlurmBackend(Backend):
     """Runs jobs on a Slurm cluster."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:

@@ -22,8 +22,16 @@ ANSWER_S = 60
 # A stream that is silent for so long is opened again: a cut connection may never say so.
 SILENCE_S = 60
 STREAMS = 1024
-_NAMES = {"Job": "jobs", "Pod": "pods", "Service": "services", "ConfigMap": "configmaps", "Secret": "secrets",
-          "Event": "events"}
+# kind -> API group, version, plural
+_KINDS = {
+    "Job": ("batch", "v1", "jobs"),
+    "JobSet": ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
+    "Pod": ("", "v1", "pods"),
+    "Service": ("", "v1", "services"),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "Secret": ("", "v1", "secrets"),
+    "Event": ("", "v1", "events"),
+}
 
 
 class ApiError(BackendError):
@@ -82,12 +90,16 @@ class Kube:
         found = self._call("get", kind, namespace=namespace, label_selector=labels, field_selector=fields)
         return cast("list[Object]", found["items"])
 
-    def delete(self, kind: str, namespace: str, name: str, *, propagation: str, at_once: bool = False) -> bool:
+    def delete(self, kind: str, namespace: str, name: str, *, propagation: str, at_once: bool = False,
+               uid: str | None = None) -> bool:
         """Delete an object and what it owns; False when it was gone. The API's own default would leave the pods.
 
-        `at_once` gives a pod no time to stop, and waits for no word of its node.
+        `at_once` gives a pod no time to stop, and waits for no word of its node. With `uid` another object of the
+        same name is refused (409).
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if uid:
+            options["preconditions"] = {"uid": uid}
         if at_once:
             options["gracePeriodSeconds"] = 0
         try:
@@ -102,6 +114,11 @@ class Kube:
         """Ask for a pod's eviction, as a drain does: it gets its grace period, and counts as disrupted."""
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
         self._call("create", "Pod", part=f"/{pod}/eviction", namespace=namespace, body=body)
+
+    def set_phase(self, namespace: str, pod: str, phase: str) -> None:
+        """Write a pod's phase for a node that cannot any more."""
+        self._call("patch", "Pod", name=f"{pod}/status", namespace=namespace, body={"status": {"phase": phase}},
+                   content_type="application/merge-patch+json")
 
     def stream_log(self, namespace: str, pod: str, *, since: str | None, follow: bool) -> Iterator[bytes]:
         """The pieces of a pod's log as they come, with stamps. `since` counts in whole seconds.
@@ -162,6 +179,8 @@ class Kube:
         if code == 404 and text.startswith("namespaces "):
             return ApiError(f"namespace {namespace!r} does not exist in cluster {self.context!r}",
                             f"make it: kubectl --context {self.context} create namespace {namespace}", code=code)
+        if code == 404 and "could not find the requested resource" in text:
+            return ApiError(f"cluster {self.context!r} does not know this kind of object: {text}", code=code)
         if code == 403 and " cannot " in text:
             return ApiError(f"cluster {self.context!r} does not allow it: {text}",
                             "the administrator's part is in k8s/README.md: a Role with what launch needs", code=code)
@@ -171,9 +190,9 @@ class Kube:
 def _resource(client: Any, kind: str, part: str) -> Any:
     import kubernetes.dynamic.resource
 
-    group, prefix = ("batch", "apis") if kind == "Job" else ("", "api")
-    return kubernetes.dynamic.resource.Resource(prefix=prefix, group=group, api_version="v1", kind=kind,
-                                                namespaced=True, name=_NAMES[kind] + part, client=client)
+    group, version, plural = _KINDS[kind]
+    return kubernetes.dynamic.resource.Resource(prefix="apis" if group else "api", group=group, api_version=version,
+                                                kind=kind, namespaced=True, name=plural + part, client=client)
 
 
 def _context_name(path: str, wanted: str | None) -> str:

@@ -1,8 +1,9 @@
-"""Plan -> the Kubernetes objects of a run: an Indexed Job, a headless Service, a ConfigMap, a Secret. Pure.
+"""Plan -> the Kubernetes objects of a run: an Indexed Job (or a JobSet, when the profile asks for it), a headless
+Service, ConfigMaps, a Secret. Pure.
 
 Every index is one node and starts its trainer with the index as node rank; pod 0 is found by its DNS name. When one
-pod is lost all of them end and are started again (each spends one restart of its own index), so no half-dead job
-is ever left.
+pod is lost all of them end and are started again, so no half-dead job is ever left: each spends one restart of its own
+index of a Job, or together they spend one restart of a JobSet.
 """
 
 import base64
@@ -12,13 +13,27 @@ import tarfile
 
 from launcher.errors import SpecError
 from launcher.plan import Plan
-from launcher.render.pod import CODE_ARCHIVE, CONTAINER, Object, has_config, pod_spec
+from launcher.render.pod import (
+    CODE_ARCHIVE,
+    CONTAINER,
+    REPLICATED_JOB,
+    RUN_LABEL,
+    Object,
+    code_parts,
+    job_name,
+    pod_spec,
+)
 
 SECRET_PLACEHOLDER = "<set by launch submit>"  # noqa: S105  (what stands where a value will be)
 UID_PLACEHOLDER = "<uid of the Job>"
-RUN_LABEL = "launch/run-id"
+MANAGED_LABEL = "app.kubernetes.io/managed-by"
+MANAGER = "launch"
 KEEP_FINISHED_S = 7 * 24 * 3600
+MAX_CODE = 8 * 2**20
 MAX_CONFIG = 1_000_000  # the API takes 1 MiB for all keys of a ConfigMap
+MAX_LABEL = 63
+RANDOM_SUFFIX = len("-abcde")
+API_VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}
 PREEMPTED, CONFIG = 75, 78
 
 
@@ -31,13 +46,17 @@ def render_k8s(plan: Plan) -> str:
 
 def k8s_objects(plan: Plan) -> list[Object]:
     """The objects in the order in which submit creates them. Raises SpecError for what Kubernetes cannot take."""
-    if not re.match(r"[a-z]", plan.run_id):
-        raise SpecError(f"--run-id: got {plan.run_id!r}, allowed on Kubernetes: one that starts with a letter")
-    objects = [_job(plan), _service(plan)]
-    if has_config(plan):
-        objects.append(_config_map(plan))
+    _check(plan)
+    is_set = plan.profile.kubernetes_kind == "JobSet"
+    objects = [_job_set(plan)] if is_set else [_job(plan), _service(plan)]
+    if plan.train_yaml is not None:
+        objects.append(_object("ConfigMap", _owned(plan, plan.run_id), data={"train.yaml": plan.train_yaml}))
+    for number, part in enumerate(code_parts(plan)):
+        code = {f"{CODE_ARCHIVE}.{number}": base64.b64encode(part).decode()}
+        objects.append(_object("ConfigMap", _owned(plan, f"{plan.run_id}-code-{number}"), binaryData=code))
     if plan.secrets:
-        objects.append(_secret(plan))
+        values = dict.fromkeys(plan.secrets, SECRET_PLACEHOLDER)
+        objects.append(_object("Secret", _owned(plan, plan.run_id), type="Opaque", stringData=values))
     return objects
 
 
@@ -46,29 +65,58 @@ def labels(plan: Plan) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": CONTAINER,
         "app.kubernetes.io/instance": plan.run_id,
-        "app.kubernetes.io/managed-by": "launch",
+        MANAGED_LABEL: MANAGER,
         RUN_LABEL: plan.run_id,
     }
 
 
 def _job(plan: Plan) -> Object:
-    queue = {"kueue.x-k8s.io/queue-name": plan.profile.queue} if plan.profile.queue else {}
-    annotations = {"launch/name": plan.name} | ({"launch/code": plan.code_digest} if plan.code_digest else {})
-    spec: Object = {
+    spec = {**_indexed(plan, {"backoffLimitPerIndex": plan.restarts, "maxFailedIndexes": 0}),
+            "ttlSecondsAfterFinished": KEEP_FINISHED_S, "template": _template(plan)}
+    return {"apiVersion": API_VERSIONS["Job"], "kind": "Job", "metadata": _metadata(plan), "spec": spec}
+
+
+def _job_set(plan: Plan) -> Object:
+    """One replicated job. It fails with its first failed pod (but replaces by itself what a pre-emption took), and the
+    set makes it anew, `restarts` times. The set also makes the Service that gives the pods their names."""
+    job = {**_indexed(plan, {"backoffLimit": 0}), "template": _template(plan)}
+    give_up = [
+        {"name": "wrongConfiguration", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+        {"name": "outOfTime", "action": "FailJobSet", "onJobFailureReasons": ["DeadlineExceeded"]},
+    ]
+    spec = {
+        "failurePolicy": {"maxRestarts": plan.restarts, "rules": give_up},
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": plan.run_id},
+        "ttlSecondsAfterFinished": KEEP_FINISHED_S,
+        "replicatedJobs": [{
+            "name": REPLICATED_JOB, "replicas": 1, "template": {"metadata": {"labels": labels(plan)}, "spec": job},
+        }],
+    }
+    return {"apiVersion": API_VERSIONS["JobSet"], "kind": "JobSet", "metadata": _metadata(plan), "spec": spec}
+
+
+def _indexed(plan: Plan, failures: Object) -> Object:
+    limit = {"activeDeadlineSeconds": plan.time_limit_s} if plan.time_limit_s else {}
+    return {
         "completions": plan.nodes,
         "parallelism": plan.nodes,
         "completionMode": "Indexed",
-        "backoffLimitPerIndex": plan.restarts,
-        "maxFailedIndexes": 0,
+        **failures,
         "podFailurePolicy": {"rules": _failure_rules()},
-        "ttlSecondsAfterFinished": KEEP_FINISHED_S,
+        **limit,
     }
-    if plan.time_limit_s:
-        spec["activeDeadlineSeconds"] = plan.time_limit_s
-    spec["template"] = {"metadata": {"labels": labels(plan)}, "spec": pod_spec(plan)}
-    metadata = {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan) | queue,
-                "annotations": annotations}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _template(plan: Plan) -> Object:
+    """A sidecar that never ends would keep the Job from ending, so none is asked for."""
+    return {"metadata": {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}, "spec": pod_spec(plan)}
+
+
+def _metadata(plan: Plan) -> Object:
+    queue = {"kueue.x-k8s.io/queue-name": plan.profile.queue} if plan.profile.queue else {}
+    annotations = {"launch/name": plan.name} | ({"launch/code": plan.code_digest} if plan.code_digest else {})
+    return {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan) | queue,
+            "annotations": annotations}
 
 
 def _failure_rules() -> list[Object]:
@@ -90,40 +138,43 @@ def _service(plan: Plan) -> Object:
         "publishNotReadyAddresses": True,
         "selector": {"batch.kubernetes.io/job-name": plan.run_id},
     }
-    return {"apiVersion": "v1", "kind": "Service", "metadata": _owned(plan), "spec": spec}
+    return _object("Service", _owned(plan, plan.run_id), spec=spec)
 
 
-def _config_map(plan: Plan) -> Object:
-    found: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _owned(plan)}
-    if plan.train_yaml is not None:
-        found["data"] = {"train.yaml": plan.train_yaml}
-    if plan.code_archive is not None:
-        code = base64.b64encode(plan.code_archive).decode()
-        _check_size(plan.code_archive, len(code) + len((plan.train_yaml or "").encode()))
-        found["binaryData"] = {CODE_ARCHIVE: code}
-    return found
+def _object(kind: str, metadata: Object, **more: object) -> Object:
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
 
 
-def _secret(plan: Plan) -> Object:
-    values = dict.fromkeys(plan.secrets, SECRET_PLACEHOLDER)
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": _owned(plan), "type": "Opaque", "stringData": values}
+def _owned(plan: Plan, name: str) -> Object:
+    kind = plan.profile.kubernetes_kind
+    owner = {"apiVersion": API_VERSIONS[kind], "kind": kind, "name": plan.run_id, "uid": UID_PLACEHOLDER}
+    return {"name": name, "namespace": plan.profile.namespace, "labels": labels(plan), "ownerReferences": [owner]}
 
 
-def _owned(plan: Plan) -> Object:
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": plan.run_id, "uid": UID_PLACEHOLDER}
-    return {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan),
-            "ownerReferences": [owner]}
+def _check(plan: Plan) -> None:
+    if not re.match(r"[a-z]", plan.run_id):
+        raise SpecError(f"--run-id: got {plan.run_id!r}, allowed on Kubernetes: one that starts with a letter")
+    kind = plan.profile.kubernetes_kind
+    last_pod = f"{job_name(kind, plan.run_id)}-{plan.nodes - 1}"
+    over = len(last_pod) + (RANDOM_SUFFIX if kind == "JobSet" else 0) - MAX_LABEL
+    if over > 0:
+        raise SpecError(f"--run-id: got {plan.run_id!r}, allowed for a {kind} of {plan.nodes} nodes: "
+                        f"{len(plan.run_id) - over} characters (its pods' names must stay below {MAX_LABEL + 1})",
+                        "name the run: launch submit --run-id SHORTER ...")
+    if plan.code_archive is not None and len(plan.code_archive) > MAX_CODE:
+        raise _too_much(plan.code_archive, f"code: got {len(plan.code_archive):,} bytes packed, allowed on Kubernetes: "
+                                           f"{MAX_CODE:,} (code travels in ConfigMaps)")
+    if plan.train_yaml is not None and len(plan.train_yaml.encode()) > MAX_CONFIG:
+        raise SpecError(f"train: got {len(plan.train_yaml.encode()):,} bytes, allowed on Kubernetes: {MAX_CONFIG:,}",
+                        "put long lists of rows or prompts into files of the code folder")
 
 
-def _check_size(archive: bytes, total: int) -> None:
-    if total <= MAX_CONFIG:
-        return
+def _too_much(archive: bytes, what: str) -> SpecError:
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         biggest = sorted(((member.size, member.name) for member in tar), reverse=True)[:5]
     listed = "\n".join(f"  {size / 2**20:8.2f} MiB  {name}" for size, name in biggest)
-    raise SpecError(f"code: got {total:,} bytes packed, allowed on Kubernetes: {MAX_CONFIG:,} (code travels in a "
-                    f"ConfigMap); the largest files:\n{listed}",
-                    "leave data out in .launchignore and mount it (mounts:), or put the code into the image")
+    return SpecError(f"{what}; the largest files:\n{listed}",
+                     "leave data out in .launchignore and mount it (mounts:), or put the code into the image")
 
 
 def _dumper() -> type:

@@ -14,13 +14,18 @@ from launcher.render.env import DEFAULT_PORT, job_env
 Object = dict[str, Any]
 
 CONTAINER = "trainer"
+RUN_LABEL = "launch/run-id"
 CONFIG_FOLDER = CONFIG_PATH.rpartition("/")[0]
+# Its parts are code.tar.gz.0, .1, ...: one digit, so that a shell's `.?` has them in order.
 CODE_ARCHIVE = "code.tar.gz"
+CODE_PART = 1_000_000  # bytes; the API takes 1 MiB for all keys of a ConfigMap
 WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108  (an emptyDir of the pod)
 INDEX_FIELD = "metadata.labels['batch.kubernetes.io/job-completion-index']"
 LOST_NODE_S = 60
 EXTRA_GRACE_S = 15  # the trainer gets the whole grace; torchrun and the entrypoint end after it
+# The replicated job of a JobSet: its pods are called <run>-n-0-<node>-<5 random letters>.
+REPLICATED_JOB = "n"
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
@@ -46,6 +51,17 @@ def pod_spec(plan: Plan) -> Object:
     return {key: value for key, value in spec.items() if value not in (None, [], {})}
 
 
+def job_name(kind: str, run_id: str) -> str:
+    """The Job whose pods are the run's nodes: the run itself, or what the JobSet of that name makes."""
+    return run_id if kind == "Job" else f"{run_id}-{REPLICATED_JOB}-0"
+
+
+def code_parts(plan: Plan) -> list[bytes]:
+    """The code archive, cut to what one ConfigMap takes."""
+    archive = plan.code_archive or b""
+    return [archive[start:start + CODE_PART] for start in range(0, len(archive), CODE_PART)]
+
+
 def quantity(size: int) -> str:
     """Bytes as a Kubernetes quantity, in the largest unit that divides them."""
     return next((f"{size // unit}{suffix}" for suffix, unit in _UNITS if size % unit == 0), str(size))
@@ -64,13 +80,14 @@ def tolerations(plan: Plan) -> list[Object]:
 
 
 def _spread(plan: Plan) -> Object | None:
-    """Pods of one run prefer different machines; whole-node requests force it, small ones may share."""
+    """One pod of a run on each machine. A must with GPUs: `nodes` counts machines, two pods on one would share its
+    network cards, and its loss would cost both. A wish without: such jobs are trials, and a cluster for trials may have
+    a single machine."""
     if plan.nodes == 1:
         return None
-    term = {
-        "topologyKey": "kubernetes.io/hostname",
-        "labelSelector": {"matchLabels": {"batch.kubernetes.io/job-name": plan.run_id}},
-    }
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {RUN_LABEL: plan.run_id}}}
+    if plan.gpus_per_node:
+        return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
     preferred = [{"weight": 100, "podAffinityTerm": term}]
     return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
@@ -114,7 +131,7 @@ def _command(plan: Plan) -> Object:
     if plan.code_archive is None:
         return {"command": words}
     # trainer.entrypoint unpacks the code of a training job; any other command needs somebody to do it
-    return {"command": ["sh", "-c", 'tar -xzf "$LAUNCH_CODE" && exec "$@"', "sh"], "args": words}
+    return {"command": ["sh", "-c", 'cat "$LAUNCH_CODE".? | tar -xz && exec "$@"', "sh"], "args": words}
 
 
 def _env(plan: Plan) -> list[Object]:
@@ -135,7 +152,7 @@ def _values(plan: Plan) -> Mapping[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "MASTER_PORT": str(DEFAULT_PORT),
         **job_env(plan),
-        "MASTER_ADDR": f"{plan.run_id}-0.{plan.run_id}",
+        "MASTER_ADDR": f"{job_name(plan.profile.kubernetes_kind, plan.run_id)}-0.{plan.run_id}",
     }
     if plan.code_archive is not None:
         values["LAUNCH_CODE"] = f"{CONFIG_FOLDER}/{CODE_ARCHIVE}"
@@ -164,15 +181,17 @@ def _volumes(plan: Plan) -> list[tuple[Object, Object]]:
     taken = {mount.path.rstrip("/") for mount in plan.mounts}
     pairs: list[tuple[Object, Object]] = [({"name": name, **source}, {"name": name, "mountPath": path})
                                           for name, path, source in own if path not in taken]
-    if has_config(plan):
-        pairs.append(({"name": "config", "configMap": {"name": plan.run_id}},
+    if sources := _config_sources(plan):
+        pairs.append(({"name": "config", "projected": {"sources": sources}},
                       {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}))
     return pairs + _job_mounts(plan)
 
 
-def has_config(plan: Plan) -> bool:
-    """Whether the pods need a ConfigMap."""
-    return plan.train_yaml is not None or plan.code_archive is not None
+def _config_sources(plan: Plan) -> list[Object]:
+    """The ConfigMaps of the run, all seen in one folder."""
+    train = [plan.run_id] if plan.train_yaml is not None else []
+    names = train + [f"{plan.run_id}-code-{number}" for number in range(len(code_parts(plan)))]
+    return [{"configMap": {"name": name}} for name in names]
 
 
 def _job_mounts(plan: Plan) -> list[tuple[Object, Object]]:

@@ -1,16 +1,20 @@
 """What people read about a run, from what a cluster says: objects as measured on a real one."""
 
+from datetime import datetime
+
 import pytest
 
 from launcher.backends.base import State
-from launcher.backends.k8s_status import INDEX, job_status
+from launcher.backends.k8s_lost import lost_nodes
+from launcher.backends.k8s_status import INDEX, SET_RESTARTS, as_job, has_ended, job_status
+from launcher.render.pod import RUN_LABEL
 
 JOB = {"metadata": {"name": "demo"}, "spec": {"completions": 2}, "status": {}}
 
 
 def pod(node: int = 0, born: int = 0, phase: str = "Pending", **status: object) -> dict:
     """A pod of a node; `born` orders its attempts."""
-    metadata = {"name": f"demo-{node}-{born}", "labels": {INDEX: str(node)},
+    metadata = {"name": f"demo-{node}-{born}", "labels": {INDEX: str(node), RUN_LABEL: "demo"},
                 "creationTimestamp": f"2026-11-24T11:00:{born:02}Z"}
     spec = {"nodeName": f"machine-{node}", "containers": [{"name": "trainer", "image": "img:1"}]}
     return {"metadata": metadata, "spec": spec, "status": {"phase": phase, **status}}
@@ -100,12 +104,36 @@ def test_a_suspended_job_waits_for_its_queue():
     assert job_status(with_condition("Suspended"), [], []).reason == "suspended: waits to be admitted by its queue"
 
 
+def silent(node: int, **meta: str) -> dict:
+    """A pod on a machine that does not answer: not ready, though its container is as it was."""
+    found = running(node)
+    found["status"]["containerStatuses"][0]["ready"] = True
+    found["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+    found["metadata"] |= {**meta, "uid": f"uid-{node}"}
+    return found
+
+
+LATE = "2026-11-24T11:05:00Z"
+
+
 def test_a_lost_machine_is_named_with_what_to_do():
-    lost = running(1)
-    lost["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]
-    reason = job_status(JOB, [running(0), lost], []).nodes[1].reason
-    assert reason == ("its machine machine-1 is lost; if it stays away: "
-                      "kubectl delete pod --force --grace-period=0 demo-1-0")
+    status = job_status(JOB, [running(0), silent(1)], [])
+    assert status.reason == "node 1: its machine machine-1 does not answer"
+    reason = job_status(JOB, [running(0), silent(1, deletionTimestamp=LATE)], []).reason
+    assert reason == "node 1: its machine machine-1 is lost; if it stays away: launch repair demo"
+
+
+def test_a_pod_that_is_stopping_is_not_lost_before_its_time():
+    until = datetime.fromisoformat(LATE).timestamp()
+    stopping = running(0)
+    stopping["metadata"] |= {"deletionTimestamp": LATE, "uid": "uid-0"}
+    assert lost_nodes([stopping, silent(1)], until + 30) == []
+    assert [node.key for node in lost_nodes([stopping, silent(1)], until + 90)] == [("demo-0-0", "uid-0")]
+    assert [(node.node, node.host) for node in lost_nodes([silent(1, deletionTimestamp=LATE)], until - 30)] == [
+        (1, "machine-1")]
+    gone = ended(0)
+    gone["metadata"]["deletionTimestamp"] = LATE
+    assert lost_nodes([gone], until + 90) == []
 
 
 FAILED = [
@@ -157,3 +185,37 @@ def test_the_newest_attempt_counts_and_the_others_are_restarts():
 
 def test_nodes_that_have_no_pod_yet_are_counted():
     assert job_status(JOB, [running(0)], []).reason == "1 of 2 nodes are not there yet"
+
+
+def job_set(*conditions: dict) -> dict:
+    """A JobSet of two nodes."""
+    template = {"spec": JOB["spec"]}
+    return {"metadata": {"name": "demo"}, "spec": {"replicatedJobs": [{"template": template}]},
+            "status": {"conditions": list(conditions)}}
+
+
+def test_a_job_set_ends_when_it_says_so_and_its_job_says_why():
+    failed_job = {**with_condition("Failed", reason="BackoffLimitExceeded", message="limit"),
+                  "metadata": {"name": "demo-n-0"}}
+    again = running(1)
+    again["metadata"]["labels"][SET_RESTARTS] = "2"
+    status = job_status(as_job(job_set(), failed_job), [running(0), again], [])
+    assert (status.state, [node.restarts for node in status.nodes]) == (State.RUNNING, [0, 2])
+    assert not has_ended(job_set())
+
+    over = job_set({"type": "Failed", "status": "True", "reason": "ReachedMaxRestarts", "message": "m"})
+    status = job_status(as_job(over, failed_job), [ended(9, 1, message="out of paper")], [])
+    assert (status.state, status.exit_code, status.reason) == (State.FAILED, 9, "node 1: exit code 9: out of paper")
+    late = {**failed_job, **with_condition("Failed", reason="DeadlineExceeded")}
+    assert job_status(as_job(over, late), [], []).reason == "the time limit was reached (resources.time_limit)"
+    assert job_status(as_job(over, None), [], []).reason.startswith("ReachedMaxRestarts: m")
+
+    done = job_set({"type": "Completed", "status": "True"})
+    assert job_status(as_job(done, None), [], []).state is State.SUCCEEDED
+    assert has_ended(over) and has_ended(done)
+
+
+def test_a_refused_pod_of_a_job_set_is_told_by_its_job():
+    events = [event("demo-n-0", "FailedCreate", "exceeded quota: q")]
+    view = as_job(job_set(), {"metadata": {"name": "demo-n-0"}, "status": {}})
+    assert "quota is used up" in job_status(view, [running(0)], events).reason

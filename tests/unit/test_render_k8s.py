@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from launcher.plan import Plan, plan_run
 from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects, render_k8s
 from launcher.render.pod import literal, quantity
 from launcher.spec import ClusterProfile, JobSpec
+from tests import crds
 
 API_VERSION = kubernetes_validate.latest_version()
 RUN_ID = "demo-0123abcd"
@@ -81,7 +83,8 @@ def env_of(plan: Plan) -> dict[str, dict]:
     return {item["name"]: item for item in env}
 
 
-VARIANTS = {"run": (RUN_JOB, None), "train": (TRAIN_JOB, PROFILE)}
+JOB_SET = {"backend": "kubernetes", "kubernetes_kind": "JobSet"}
+VARIANTS = {"run": (RUN_JOB, None), "train": (TRAIN_JOB, PROFILE), "jobset": (TRAIN_JOB, {**PROFILE, **JOB_SET})}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -97,22 +100,25 @@ def test_render_passes_the_strict_validator(variant, nodes, code):
     plan = plan_of(with_nodes(job, nodes), profile, code=code)
     kinds = []
     for body in yaml.safe_load_all(render_k8s(plan)):
-        kubernetes_validate.validate(body, API_VERSION, strict=True)
+        validate(body)
         kinds.append(body["kind"])
-    config = ["ConfigMap"] if variant == "train" or code else []
-    assert kinds == ["Job", "Service", *config, *(["Secret"] if variant == "train" else [])]
+    config = ["ConfigMap"] * ((variant != "run") + bool(code))
+    owner = ["JobSet"] if variant == "jobset" else ["Job", "Service"]
+    assert kinds == [*owner, *config, *(["Secret"] if variant != "run" else [])]
 
 
-ADMIN = sorted(path for path in (Path(__file__).parents[2] / "k8s").glob("*.yaml") if path.stem != "kustomization")
-
-
-@pytest.mark.parametrize("path", ADMIN, ids=lambda path: path.name)
-def test_what_an_administrator_applies_is_valid_and_listed(path):
-    for body in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+def validate(body: dict) -> None:
+    """Strictly, by Kubernetes' own schemas or the kind's CRD; the pods of a JobSet by both."""
+    if "." not in body["apiVersion"].partition("/")[0]:
         kubernetes_validate.validate(body, API_VERSION, strict=True)
-    kustomization = yaml.safe_load((path.parent / "kustomization.yaml").read_text(encoding="utf-8"))
-    assert path.name in kustomization["resources"]
-    assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
+        return
+    if body["kind"] == "JobSet":
+        template = body["spec"]["replicatedJobs"][0]["template"]
+        kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job", **template}, API_VERSION, strict=True)
+    if not body["apiVersion"].startswith(("rbac.", "networking.")):
+        crds.validate(body)
+    else:
+        kubernetes_validate.validate(body, API_VERSION, strict=True)
 
 
 def test_validator_would_see_a_misspelt_field():
@@ -122,13 +128,23 @@ def test_validator_would_see_a_misspelt_field():
         kubernetes_validate.validate(job, API_VERSION, strict=True)
 
 
+def test_crd_check_would_see_a_misspelt_field():
+    job_set = k8s_objects(plan_of(RUN_JOB, JOB_SET))[0]
+    crds.validate(job_set)
+    for part in (job_set["spec"]["failurePolicy"], job_set["spec"]["replicatedJobs"][0]["template"]["spec"]):
+        part["maxRestart"] = 3
+        with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+            crds.validate(job_set)
+        del part["maxRestart"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_64_nodes_take_as_many_lines_as_2(variant):
+def test_1000_nodes_take_as_many_lines_as_2(variant):
     job, profile = VARIANTS[variant]
-    few, many = (render_k8s(plan_of(with_nodes(job, nodes), profile)).splitlines() for nodes in (2, 64))
+    few, many = (render_k8s(plan_of(with_nodes(job, nodes), profile)).splitlines() for nodes in (2, 1000))
     assert len(few) == len(many)
-    assert {old for old, new in zip(few, many, strict=True) if old != new} == {
-        "  completions: 2", "  parallelism: 2", "          value: '2'"}
+    assert {old.strip() for old, new in zip(few, many, strict=True) if old != new} == {
+        "completions: 2", "parallelism: 2", "value: '2'"}
 
 
 def test_text_and_objects_are_the_same():
@@ -137,15 +153,19 @@ def test_text_and_objects_are_the_same():
     assert render_k8s(plan) == render_k8s(plan)
 
 
-def test_everything_has_the_run_id_as_name_and_the_job_as_owner():
-    objects = objects_of(plan_of(TRAIN_JOB, PROFILE))
-    for kind, body in objects.items():
-        assert (body["metadata"]["name"], body["metadata"]["namespace"]) == ("demo-0123abcd", "research")
+@pytest.mark.parametrize(("variant", "kind", "version"), [
+    ("train", "Job", "batch/v1"), ("jobset", "JobSet", "jobset.x-k8s.io/v1alpha2")])
+def test_everything_has_the_run_id_as_name_and_the_job_as_owner(variant, kind, version):
+    first, *others = k8s_objects(plan_of(*VARIANTS[variant], code=tar_gz(main=b"print()")))
+    for body in (first, *others):
+        assert body["metadata"]["name"].removesuffix("-code-0") == "demo-0123abcd"
+        assert body["metadata"]["namespace"] == "research"
         assert body["metadata"]["labels"]["launch/run-id"] == "demo-0123abcd"
-        if kind != "Job":
-            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "demo-0123abcd", "uid": UID_PLACEHOLDER}
-            assert body["metadata"]["ownerReferences"] == [owner]
-    assert objects["Job"]["metadata"]["annotations"]["launch/name"] == "internlm2-7b-guanaco"
+    owner = {"apiVersion": version, "kind": kind, "name": "demo-0123abcd", "uid": UID_PLACEHOLDER}
+    assert all(body["metadata"]["ownerReferences"] == [owner] for body in others)
+    assert (first["kind"], first["metadata"]["annotations"]["launch/name"]) == (kind, "internlm2-7b-guanaco")
+    assert first["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
+    assert "suspend" not in first["spec"]
 
 
 def test_secrets_are_names_only():
@@ -164,6 +184,38 @@ def test_pods_find_node_0_by_name():
     assert "job-completion-index" in env["NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
 
 
+def test_pods_of_a_job_set_find_node_0_by_the_name_that_it_makes():
+    job_set = k8s_objects(plan_of(RUN_JOB, JOB_SET))[0]
+    job = job_set["spec"]["replicatedJobs"][0]
+    pod = job["template"]["spec"]["template"]["spec"]
+    env = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+    assert env["MASTER_ADDR"] == f"{RUN_ID}-{job['name']}-0-0.{job_set['spec']['network']['subdomain']}"
+    assert pod["subdomain"] == job_set["spec"]["network"]["subdomain"]
+    assert pod == k8s_objects(plan_of(RUN_JOB))[0]["spec"]["template"]["spec"] | {"containers": pod["containers"]}
+
+
+def test_restarts_are_a_budget_for_failures_only():
+    job = k8s_objects(plan_of(TRAIN_JOB, PROFILE))[0]["spec"]
+    assert (job["backoffLimitPerIndex"], job["maxFailedIndexes"]) == (3, 0)
+    rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in job["podFailurePolicy"]["rules"]]
+    assert rules == [("FailJob", [78]), ("Ignore", [75]), ("Ignore", None)]
+    job_set = k8s_objects(plan_of(TRAIN_JOB, {**PROFILE, **JOB_SET}))[0]["spec"]
+    child = job_set["replicatedJobs"][0]["template"]["spec"]
+    assert (child["backoffLimit"], job_set["failurePolicy"]["maxRestarts"]) == (0, 3)
+    assert child["podFailurePolicy"] == job["podFailurePolicy"]
+    ends = {rule["onJobFailureReasons"][0]: rule["action"] for rule in job_set["failurePolicy"]["rules"]}
+    assert ends == {"PodFailurePolicy": "FailJobSet", "DeadlineExceeded": "FailJobSet"}
+
+
+@pytest.mark.parametrize(("gpus", "how"), [(8, "required"), (0, "preferred")])
+def test_each_node_of_a_run_has_a_machine_of_its_own(gpus, how):
+    plan = plan_of({**RUN_JOB, "resources": {"nodes": 2, "gpus_per_node": gpus}})
+    rules = objects_of(plan)["Job"]["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+    assert list(rules) == [f"{how}DuringSchedulingIgnoredDuringExecution"]
+    term = rules[f"{how}DuringSchedulingIgnoredDuringExecution"][0]
+    assert term.get("podAffinityTerm", term)["labelSelector"] == {"matchLabels": {"launch/run-id": RUN_ID}}
+
+
 def test_a_mount_on_our_own_path_takes_its_place():
     mounts = container_of(plan_of(TRAIN_JOB, PROFILE))["volumeMounts"]
     paths = [mount["mountPath"] for mount in mounts]
@@ -171,10 +223,22 @@ def test_a_mount_on_our_own_path_takes_its_place():
     assert next(mount for mount in mounts if mount["mountPath"] == "/workspace")["name"].startswith("mount-")
 
 
+def code_in(plan: Plan) -> bytes:
+    """The archive as the pods see it: the files of the mounted ConfigMaps in the order of their names."""
+    maps = {body["metadata"]["name"]: body for body in k8s_objects(plan) if body["kind"] == "ConfigMap"}
+    pod = objects_of(plan)["Job"]["spec"]["template"]["spec"]
+    config = next(volume for volume in pod["volumes"] if volume["name"] == "config")
+    seen = [maps[source["configMap"]["name"]].get("binaryData", {}) for source in config["projected"]["sources"]]
+    parts = {name: base64.b64decode(part) for files in seen for name, part in files.items()}
+    assert all(len(part) <= 1_000_000 for part in parts.values())
+    assert all(name.startswith("code.tar.gz.") and len(name) == len("code.tar.gz.0") for name in parts)
+    return b"".join(parts[name] for name in sorted(parts))
+
+
 def test_code_of_a_training_job_is_unpacked_by_the_entrypoint():
     archive = tar_gz(main=b"print()")
     plan = plan_of(TRAIN_JOB, PROFILE, code=archive)
-    assert base64.b64decode(objects_of(plan)["ConfigMap"]["binaryData"]["code.tar.gz"]) == archive
+    assert code_in(plan) == archive
     assert container_of(plan)["command"] == ["python3", "-m", "trainer.entrypoint"]
     assert env_of(plan)["LAUNCH_CODE"]["value"] == "/etc/launch/code.tar.gz"
     assert env_of(plan)["PYTHONPATH"]["value"] == "/workspace"
@@ -182,15 +246,23 @@ def test_code_of_a_training_job_is_unpacked_by_the_entrypoint():
 
 def test_code_of_any_other_command_is_unpacked_before_it():
     container = container_of(plan_of(RUN_JOB, code=tar_gz(main=b"print()")))
-    assert container["command"] == ["sh", "-c", 'tar -xzf "$LAUNCH_CODE" && exec "$@"', "sh"]
+    assert container["command"] == ["sh", "-c", 'cat "$LAUNCH_CODE".? | tar -xz && exec "$@"', "sh"]
     assert container["args"][:2] == ["bash", "-c"]
+
+
+def test_code_larger_than_a_config_map_is_cut_into_several():
+    archive = tar_gz(weights=bytes(8_300_000))
+    plan = plan_of(RUN_JOB, code=archive)
+    assert code_in(plan) == archive
+    names = [body["metadata"]["name"] for body in k8s_objects(plan) if body["kind"] == "ConfigMap"]
+    assert names == [f"{RUN_ID}-code-{number}" for number in range(9)]
 
 
 def test_too_much_code_is_refused_with_its_size_and_the_largest_files():
     with pytest.raises(SpecError) as caught:
-        render_k8s(plan_of(RUN_JOB, code=tar_gz(small=b"x", weights=bytes(900_000))))
-    assert re.search(r"got 1,2\d\d,\d{3} bytes packed, allowed on Kubernetes: 1,000,000", caught.value.message)
-    assert caught.value.message.splitlines()[1].endswith("0.86 MiB  weights")
+        render_k8s(plan_of(RUN_JOB, code=tar_gz(small=b"x", weights=bytes(9_000_000))))
+    assert re.search(r"got 9,0\d\d,\d{3} bytes packed, allowed on Kubernetes: 8,388,608", caught.value.message)
+    assert caught.value.message.splitlines()[1].endswith("8.58 MiB  weights")
     assert ".launchignore" in caught.value.hint
 
 
@@ -203,6 +275,14 @@ def test_longest_name_leaves_room_for_the_index():
     plan = plan_of(with_nodes(RUN_JOB, 100_000), run_id="a" * 53)
     job = objects_of(plan)["Job"]
     assert len(f"{job['metadata']['name']}-{job['spec']['completions'] - 1}") <= 63
+
+
+def test_a_name_that_a_job_set_makes_too_long_is_refused():
+    job = with_nodes(RUN_JOB, 1000)
+    assert len(f"{'a' * 49}-n-0-999-abcde") == 63
+    k8s_objects(plan_of(job, JOB_SET, run_id="a" * 49))
+    with pytest.raises(SpecError, match="allowed for a JobSet of 1000 nodes: 49 characters"):
+        k8s_objects(plan_of(job, JOB_SET, run_id="a" * 50))
 
 
 def expanded(text: str) -> str:

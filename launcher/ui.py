@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 from launcher.backends.base import JobStatus, LogLine, State
 from launcher.errors import LaunchError
+from launcher.logs.line import Batch
 
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _STATE_COLOURS: dict[str, str] = {
     State.SUCCEEDED: "green", State.FAILED: "red", State.CANCELLED: "yellow", State.RUNNING: "cyan",
 }
@@ -49,33 +49,48 @@ def show_error(error: LaunchError) -> None:
         print(f"hint:  {error.hint}", file=sys.stderr)
 
 
-def coloured(stream: Any = None) -> bool:
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person looks at it."""
+    return stream.isatty()
+
+
+def coloured(stream: TextIO | None = None) -> bool:
     """Whether to colour: a terminal, and NO_COLOR not set (no-color.org)."""
-    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+    return is_terminal(stream or sys.stdout) and not os.environ.get("NO_COLOR")
 
 
-def log_line(line: LogLine, width: int) -> str:
-    """A line with its node in front: `[node 3] text`."""
-    return f"[node {line.node:>{width}}] {line.text}"
+def print_logs(batches: Iterable[Batch], *, nodes: int, json_lines: bool = False, stream: TextIO | None = None,
+               bar: str | None = None) -> None:
+    """Log lines as they come: JSON; on a terminal colours, unfinished lines and a bar; elsewhere the job's own bytes.
+
+    `[node N]` stands in front when there are several nodes.
+    """
+    stream = stream or sys.stdout
+    if is_terminal(stream) and not json_lines:
+        from launcher.screen import Screen
+
+        with Screen(stream, nodes=nodes, bar=bar) as screen:
+            for batch in batches:
+                screen.show(batch)
+        return
+    stream.flush()
+    write = _json_line if json_lines else _raw_line(len(str(nodes - 1)) if nodes > 1 else 0)
+    for batch in batches:
+        stream.buffer.write(b"".join([write(line) for line in batch]))
+        stream.buffer.flush()
 
 
-def print_logs(lines: Iterator[LogLine], *, nodes: int, json_lines: bool) -> None:
-    """Log lines as they come: JSON, coloured prefixes on a terminal, plain text elsewhere."""
-    width = len(str(max(0, nodes - 1)))
-    if json_lines:
-        for line in lines:
-            as_json({"node": line.node, "text": line.text, "stamp": line.stamp})
-    elif coloured():
-        from rich.console import Console
-        from rich.text import Text
+def _json_line(line: LogLine) -> bytes:
+    value: dict[str, Any] = {"node": line.node, "text": line.text, "stamp": line.stamp}
+    if line.gap:
+        value = {"node": line.node, "gap": line.gap._asdict()}
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
-        console = Console(highlight=False, soft_wrap=True)
-        for line in lines:
-            prefix = Text(f"[node {line.node:>{width}}] ", style=_COLOURS[line.node % len(_COLOURS)])
-            console.print(prefix + Text.from_ansi(line.text))
-    else:
-        for line in lines:
-            data(log_line(line, width))
+
+def _raw_line(width: int) -> Callable[[LogLine], bytes]:
+    if not width:
+        return lambda line: line.raw + b"\n"
+    return lambda line: b"[node %*d] %s\n" % (width, line.node, line.raw)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

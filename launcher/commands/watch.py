@@ -1,26 +1,24 @@
-"""Following a run to its end, for `local` and `submit --follow`: log lines, and a progress line on a terminal."""
+"""Following a run to its end, for `local` and `submit --follow`, and saying why it waits, for `logs -f`, too."""
 
 import sys
+import threading
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import contextmanager
 
 from launcher import ui
-from launcher.backends.base import Backend, JobStatus, LogLine, State
-from launcher.errors import JobFailedError
+from launcher.backends.base import Backend, JobStatus, State
+from launcher.errors import JobFailedError, LaunchError
 from launcher.logs.line import LogQuery
-from launcher.logs.progress import Step, parse_step
 from launcher.runs import Run, RunStore
+
+PENDING_LOOK_S, RUNNING_LOOK_S = 2.0, 15.0
 
 
 def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     """Show the run until it ends. Raises JobFailedError when it failed or was cancelled."""
-    lines = chain.from_iterable(backend.logs(run, LogQuery(follow=True)))
-    if ui.coloured(sys.stderr):
-        _show_live(lines, run)
-    else:
-        width = len(str(max(0, run.nodes - 1)))
-        for line in lines:
-            print(ui.log_line(line, width), file=sys.stderr, flush=True)  # noqa: T201
+    query = LogQuery(follow=True, live=ui.is_terminal(sys.stderr))
+    with waiting_told(backend, run):
+        ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
     status = backend.status(run)
     store.collect_results(run)
     if status.state is not State.SUCCEEDED:
@@ -30,24 +28,27 @@ def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     return status
 
 
-def _show_live(lines: Iterator[LogLine], run: Run) -> None:
-    """Log lines scroll above one progress bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.text import Text
-
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-               TextColumn("{task.fields[values]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True, highlight=False, soft_wrap=True)) as progress:
-        task = progress.add_task(run.name, total=None, values="", visible=False)
-        for line in lines:
-            step = parse_step(line.text)
-            if step and line.node == 0:
-                progress.update(task, completed=step.step, total=step.total, values=_values(step), visible=True)
-            else:
-                prefix = f"[node {line.node}] " if run.nodes > 1 else ""
-                progress.console.print(Text(prefix) + Text.from_ansi(line.text))
+@contextmanager
+def waiting_told(backend: Backend, run: Run) -> Iterator[None]:
+    """Meanwhile, whenever the run is pending, its reason is told once."""
+    stop = threading.Event()
+    threading.Thread(target=_tell_why, args=(backend, run, stop), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
 
 
-def _values(step: Step) -> str:
-    return "  ".join(f"{name} {value}" for name, value in step.values.items())
+def _tell_why(backend: Backend, run: Run, stop: threading.Event) -> None:
+    told = None
+    state = State.PENDING
+    while not stop.is_set() and not state.ended:
+        try:
+            status = backend.status(run)
+        except LaunchError:  # the follower itself tells what is wrong
+            status = JobStatus(state)
+        state = status.state
+        if state is State.PENDING and status.reason and status.reason != told and not stop.is_set():
+            told = status.reason
+            ui.note(f"{run.run_id} waits: {told}")
+        stop.wait(PENDING_LOOK_S if state is State.PENDING else RUNNING_LOOK_S)

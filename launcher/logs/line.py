@@ -4,7 +4,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from launcher.errors import SpecError
@@ -85,19 +85,23 @@ class LogQuery:
         return sorted(wanted)
 
     def picks(self, processes_per_node: int) -> Callable[[LogLine], bool] | None:
-        """Whether a line is wanted, by rank and pattern; None when every line is. A gap is never filtered away."""
-        if self.rank is None and self.grep is None:
+        """Whether a line is wanted, by time, rank and pattern; None when every line is. A line without a time is of
+        any time, and a gap of any rank and pattern."""
+        if self.since is None and self.rank is None and self.grep is None:
             return None
-        grep, rank, local = self.grep, self.rank, (self.rank or 0) % processes_per_node
+        since = f"{self.since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z" if self.since else ""
+        ranks = {self.rank} if (self.rank or 0) % processes_per_node else {self.rank, None}
 
-        def picked(line: LogLine) -> bool:
+        def picks(line: LogLine) -> bool:
             if line.gap:
-                return True
-            if rank is not None and _rank_of(line.raw) not in ({rank} | ({None} if local == 0 else set())):
+                return line.gap.before is None or line.gap.before >= since
+            if line.stamp and line.stamp < since:
                 return False
-            return grep is None or bool(grep.search(line.text))
+            if self.rank is not None and _rank_of(line.raw) not in ranks:
+                return False
+            return self.grep is None or bool(self.grep.search(line.text))
 
-        return picked
+        return picks
 
 
 def _rank_of(raw: bytes) -> int | None:

@@ -3,16 +3,21 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher import ui
 from launcher.backends.base import JobStatus, LogLine, NodeStatus, State
 from launcher.errors import SpecError
+from launcher.logs.control import printable
+from launcher.logs.line import Gap, gap_line
 
-LINES = [LogLine(0, b"a"), LogLine(11, b"b [bold]c", "2026-01-01T00:00:00Z")]
+LINES = [LogLine(0, b"a \xff\x1b[2J"), LogLine(11, b"b [bold]c", "2026-01-01T00:00:00Z")]
 
 
 def test_data_and_talk_are_apart(capsys):
@@ -27,15 +32,18 @@ def test_an_error_has_one_line_for_each_mistake(capsys):
     assert capsys.readouterr() == ("", "error: one\n  a detail\nerror: two\nhint:  do this\n")
 
 
-def test_log_lines_have_their_node_in_front(capsys):
-    ui.print_logs(iter(LINES), nodes=12, json_lines=False)
-    assert capsys.readouterr().out == "[node  0] a\n[node 11] b [bold]c\n"
+def test_log_lines_have_their_node_in_front_when_there_are_several(capsysbinary):
+    ui.print_logs([LINES], nodes=12)
+    ui.print_logs([LINES[:1]], nodes=1)
+    assert capsysbinary.readouterr().out == b"[node  0] a \xff\x1b[2J\n[node 11] b [bold]c\n" + b"a \xff\x1b[2J\n"
 
 
 def test_log_lines_as_json(capsys):
-    ui.print_logs(iter(LINES), nodes=12, json_lines=True)
+    ui.print_logs([LINES, [gap_line(3, Gap("A", None, "why"))]], nodes=12, json_lines=True)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
-        {"node": 0, "text": "a", "stamp": None}, {"node": 11, "text": "b [bold]c", "stamp": "2026-01-01T00:00:00Z"}]
+        {"node": 0, "text": "a \ufffd\x1b[2J", "stamp": None},
+        {"node": 11, "text": "b [bold]c", "stamp": "2026-01-01T00:00:00Z"},
+        {"node": 3, "gap": {"after": "A", "before": None, "why": "why"}}]
 
 
 def test_a_table_is_aligned(capsys):
@@ -52,7 +60,8 @@ def test_status_rows():
 SHOW = """
 from launcher import ui
 from launcher.backends.base import LogLine
-ui.print_logs(iter([LogLine(0, b"a [b]c\\x1b[31mred")]), nodes=1, json_lines=False)
+ui.print_logs([[LogLine(0, b"a [b]c\\x1b[31mred\\x1b[2J\\x1b]0;title\\x07\\x1b[5A\\x08end")],
+               [LogLine(1, b"half", live=True), LogLine(1, b"42%", live=True), LogLine(0, b"later")]], nodes=2)
 ui.print_table(["STATE", "RUN"], [["failed", "[x]"]])
 """
 
@@ -60,12 +69,41 @@ ui.print_table(["STATE", "RUN"], [["failed", "[x]"]])
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_colour_on_a_terminal_unless_refused(no_color, coloured):
     """The text itself is never taken for markup."""
-    leader, follower = pty.openpty()
-    subprocess.run([sys.executable, "-c", SHOW], stdout=follower, check=True,
-                   env={**os.environ, "NO_COLOR": no_color, "TERM": "xterm", "COLUMNS": "80"})
-    os.close(follower)
-    shown = os.read(leader, 10000).decode()
-    os.close(leader)
+    shown = on_a_terminal(SHOW, no_color)
     assert ("\x1b[36m[node 0] " in shown) == coloured
+    assert ("\x1b[31m" in shown) == coloured
     assert "a [b]c" in shown
     assert "[x]" in shown
+
+
+def on_a_terminal(program, no_color=""):
+    """What a program writes to a terminal."""
+    leader, follower = pty.openpty()
+    subprocess.run([sys.executable, "-c", program], stdout=follower, check=True,
+                   env={**os.environ, "NO_COLOR": no_color, "TERM": "xterm", "COLUMNS": "80"})
+    os.close(follower)
+    shown = os.read(leader, 100000).decode()
+    os.close(leader)
+    return shown
+
+
+def test_a_job_cannot_move_the_cursor():
+    shown = on_a_terminal(SHOW)
+    assert "\x1b[2J" not in shown and "title" not in shown and "\x1b[5A" not in shown and "\x08" not in shown
+    assert "end" in shown
+
+
+def test_unfinished_lines_stay_below_those_that_are_finished():
+    shown = on_a_terminal(SHOW)
+    assert shown.index("later") < shown.rindex("42%")
+    assert "half" not in shown  # redrawn before anything was drawn
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\x1b\x9b[]?;0123mMHJ\\\x07\r\n\b")))
+def test_what_is_printable_holds_no_control_but_colours(text):
+    left = re.sub(r"\x1b\[[\d;:]*m", "", printable(text))
+    assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", left)
+
+
+def test_printable_keeps_text_and_colours():
+    assert printable("\x1b[1;31mred\x1b[0m\ttab é 上") == "\x1b[1;31mred\x1b[0m\ttab é 上"

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-WAITING = 1000  # batches that may wait for a slow consumer before the readers pause
+WAITING = 100  # batches (64 KiB at most) that may wait for a slow consumer before the readers pause
 LOOK_S = 0.5
 
 

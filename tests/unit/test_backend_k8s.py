@@ -1,120 +1,37 @@
 """The Kubernetes back end against the fake API server, over HTTP, with pods that really run."""
 
-import itertools
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from launcher.backends.base import JobStatus, State, Submission
+from launcher.backends.base import State
 from launcher.backends.k8s import KubernetesBackend
 from launcher.edge.kube import Kube
 from launcher.errors import BackendError
-from launcher.logs.line import LogLine, LogQuery
-from launcher.plan import Plan, plan_run
+from launcher.plan import Plan
 from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER
-from launcher.runs import Run, RunStore
-from launcher.spec import ClusterProfile, JobSpec
 from tests.fakes.kubernetes import FakeCluster
+from tests.k8s_runs import (
+    IDLE,
+    RUN_ID,
+    asking,
+    lines_of,
+    objects_in,
+    plan_of,
+    pod_of,
+    submit,
+    texts,
+    wait_for,
+    wait_reason,
+    wait_state,
+)
 
-PATIENCE_S = 60
-RUN_ID = "demo-0123abcd"
-# The first process of a container does not die of a TERM that it has no handler for.
-IDLE = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
 ROLE = Path(__file__).parents[2] / "k8s/role.yaml"
 TRAIN = {"model": {"path": "/model"}, "data": {"sources": [{"path": "/data"}]}}
-KINDS = ("Job", "Pod", "Service", "ConfigMap", "Secret")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
-    """A cluster of three nodes."""
-    with FakeCluster(tmp_path / "cluster") as found:
-        yield found
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    """An empty run folder."""
-    return RunStore(tmp_path / "home")
-
-
-@pytest.fixture
-def backend(cluster: FakeCluster, store: RunStore) -> KubernetesBackend:
-    """The back end, with the fake's kubeconfig."""
-    return KubernetesBackend(store, {"KUBECONFIG": str(cluster.kubeconfig)})
-
-
-def plan_of(script: str = "true", *, profile: dict[str, Any] | None = None, **fields: Any) -> Plan:
-    """The plan of a two-node job that runs a script."""
-    job = {"name": "demo", "run": ["bash", "-c", script], "resources": {"nodes": 2}, **fields}
-    place = ClusterProfile.model_validate({"backend": "kubernetes", "grace": "5s", **(profile or {})})
-    return plan_run(JobSpec.model_validate(job), place, run_id=RUN_ID)
-
-
-def submit(backend: KubernetesBackend, plan: Plan, secrets: dict[str, str] | None = None) -> Run:
-    """Send a plan, as `launch submit` does."""
-    backend.store.claim(plan.run_id)
-    folder = backend.store.folder(plan.run_id)
-    run = backend.submit(plan, backend.render(plan), Submission(secrets or {}, folder, folder))
-    backend.store.save(run)
-    return run
-
-
-def asking(cluster: FakeCluster) -> Kube:
-    """A client of the test's own."""
-    return Kube({"KUBECONFIG": str(cluster.kubeconfig)}, None)
-
-
-def objects_in(cluster: FakeCluster) -> list[str]:
-    """What the cluster has, by kind and name."""
-    kube = asking(cluster)
-    return [f"{kind}/{item['metadata']['name']}" for kind in KINDS for item in kube.list(kind, "default")]
-
-
-def wait_for(ask: Callable[[], Any], good: Callable[[Any], bool], what: str = "") -> Any:
-    """Poll `ask` until its answer is good."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not good(found := ask()):
-        assert time.monotonic() < deadline, f"waited for {what}, got {found}"
-        time.sleep(0.05)
-    return found
-
-
-def wait_state(backend: KubernetesBackend, run: Run, *states: State) -> JobStatus:
-    """Until the run is in one of these states."""
-    return wait_for(lambda: backend.status(run), lambda status: status.state in states, str(states))
-
-
-def wait_reason(backend: KubernetesBackend, run: Run, part: str) -> JobStatus:
-    """Until the run's reason says something."""
-    return wait_for(lambda: backend.status(run), lambda status: part in (status.reason or ""), part)
-
-
-def lines_of(backend: KubernetesBackend, run: Run, **options: Any) -> Iterator[LogLine]:
-    """Its log lines, one by one."""
-    return itertools.chain.from_iterable(backend.logs(run, LogQuery(**options)))
-
-
-def texts(backend: KubernetesBackend, run: Run, **options: Any) -> dict[int, list[str]]:
-    """The lines of each node."""
-    found: dict[int, list[str]] = {}
-    for line in lines_of(backend, run, **options):
-        assert line.stamp
-        found.setdefault(line.node, []).append(line.text)
-    return found
-
-
-def pod_of(cluster: FakeCluster, node: int) -> str:
-    """The name of the newest pod of a node."""
-    names = [pod["metadata"]["name"] for pod in asking(cluster).list("Pod", "default")
-             if pod["metadata"]["name"].startswith(f"{RUN_ID}-{node}-")]
-    return names[-1]
 
 
 def test_what_is_sent_is_the_render_but_for_two_placeholders(backend, cluster, store):

@@ -16,9 +16,10 @@ from .api import Api
 from .faults import Faults
 from .hosts import Hosts
 from .jobs import JobController
+from .jobsets import JobSetController
 from .kubelet import Kubelet
 from .nodes import GPU, Nodes
-from .resources import RESOURCES
+from .resources import JOB_SET_GROUP, RESOURCES
 from .server import ApiServer
 from .store import Store
 
@@ -39,6 +40,7 @@ class FakeCluster:
                      the same place (it sees the rest of the machine as it was at its start)
     run_as_user      honour runAsUser and runAsNonRoot (else all run as root)
     token            bearer token that requests must carry, if any
+    absent_groups    API groups that are not installed; JobSet's at first
     """
 
     def __init__(self, root: Path, nodes: int = 3, token: str | None = None) -> None:
@@ -51,6 +53,7 @@ class FakeCluster:
         self.run_as_user = True
         self.shared_paths: list[Path] = []
         self.image_entrypoint: list[str] = []
+        self.absent_groups = frozenset({JOB_SET_GROUP})
         programs = [os.path.dirname(sys.executable), "/usr/local/sbin", "/usr/local/bin"]
         self.image_env = {"PATH": ":".join([*programs, "/usr/sbin:/usr/bin:/sbin:/bin"])}
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
@@ -62,6 +65,7 @@ class FakeCluster:
         self.hosts = Hosts(self.store, self.root / "hosts")
         self.kubelet = Kubelet(self)
         self._jobs = JobController(self)
+        self._job_sets = JobSetController(self)
         self._stopping = False
         self.bug: BaseException | None = None
         self._loop = threading.Thread(target=self._control, name="control-loop", daemon=True)
@@ -106,6 +110,7 @@ class FakeCluster:
             while not self._stopping:
                 with self.store.changed:
                     version = self.store.version
+                    self._job_sets.sync()
                     self._jobs.sync()
                     self.nodes.sync()
                     gc.collect(self.store)

@@ -47,7 +47,8 @@ def _continue_deletion(store: Store, plural: str, obj: Object) -> None:
         dependents = store.owned_by(uid)
         for dependent_plural, dependent in dependents:
             if not _is_deleted(dependent):
-                delete(store, dependent_plural, dependent, "Background")
+                policy = "Foreground" if store.owned_by(dependent["metadata"]["uid"]) else "Background"
+                delete(store, dependent_plural, dependent, policy)
         if not store.owned_by(uid):
             drop_finalizer(store, plural, obj, FOREGROUND)
     if TRACKING in finalizers and _may_stop_tracking(store, obj):

@@ -145,10 +145,12 @@ class JobController:
             return True
         if "deletionTimestamp" not in pod["metadata"]:
             return False
+        if "deletionTimestamp" in job["metadata"] or is_finished(job):
+            return gc.pod_has_ended(pod)
+        if job["spec"]["podReplacementPolicy"] == "Failed":
+            return not pod["spec"].get("nodeName")  # the pod collector ends those; a force delete ends none
         if gc.pod_has_ended(pod):
             return True
-        if job["spec"]["podReplacementPolicy"] == "Failed":
-            return False
         per_index = job["spec"].get("backoffLimitPerIndex") is not None
         return not per_index or self._cluster.nodes.is_lost(pod["spec"]["nodeName"])
 

@@ -9,6 +9,7 @@ from typing import Any
 from . import gc
 from .clock import timestamp
 from .quantities import parse_quantity, pod_requests
+from .selectors import matches_labels
 from .store import Object, Store, set_condition
 
 GPU = "nvidia.com/gpu"
@@ -135,9 +136,22 @@ class Nodes:
         selector = pod["spec"].get("nodeSelector") or {}
         if any(labels.get(key) != value for key, value in selector.items()):
             return ["node(s) didn't match Pod's node affinity/selector"]
+        if self._must_stay_apart(name, pod):
+            return ["node(s) didn't match pod anti-affinity rules"]
         free = self._free(name)
         wanted = pod_requests(pod)
         return [f"Insufficient {key}" for key in sorted(wanted) if wanted[key] > free.get(key, 0)]
+
+    def _must_stay_apart(self, name: str, pod: Object) -> bool:
+        """Required anti-affinity by host name and matchLabels."""
+        rules = (pod["spec"].get("affinity") or {}).get("podAntiAffinity") or {}
+        for term in rules.get("requiredDuringSchedulingIgnoredDuringExecution") or []:
+            selector = ",".join(f"{key}={value}" for key, value in term["labelSelector"]["matchLabels"].items())
+            here = (other for other in self._pods_on(name) if other is not pod)
+            same = (other for other in here if other["metadata"]["namespace"] == pod["metadata"]["namespace"])
+            if any(matches_labels(other, selector) for other in same):
+                return True
+        return False
 
     def _free(self, name: str) -> dict[str, float]:
         allocatable = self._node(name)["status"]["allocatable"]

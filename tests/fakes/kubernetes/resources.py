@@ -8,6 +8,9 @@ from typing import Any
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
+JOB_SET_GROUP = "jobset.x-k8s.io"
+
+
 @dataclass(frozen=True)
 class Resource:
     plural: str
@@ -16,10 +19,11 @@ class Resource:
     namespaced: bool = True
     short: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
+    version: str = "v1"
 
     @property
     def api_version(self) -> str:
-        return f"{self.group}/v1" if self.group else "v1"
+        return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def qualified(self) -> str:
@@ -45,6 +49,7 @@ RESOURCES = {
         Resource("persistentvolumeclaims", "PersistentVolumeClaim", short=("pvc",)),
         Resource("persistentvolumes", "PersistentVolume", namespaced=False, short=("pv",)),
         Resource("jobs", "Job", "batch", subresources=("status",)),
+        Resource("jobsets", "JobSet", JOB_SET_GROUP, subresources=("status",), version="v1alpha2"),
         Resource("priorityclasses", "PriorityClass", "scheduling.k8s.io", namespaced=False),
         Resource(
             "selfsubjectaccessreviews",
@@ -73,9 +78,9 @@ def find_resource(group: str, plural: str) -> Resource | None:
     return resource if resource and resource.group == group else None
 
 
-def discovery(path: str) -> dict[str, Any] | None:
-    """The document for a discovery path, or None for any other path."""
-    groups = [_group(name) for name in GROUPS]
+def discovery(path: str, absent: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """The document for a discovery path, or None for any other path; `absent` groups are not installed."""
+    groups = [_group(name) for name in GROUPS if name not in absent]
     documents: dict[str, dict[str, Any]] = {
         "/version": VERSION,
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
@@ -84,18 +89,19 @@ def discovery(path: str) -> dict[str, Any] | None:
     }
     for group in groups:
         documents[f"/apis/{group['name']}"] = {"kind": "APIGroup", "apiVersion": "v1", **group}
-        documents[f"/apis/{group['name']}/v1"] = _resource_list(group["name"])
+        documents[f"/apis/{group['preferredVersion']['groupVersion']}"] = _resource_list(group["name"])
     return documents.get(path)
 
 
 def _group(name: str) -> dict[str, Any]:
-    version = {"groupVersion": f"{name}/v1", "version": "v1"}
+    number = next(resource.version for resource in RESOURCES.values() if resource.group == name)
+    version = {"groupVersion": f"{name}/{number}", "version": number}
     return {"name": name, "versions": [version], "preferredVersion": version}
 
 
 def _resource_list(group: str) -> dict[str, Any]:
     entries = [entry for resource in RESOURCES.values() if resource.group == group for entry in _entries(resource)]
-    group_version = f"{group}/v1" if group else "v1"
+    group_version = next(resource.api_version for resource in RESOURCES.values() if resource.group == group)
     return {
         "kind": "APIResourceList",
         "apiVersion": "v1",

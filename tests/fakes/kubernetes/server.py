@@ -117,7 +117,8 @@ class Handler(BaseHTTPRequestHandler):
             raise ApiError(401, "Unauthorized")
 
     def _route(self, path: str, query: Query, body: Any) -> None:
-        document = discovery(path.rstrip("/")) if self.command == "GET" else None
+        absent = self.server.cluster.absent_groups
+        document = discovery(path.rstrip("/"), absent) if self.command == "GET" else None
         if document:
             self._send(200, document)
             return
@@ -125,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, "ok")
             return
         resource, namespace, name, sub = parse_path(path)
+        if resource.group in absent:
+            raise ApiError(404, "the server could not find the requested resource")
         if sub:
             self._subresource((resource, namespace, name, sub), query, body)
         else:

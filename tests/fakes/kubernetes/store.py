@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +70,7 @@ class Store:
         known = meta.get("deletionGracePeriodSeconds")
         if known is not None and known <= grace_s:
             return
-        meta.setdefault("deletionTimestamp", timestamp())
+        meta["deletionTimestamp"] = timestamp(time.time() + grace_s)
         meta["deletionGracePeriodSeconds"] = grace_s
         self.touch(plural, obj)
 

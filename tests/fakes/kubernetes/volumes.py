@@ -55,6 +55,10 @@ def _prepare(store: Store, pod: Object, volume: dict[str, Any], folder: Path, cl
         return Volume(folder, read_only=bool(claim.get("readOnly")))
     if "configMap" in volume or "secret" in volume:
         return Volume(_write_files(store, pod, volume, folder), read_only=True)
+    if "projected" in volume:
+        for source in volume["projected"]["sources"]:
+            _write_files(store, pod, {"name": volume["name"], **source}, folder)
+        return Volume(folder, read_only=True)
     if "emptyDir" in volume:
         options = volume["emptyDir"] or {}
         if options.get("medium") == "Memory":
@@ -93,7 +97,7 @@ def _open_folder(folder: Path) -> Path:
 def _write_files(store: Store, pod: Object, volume: dict[str, Any], folder: Path) -> Path:
     kind = "secret" if "secret" in volume else "configmap"
     source = volume.get("secret") or volume["configMap"]
-    name = source.get("secretName") or source.get("name")
+    name = source.get("secretName") or source.get("name")  # a projected Secret is called `name`
     data = load_data(store, pod["metadata"]["namespace"], kind, name)
     if data is None and not source.get("optional"):
         raise MissingReferenceError(_set_up_failed(volume, f'{kind} "{name}" not found'))

@@ -19,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from launcher.errors import SpecError
+from launcher.secrets import redact
 from launcher.spec import ClusterProfile, JobSpec
 
 Loc = tuple[str | int, ...]
@@ -87,11 +88,11 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
         return node, None if node is None else yaml.constructor.construct_document(node)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = str(error.problem or error.context)
+        problem = redact(str(error.problem or error.context))
         line = mark.line + 1 if mark else 1
         raise SpecError(f"{path}:{line}: not YAML: {_PLAIN_WORDS.get(problem, problem)}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "nested too deeply" if isinstance(error, RecursionError) else redact(str(error).splitlines()[0])
         raise SpecError(f"{path}:1: not YAML: {reason}") from error
 
 
@@ -363,5 +364,5 @@ def _shown(value: Any) -> str:
         return "a list" if value else "an empty list"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = redact(repr(value) if isinstance(value, str) else str(value))
     return text if len(text) <= 60 else text[:57] + "..."

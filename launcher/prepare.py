@@ -11,6 +11,7 @@ from launcher.errors import SpecError
 from launcher.load import Document, dotted, load_profiles, profile_of, read_document, validate_job
 from launcher.names import default_run_id, is_run_id
 from launcher.plan import Plan, default_profile, misfits, plan_run
+from launcher.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
 from launcher.snapshot import Snapshot, archive, take_snapshot
 from launcher.spec import BackendName, ClusterProfile, JobSpec
 
@@ -51,8 +52,10 @@ def on_this_machine(request: Request, *, container: bool = False) -> Request:
 
 
 def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
-    """Read and check everything. Raises SpecError with every mistake at once."""
+    """Read and check everything. Raises SpecError with every mistake at once, but SecretFoundError before any of them:
+    other messages show what was given."""
     document = read_document(request.path, request.overrides)
+    _refuse_secrets(document, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
     if profile:
         problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
@@ -67,6 +70,14 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
     return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
+
+
+def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str]) -> ClusterProfile:
+    """A profile by its name. Raises SpecError."""
+    try:
+        return _find_profile(cluster, _clusters_files(Request(Path(), clusters=clusters), environ))
+    except LookupError as error:
+        raise SpecError(f"--cluster: got {cluster!r}, allowed: {error.args[0]}") from error
 
 
 def checked_run_id(text: str | None) -> str | None:
@@ -91,6 +102,28 @@ def _code_problems(document: Document, job_dir: Path) -> list[str]:
     return [f"{document.place(('code',))}: code: got {code!r}, allowed: a folder, seen from {job_dir}"]
 
 
+def _refuse_secrets(document: Document, overrides: Sequence[str] = ()) -> None:
+    """Raise SecretFoundError when a value is a secret. Overrides that could not be applied are looked at as text."""
+    leaks = [(document.place(leak.loc), leak) for leak in find_leaks(document.values)]
+    if not leaks:
+        shapes = [(f"--set {override}", shape) for override in overrides if (shape := token_shape(override))]
+        leaks = [(place, Leak((), f"{shape.kind} ({shape.prefix}…)", shape.variable)) for place, shape in shapes]
+    if leaks:
+        name = leaks[0][1].variable
+        raise SecretFoundError(
+            "\n".join(_leak_line(place, leak) for place, leak in leaks),
+            f"take it out, set it in your shell (read -rs {name} && export {name}), put `secrets: [{name}]` into the "
+            "job; if the file was shared, revoke the old value")
+
+
+def _leak_line(place: str, leak: Leak) -> str:
+    if place.startswith("--set"):
+        place = f"{place.partition('=')[0]}=…" if "=" in place else "--set"
+    path = f"{dotted(leak.loc)}: " if leak.loc else ""
+    return redact(f"{place}: {path}") + (
+        f"got {leak.found}, allowed: no secrets; the job names them: secrets: [{leak.variable}]")
+
+
 def _profile(
     document: Document, request: Request, environ: Mapping[str, str]
 ) -> tuple[str | None, ClusterProfile | None, list[str]]:
@@ -102,6 +135,8 @@ def _profile(
         profile = _find_profile(cluster, _clusters_files(request, environ))
     except LookupError as error:
         return cluster, None, [f"{document.place(('cluster',))}: cluster: got {cluster!r}, allowed: {error.args[0]}"]
+    except SecretFoundError:
+        raise
     except SpecError as error:
         return cluster, None, error.message.splitlines()
     if request.backend and profile.backend != request.backend:
@@ -119,6 +154,7 @@ def _find_profile(cluster: str, files: Sequence[Path]) -> ClusterProfile:
         near = difflib.get_close_matches(cluster, profiles, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise LookupError(f"{', '.join(profiles) or 'nothing yet'} (from {path}){hint}")
+    _refuse_secrets(profiles[cluster])
     return profile_of(profiles[cluster])
 
 

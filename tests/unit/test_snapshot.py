@@ -1,13 +1,18 @@
 """The code snapshot: what is in it, and that its hash and its archive depend on nothing else."""
 
+import gzip
 import io
 import os
+import re
+import subprocess
 import tarfile
+import threading
+from pathlib import Path
 
 import pytest
 
-from launcher import snapshot
-from launcher.errors import SpecError
+from launcher import codefiles
+from launcher.errors import LaunchError, SpecError
 from launcher.snapshot import archive, copy_to, take_snapshot
 
 
@@ -26,8 +31,8 @@ def root(tmp_path):
 
 
 def test_all_files_sorted_without_git(root):
-    write(root, DOTgit__config="x", DOTenv="e")
-    assert take_snapshot(root).files == (".env", "a.py", "sub/b.py", "sub/deep/c.txt")
+    write(root, DOTgit__config="x", DOThidden="e")
+    assert take_snapshot(root).files == (".hidden", "a.py", "sub/b.py", "sub/deep/c.txt")
 
 
 def test_ignore_files_of_every_folder_count(root):
@@ -93,9 +98,190 @@ def test_odd_files_are_carried_or_left_out(root):
     assert "pipe" not in found.files
 
 
-def test_too_much_names_the_biggest(root, monkeypatch):
-    monkeypatch.setattr(snapshot, "MAX_BYTES", 100)
-    write(root, big="x" * 200)
-    with pytest.raises(SpecError, match=r"(?s)code: got .* with 4 files.*  big\n.*a\.py") as error:
+def test_too_much_names_the_biggest_and_the_line_to_write(root, monkeypatch):
+    monkeypatch.setattr(codefiles, "MAX_BYTES", 1000)
+    write(root, data__raw__aDOTbin="x" * 900, data__raw__bDOTbin="x" * 600, bigDOTbin="y" * 500)
+    with pytest.raises(SpecError) as error:
         take_snapshot(root)
+    lines = error.value.message.splitlines()
+    assert lines[0].startswith(f"code: got {root} with 6 files, 0 MiB, allowed: 100000 files")
+    assert [line.split("MiB  ")[1] for line in lines[1:3]] == ["data/raw/ (2 files)", "big.bin"]
+    before, _, command = error.value.hint.partition("leave it out: ")
+    assert before == "mount data instead, and "
+    subprocess.run(["bash", "-c", command], check=True)
+    (root / "big.bin").unlink()
+    assert take_snapshot(root).files == (".launchignore", "a.py", "sub/b.py", "sub/deep/c.txt")
+
+
+def test_too_many_files_are_soon_refused(root, monkeypatch):
+    monkeypatch.setattr(codefiles, "MAX_FILES", 20)
+    write(root, **{f"cache__x__{i}": "" for i in range(100)})
+    with pytest.raises(SpecError, match=r"with more than 40 files.*\n(.*\n)*.*cache/x/ \(\d+ files\)") as error:
+        take_snapshot(root)
+    assert "/cache/x/ >>" in error.value.hint
+
+
+def test_a_large_snapshot_is_described(root):
+    assert not take_snapshot(root).is_large
+    (root / "weights.bin").write_bytes(bytes(11 << 20))
+    found = take_snapshot(root)
+    assert found.is_large
+    assert found.described().splitlines()[:2] == [
+        "code: 11.0 MiB in 4 files; .launchignore can leave some out; the biggest:", "      11.0 MiB  weights.bin"]
+
+
+def test_a_deeper_rule_and_launchignore_have_the_last_word(root):
+    """What `.gitignore` leaves out, such as generated code that a job needs, can be taken in again."""
+    write(root, DOTgitignore="*.gen\nlocal/\n", DOTlaunchignore="!need.gen\n", needDOTgen="n", otherDOTgen="o",
+          local__x="x", sub__DOTlaunchignore="!*.gen\n", sub__deepDOTgen="d")
+    assert [name for name in take_snapshot(root).files if not name.startswith(("a.py", "."))] == [
+        "need.gen", "sub/.launchignore", "sub/b.py", "sub/deep.gen", "sub/deep/c.txt"]
+
+
+@pytest.mark.parametrize("name", [
+    ".env", "deploy/.env.production", "id_rsa", ".ssh/id_ed25519", ".netrc", "home/.aws/credentials", "kubeconfig",
+    ".kube/config", "cert.p12", ".git-credentials", ".huggingface/token",
+])
+def test_credentials_are_refused_with_the_line_that_leaves_them_out(root, name):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("whatever it holds\n")
+    with pytest.raises(SpecError) as error:
+        take_snapshot(root)
+    assert error.value.message == f"code: got {name} in {root}, allowed: code without credentials"
+    subprocess.run(["bash", "-c", error.value.hint.removeprefix("leave it out: ").partition(" (a line")[0]], check=True)
+    assert name not in take_snapshot(root).files
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("server.pem", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n"), ("prod.env", "A=b\nexport DB_PASSWORD=hunter2hunter\n"),
+    ("gcp.json", '{"private_key": "-----BEGIN PRIVATE KEY-----\\nMII"}'),
+    (".npmrc", "//r/:_authToken=npm_" + "a1" * 18),
+])
+def test_files_that_may_hold_credentials_are_looked_into(root, name, text):
+    (root / name).write_text(text)
+    with pytest.raises(SpecError, match="allowed: code without credentials"):
+        take_snapshot(root)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    (".env.example", "HF_TOKEN=\n"), (".env", ""), ("ca.pem", "-----BEGIN CERTIFICATE-----\nMIIE\n"),
+    ("id_rsa.pub", "ssh-rsa AAAA"), ("settings.json", '{"tokenizer": "hf_models/a", "max_tokens": 5}'),
+    ("dev.env", "PYTHONPATH=src\nTOKENIZERS_PARALLELISM=true\n"), ("config", "x"), ("credentials.py", "x = 1"),
+])
+def test_files_that_only_look_like_credentials_travel(root, name, text):
+    (root / name).write_text(text)
+    assert name in take_snapshot(root).files
+
+
+def test_a_file_that_is_insisted_on_travels(root):
+    write(root, DOTenv="PYTHONPATH=src\n", DOTlaunchignore="!/.env\n")
+    assert ".env" in take_snapshot(root).files
+
+
+def test_links_are_never_followed(root, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret.txt").write_text("not code")
+    (root / "out").symlink_to(tmp_path / "outside")
+    (root / "loop").symlink_to(".")
+    (root / "file").symlink_to("../outside/secret.txt")
+    found = take_snapshot(root)
+    assert set(found.files) == {"a.py", "file", "loop", "out", "sub/b.py", "sub/deep/c.txt"}
+    with tarfile.open(fileobj=io.BytesIO(archive(found))) as tar:
+        assert {info.name: info.linkname for info in tar if info.issym()} == {
+            "file": "../outside/secret.txt", "loop": ".", "out": str(tmp_path / "outside")}
+    assert b"not code" not in gzip.decompress(archive(found))
+
+
+def test_hard_links_are_files(root, tmp_path):
+    os.link(root / "a.py", root / "b.py")
+    with tarfile.open(fileobj=io.BytesIO(archive(take_snapshot(root)))) as tar:
+        tar.extractall(tmp_path / "out", filter="data")
+    assert (tmp_path / "out/b.py").read_text() == "a"
+
+
+def test_a_name_that_is_no_unicode(root, tmp_path):
+    """Such as an old archive leaves behind."""
+    path = os.fsencode(root) + b"/caf\xe9.py"
+    with open(path, "wb") as file:
+        file.write(b"x")
+    found = take_snapshot(root)
+    copy_to(found, tmp_path / "copy")
+    assert take_snapshot(tmp_path / "copy").digest == found.digest
+    assert archive(found) == archive(take_snapshot(tmp_path / "copy"))
+
+
+def test_a_very_deep_folder(root):
+    deep = root
+    for _ in range(1200):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "x.py").write_text("x")
+    try:
+        assert any(name.endswith("d/x.py") for name in take_snapshot(root).files)
+    finally:
+        subprocess.run(["rm", "-rf", root / "d"], check=True)  # pytest's own clean-up is recursive
+
+
+@pytest.mark.parametrize("target", ["a.py", "sub"])
+def test_what_cannot_be_read_is_named(root, target):
+    as_other_user = os.geteuid() == 0
+    for folder in [root, *root.parents]:
+        if as_other_user and folder.stat().st_uid == 0 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    (root / target).chmod(0)
+    if as_other_user:  # whom no mode stops
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SpecError, match=f"code: {root}/{target}/? cannot be read: Permission denied") as error:
+            take_snapshot(root)
+    finally:
+        if as_other_user:
+            os.seteuid(0)
+        (root / target).chmod(0o755)
     assert ".launchignore" in error.value.hint
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "replace"])
+@pytest.mark.parametrize("send", ["archive", "copy"])
+def test_a_change_after_the_hash_stops_the_submit(root, tmp_path, harm, send):
+    found = take_snapshot(root)
+    if harm == "change":
+        (root / "sub/b.py").write_text("other")
+    else:
+        (root / "sub/b.py").unlink()
+    if harm == "replace":
+        (root / "sub/b.py").symlink_to("../a.py")
+    with pytest.raises(SpecError, match=f"code: {root}/sub/b.py was changed or removed while it was read"):
+        archive(found) if send == "archive" else copy_to(found, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_folder_that_is_written_to_all_the_time(root, tmp_path):
+    """Files come and go while it is hashed: each snapshot is one that can be copied, or says which file was changed."""
+    stop, told = threading.Event(), []
+
+    def write_all_the_time():
+        while not stop.is_set():
+            for number in range(20):
+                (root / f"t{number}").write_text(str(number))
+            for number in range(20):
+                (root / f"t{number}").unlink()
+
+    thread = threading.Thread(target=write_all_the_time)
+    thread.start()
+    try:
+        for number in range(20):
+            try:
+                copy_to(take_snapshot(root), tmp_path / f"copy{number}")
+            except SpecError as error:
+                told.append(error.message)
+    finally:
+        stop.set()
+        thread.join()
+    assert [line for line in told if not re.search(r"/t\d+ was changed or removed while it was read$", line)] == []
+
+
+def test_a_copy_that_cannot_be_written_says_so(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError, match="the code cannot be copied: Not a directory"):
+        copy_to(take_snapshot(root), tmp_path / "file/copy")

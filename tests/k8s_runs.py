@@ -81,7 +81,7 @@ def texts(backend: KubernetesBackend, run: Run, **options: Any) -> dict[int, lis
     return found
 
 
-def pod_of(cluster: FakeCluster, node: int) -> str:
+def pod_of(cluster: FakeCluster, node: int | str) -> str:
     """The name of the newest pod of a node."""
     names = [pod["metadata"]["name"] for pod in asking(cluster).list("Pod", "default")
              if pod["metadata"]["name"].startswith(f"{RUN_ID}-{node}-")]

@@ -36,7 +36,7 @@ def give_up(kube: Kube, namespace: str, node: LostNode) -> None:
             kube.set_phase(namespace, name, "Failed")
         kube.delete("Pod", namespace, name, propagation="Background", at_once=True, uid=uid)
     except ApiError as error:
-        if error.code not in (404, 409):
+        if error.code != 404:
             raise
 
 

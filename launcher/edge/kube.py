@@ -95,7 +95,7 @@ class Kube:
         """Delete an object and what it owns; False when it was gone. The API's own default would leave the pods.
 
         `at_once` gives a pod no time to stop, and waits for no word of its node. With `uid` another object of the
-        same name is refused (409).
+        same name stays.
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if uid:
@@ -105,7 +105,7 @@ class Kube:
         try:
             self._call("delete", kind, namespace=namespace, name=name, body=options)
         except ApiError as error:
-            if error.code == 404:
+            if error.code == 404 or (uid and error.code == 409):
                 return False
             raise
         return True

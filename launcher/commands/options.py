@@ -2,12 +2,14 @@
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.errors import SpecError
 from launcher.prepare import Request
 from launcher.spec import BACKENDS
 
@@ -49,6 +51,20 @@ def run_argument(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """--json."""
     return click.option("--json", "json_output", is_flag=True, help="Print JSON, one object a line.")(command)
+
+
+def yes_option(command: Command) -> Command:
+    """--yes."""
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(command)
+
+
+def agreed(question: str, *, yes: bool, again: str) -> bool:
+    """Whether to go on. Raises SpecError with the command to type when nobody can be asked."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise SpecError(f"{question} Got no terminal to ask on, allowed without one: --yes", again)
+    return click.confirm(question, err=True)
 
 
 def run_store() -> "RunStore":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from launcher import ui
 from launcher.backends.base import Backend, JobStatus, State
+from launcher.commands.repair import minding_lost_nodes
 from launcher.errors import JobFailedError, LaunchError
 from launcher.logs.line import LogQuery
 from launcher.runs import Run, RunStore
@@ -30,11 +31,12 @@ def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
 
 @contextmanager
 def waiting_told(backend: Backend, run: Run) -> Iterator[None]:
-    """Meanwhile, whenever the run is pending, its reason is told once."""
+    """Meanwhile, whenever the run is pending, its reason is told once; lost machines are told of, too."""
     stop = threading.Event()
     threading.Thread(target=_tell_why, args=(backend, run, stop), daemon=True).start()
     try:
-        yield
+        with minding_lost_nodes(backend, run):
+            yield
     finally:
         stop.set()
 

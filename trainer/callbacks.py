@@ -1,35 +1,28 @@
-"""What happens at a log line, a save, an evaluation and a signal."""
+"""What happens at a log line, an evaluation, and the end of a step."""
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from trainer.checkpoint import seal
 from trainer.dist import Place
-from trainer.errors import DivergedError
-from trainer.metrics import MetricsFile, memory_gib, step_line
-
-
-class Ledger:
-    """What this process has computed: tokens, padding included, and the rows of the step under way."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.rows: list[int] = []
+from trainer.divergence import Divergence
+from trainer.metrics import Ledger, MetricsFile, memory_gib, step_line
+from trainer.peers import Peers
+from trainer.stop import Stop
 
 
 class LogCallback(TrainerCallback):  # type: ignore[misc]
-    """The step line and metrics.jsonl; every rank checks the loss."""
+    """The step line and metrics.jsonl."""
 
-    def __init__(self, place: Place, metrics: MetricsFile, ledger: Ledger, tell: Callable[[str], None]) -> None:
-        self.place, self.metrics, self.ledger, self.tell = place, metrics, ledger, tell
+    def __init__(
+        self, place: Place, metrics: MetricsFile, ledger: Ledger, divergence: Divergence, tell: Callable[[str], None]
+    ) -> None:
+        self.place, self.metrics, self.ledger, self.divergence, self.tell = place, metrics, ledger, divergence, tell
         self._since = time.monotonic()
         self._seen = 0
         self._first: tuple[float, int] | None = None
@@ -42,16 +35,13 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
         """Print and keep one step."""
         if not logs or "loss" not in logs or self._first is None:
             return
-        if not math.isfinite(logs["loss"]):
-            raise DivergedError(
-                f"step {state.global_step}: the loss is {logs['loss']}", "lower optimizer.lr, or look at the data"
-            )
         now, (began, first_step) = time.monotonic(), self._first
         per_step = (now - began) / max(1, state.global_step - first_step)
         values = {
             "step": state.global_step,
             "total": state.max_steps,
-            "loss": float(logs["loss"]),
+            # transformers puts the mean of earlier steps in place of a loss that is not a number
+            "loss": float(logs["loss"]) if self.divergence.is_good else math.nan,
             "lr": float(logs.get("learning_rate", 0.0)),
             "grad_norm": float(logs.get("grad_norm") or 0.0),
             "epoch": float(logs.get("epoch", 0.0)),
@@ -82,20 +72,6 @@ class RowsCallback(TrainerCallback):  # type: ignore[misc]
         sys.stdout.flush()
 
 
-class SealCallback(TrainerCallback):  # type: ignore[misc]
-    """Seals a checkpoint when every rank has written its part."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the barrier all files are there."""
-        barrier()
-        if self.place.is_main:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        barrier()
-
-
 class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Answers the questions every so many steps."""
 
@@ -108,28 +84,42 @@ class SampleCallback(TrainerCallback):  # type: ignore[misc]
             self.ask(state.global_step)
 
 
-class StopCallback(TrainerCallback):  # type: ignore[misc]
-    """TERM and USR1: save at the end of this step, on every rank, and stop."""
+class StepCallback(TrainerCallback):  # type: ignore[misc]
+    """What all ranks agree on at the end of a step: whether one of them was told to stop, or saw a bad step."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.told = False
+    def __init__(
+        self, place: Place, stop: Stop, ledger: Ledger, divergence: Divergence, peers: Peers | None
+    ) -> None:
+        self.place, self.stop, self.ledger, self.divergence, self.peers = place, stop, ledger, divergence, peers
         self.stopped = False
+        self.saved = "nothing saved"
 
-    def install(self) -> None:
-        """Take the signals; a second one changes nothing."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._hear)
-
-    def _hear(self, number: int, frame: object) -> None:
-        self.told = True
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """From here on a signal waits for the end of a step."""
+        self.stop.wait_for_step_end()
+        if self.peers:
+            self.peers.ready()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All ranks agree, since one of them alone may have been told."""
-        if any_rank(self.told, self.place.device):
-            self.stopped = state.global_step < state.max_steps
+        """Told: save and stop. Bad: what DeepSpeed or we have passed over is not saved as progress."""
+        passed_over = kwargs["optimizer"].step_was_skipped
+        told, bad = any_rank([self.stop.told, passed_over or not self.ledger.is_finite], self.place.device)
+        if told:
+            self._stop(state, control)
             control.should_save = True
-            control.should_training_stop = True
+        self.divergence.judge(state.global_step, self.ledger, bad=bad)
+        if bad:
+            control.should_save = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Told during the save: it need not be done again."""
+        self.saved = f"saved at step {state.global_step}"
+        if any_rank([self.stop.told], self.place.device)[0]:
+            self._stop(state, control)
+
+    def _stop(self, state: Any, control: Any) -> None:
+        self.stopped = state.global_step < state.max_steps
+        control.should_training_stop = True
 
 
 def barrier() -> None:
@@ -138,10 +128,19 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank."""
+def from_main(number: int, device: torch.device) -> int:
+    """Rank 0's number, on every rank."""
+    if not torch.distributed.is_initialized():
+        return number
+    told = torch.tensor(number, device=device)
+    torch.distributed.broadcast(told, 0)
+    return int(told.item())
+
+
+def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """Which flags are set on any rank."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return flag
-    told = torch.tensor([int(flag)], device=device)
+        return flags
+    told = torch.tensor(flags, dtype=torch.int32, device=device)
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+    return [bool(flag) for flag in told.tolist()]

@@ -1,32 +1,61 @@
-"""Which checkpoints can be trusted: a manifest with the hash of every file is written when all ranks have saved.
+"""Which checkpoints can be trusted, and how they come to be: written under a temporary name, sealed when all ranks have
+saved, and only then given their own name.
 
-DeepSpeed keeps its state in pickles; they are read only after their hashes were compared, and a checkpoint without
-a manifest (killed while it was written) is never resumed.
+The seal is a manifest with the size and hash of every file. DeepSpeed keeps its state in pickles; they are read only
+after their hashes were compared.
 """
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+from trainer.errors import ConfigError
 from trainer.metrics import replace_text
 
 MANIFEST = "manifest.json"
+PART = ".saving"  # in the output folder, so that a rename moves a checkpoint out of it
 
 
-def seal(checkpoint: Path) -> None:
+def part_folder(output_dir: Path) -> Path:
+    """Where checkpoints are written before they count."""
+    return output_dir / PART
+
+
+def remove_parts(output_dir: Path) -> None:
+    """Remove what a killed save has left."""
+    shutil.rmtree(part_folder(output_dir), ignore_errors=True)
+
+
+def publish(output_dir: Path, step: int, processes: int, keep: int) -> None:
+    """Seal the checkpoint that all ranks have written, give it its name, and remove older ones beyond `keep`."""
+    name = f"checkpoint-{step}"
+    part = part_folder(output_dir) / name
+    seal(part, processes)
+    if (output_dir / name).exists():  # of this step, but damaged: it was passed over when we resumed
+        (output_dir / name).rename(part_folder(output_dir) / f"old-{name}")
+    part.rename(output_dir / name)
+    _rotate(output_dir, step, keep)
+    remove_parts(output_dir)
+
+
+def seal(checkpoint: Path, processes: int) -> None:
     """Write the manifest; call it when every rank has written its files."""
     files = {
-        str(path.relative_to(checkpoint)): _sha256(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
+        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": _sha256(path, sync=True)}
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
     }
-    files.pop(MANIFEST, None)
-    replace_text(checkpoint / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+    replace_text(checkpoint / MANIFEST, json.dumps({"processes": processes, "files": files}, indent=1) + "\n")
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are as sealed, and what is wrong with each newer one."""
     problems: list[str] = []
-    for checkpoint in sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True):
+    for checkpoint in _by_age(output_dir):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint, problems
@@ -35,17 +64,28 @@ def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+    """Why a checkpoint cannot be used, or None: all sizes first, then the hashes, which take as long as reading it."""
+    files = _manifest(checkpoint).get("files")
+    if files is None:
         return "it was not written to the end"
-    for name, digest in files.items():
-        if not (checkpoint / name).is_file():
+    for name, sealed in files.items():
+        path = checkpoint / name
+        if not path.is_file():
             return f"{name} is missing"
-        if _sha256(checkpoint / name) != digest:
-            return f"{name} has changed since it was written"
-    return None
+        if path.stat().st_size != sealed["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, written were {sealed['bytes']}"
+    changed = (name for name, sealed in files.items() if _sha256(checkpoint / name) != sealed["sha256"])
+    return next((f"{name} has changed since it was written" for name in changed), None)
+
+
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Raises ConfigError when another number of processes wrote it: each reads back its own part."""
+    wrote = _manifest(checkpoint)["processes"]
+    if wrote != processes:
+        raise ConfigError(
+            f"resources: got {processes} processes, but {checkpoint} was written by {wrote}",
+            f"run it with {wrote} processes, or choose another settings.output_dir",
+        )
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -54,6 +94,29 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _sha256(path: Path) -> str:
+def _by_age(output_dir: Path) -> list[Path]:
+    return sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+
+
+def _rotate(output_dir: Path, step: int, keep: int) -> None:
+    """Keep the one just written and the newest older ones; one with a higher step was passed over when we resumed."""
+    older = [checkpoint for checkpoint in _by_age(output_dir) if checkpoint_step(checkpoint) < step]
+    newer = [checkpoint for checkpoint in _by_age(output_dir) if checkpoint_step(checkpoint) > step]
+    for checkpoint in [*newer, *older[keep - 1 :]]:
+        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not count
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _sha256(path: Path, *, sync: bool = False) -> str:
+    """`sync`: onto the disk, before older checkpoints are removed."""
     with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, TrainError
 from trainer.output import mark_lines
+from trainer.reports import leave_report, open_report
+from trainer.stop import Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,18 +24,40 @@ def main(argv: list[str] | None = None) -> int:
         if name == "data":
             command.add_argument("--dump", type=int, default=3, help="how many rows to print as JSON lines")
     arguments = parser.parse_args(argv)
-    mark_lines(os.environ)
     try:
-        config = read_config(arguments.config)
-        code = 0
         if arguments.command == "train":
-            _train(config)
-        else:
-            _data(config, arguments.dump)
+            return train(arguments.config)
+        _data(read_config(arguments.config), arguments.dump)
+        return 0
     except TrainError as error:
-        code = _report(error)
-    _leave_code(code)
+        sys.stderr.write(_text(error))
+        return error.exit_code
+
+
+def train(path: Path) -> int:
+    """Train as the file says, take signals meanwhile, and leave a report of how it ended; returns the exit code."""
+    mark_lines(os.environ)
+    stop = Stop(_end)
+    stop.install()
+    open_report(os.environ)
+    code, text = 0, ""
+    try:
+        _train(read_config(path), stop)
+    except TrainError as error:
+        code, text = error.exit_code, _text(error)
+    except Exception:
+        code, text = 1, traceback.format_exc()
+    sys.stderr.write(text)
+    leave_report(os.environ, code, text)
     return code
+
+
+def _end(code: int, text: str) -> None:
+    """End this process now, whatever its main thread waits for."""
+    text = f"error: {text}\n"
+    sys.stderr.write(text)
+    leave_report(os.environ, code, text)
+    os._exit(code)
 
 
 def read_config(path: Path) -> Any:
@@ -55,13 +80,13 @@ def read_config(path: Path) -> Any:
     return config
 
 
-def _train(config: Any) -> None:
+def _train(config: Any, stop: Stop) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if _without_gpu() else "cuda")
     _quiet()
     from trainer.engine import Run
 
-    Run(config).run()
+    Run(config, stop, _end).run()
     _say_goodbye()
 
 
@@ -112,20 +137,13 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _report(error: TrainError) -> int:
-    for line in error.message.splitlines():
-        sys.stderr.write(f"error: {line}\n")
-    if error.hint:
-        sys.stderr.write(f"hint:  {error.hint}\n")
-    return error.exit_code
-
-
-def _leave_code(code: int) -> None:
-    """torchrun ends with 1 whatever its workers return; the entrypoint reads this file instead."""
-    folder = os.environ.get("LAUNCH_EXIT_FILES")
-    if folder and Path(folder).is_dir():
-        (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code))
+def _text(error: TrainError) -> str:
+    lines = [f"error: {line}" for line in error.message.splitlines()]
+    return "\n".join([*lines, *([f"hint:  {error.hint}"] if error.hint else []), ""])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:  # libraries that wait for their peers at exit would wait for ever
+        sys.stdout.flush()
+        os._exit(code)

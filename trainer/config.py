@@ -245,6 +245,12 @@ class Runtime(Section):
         description="Questions answered before, during and after training; plain text, or prompt, expect and system.",
     )
     sampling: Sampling = Field(default_factory=Sampling.model_construct, description="How the answers are drawn.")
+    max_bad_steps: int = Field(
+        3,
+        ge=1,
+        description="Steps in a row whose loss or gradient is not a number until the run ends with exit code 70; "
+        "such a step changes no weights and is not saved.",
+    )
     log_rows: bool = Field(
         False, description="Print which rows every step trained on; `launch drill` turns it on."
     )

@@ -2,13 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.peers import CALL_S, Peers
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,20 @@ def find_place(config: TrainConfig) -> Place:
         )
     torch.cuda.set_device(local)
     return Place(rank, local, world, torch.device("cuda", local))
+
+
+def find_peers(place: Place, end: Callable[[int, str], None]) -> Peers | None:
+    """The other processes, over the store that torchrun's variables name; None when this process is alone."""
+    if place.world == 1:
+        return None
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, and documented
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def connect() -> Any:
+        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=CALL_S))
+
+    return Peers(place.rank, place.world, connect, end)
 
 
 def alone_environment() -> None:

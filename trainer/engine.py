@@ -9,65 +9,68 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from trainer.callbacks import Ledger, LogCallback, RowsCallback, SampleCallback, SealCallback, StopCallback, barrier
-from trainer.checkpoint import checkpoint_step, newest_valid
+from trainer.callbacks import LogCallback, RowsCallback, SampleCallback, StepCallback, any_rank, barrier, from_main
+from trainer.checkpoint import check_processes, checkpoint_step, newest_valid, remove_parts
 from trainer.config import TrainConfig
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
 from trainer.data.pipeline import encode_dataset, training_rows
 from trainer.data.templates import TEMPLATES
-from trainer.dist import Place, alone_environment, find_place, missing_for_deepspeed
+from trainer.dist import Place, alone_environment, find_peers, find_place, missing_for_deepspeed
+from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config
-from trainer.errors import ConfigError, PreemptedError
-from trainer.metrics import MetricsFile, plot_loss, replace_text
+from trainer.errors import ConfigError, PreemptedError, TrainError
+from trainer.loop import CheckedTrainer
+from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.build import build_model, build_tokenizer, save_result
 from trainer.samples import Sample, Sampler, append_samples, comparison
+from trainer.stop import Stop
 
 PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
-
-
-class PackedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Trainer that keeps a ledger of what it computes."""
-
-    def __init__(self, *args: Any, ledger: Ledger, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ledger = ledger
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of the next step."""
-        self.ledger.rows = []
-        return super().get_batch_samples(*args, **kwargs)
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Write down, then train."""
-        self.ledger.rows += inputs.pop("rows")
-        self.ledger.tokens += int(inputs["input_ids"].numel())
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        return loss
 
 
 class Run:
     """One run; `run()` does everything in order."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, stop: Stop, end: Callable[[int, str], None]) -> None:
+        self.config, self.stop = config, stop
         self.place: Place = find_place(config)
         self.output = Path(config.settings.output_dir or "outputs")
         self.tell: Callable[[str], None] = _teller(self.place)
-        self.stop = StopCallback(self.place)
-        self.stop.install()
+        self.peers = find_peers(self.place, end)
 
     def run(self) -> None:
-        """Train and write the results. Raises ConfigError, DivergedError or PreemptedError."""
+        """Train and write the results. Raises a TrainError of any kind; a peer that is gone is the reason for whatever
+        else failed, and is named."""
+        code, why = 1, "unexpected error"
+        if self.peers:
+            self.stop.farewell = self.peers.leave
+            self.peers.start()
+        try:
+            self._run()
+            code = 0
+        except TrainError as error:
+            code, why = error.exit_code, error.message
+            raise
+        except Exception as error:
+            lost = self.peers.explain() if self.peers else None
+            if lost is None:
+                raise
+            code, why = lost.exit_code, lost.message
+            raise lost from error
+        finally:
+            if self.peers:
+                self.peers.leave(code, why)
+
+    def _run(self) -> None:
         deepspeed = self._deepspeed_config()
         self._prepare_output()
-        resumed = self._resume_point()
         set_seed(self.config.settings.seed)
         args = self._arguments(deepspeed)
+        resumed = self._resume_point()
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         samples, report = encode_dataset(self.config, tokenizer)
         rows = training_rows(samples, self.config, report)
@@ -82,14 +85,13 @@ class Run:
             tokenizer,
             self.config.runtime.sampling,
             self.config.runtime.sample_prompts,
+            lambda: self.stop.told,
         )
         before = self._before(sampler, model, resumed)
-        trainer = self._trainer(model, args, rows, tokenizer, sampler)
+        trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        if self.stop.stopped:
-            raise PreemptedError(
-                f"told to stop: saved at step {trainer.state.global_step}", "start it again; it goes on from there"
-            )
+        if steps.stopped:
+            raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
 
@@ -133,13 +135,22 @@ class Run:
             ) from error
 
     def _resume_point(self) -> Path | None:
-        checkpoint, problems = newest_valid(self.output)
-        for problem in problems:
-            self.tell(f"not resumed from {problem}")
-        if checkpoint:
-            self.tell(f"resuming from {checkpoint} (step {checkpoint_step(checkpoint)})")
-            if self.place.is_main:
-                MetricsFile(self.output / "metrics.jsonl").keep_up_to(checkpoint_step(checkpoint))
+        """The checkpoint to go on from. Rank 0 reads and compares it, for all."""
+        step = -1
+        if self.place.is_main:
+            remove_parts(self.output)
+            checkpoint, problems = newest_valid(self.output)
+            for problem in problems:
+                self.tell(f"not resumed from {problem}")
+            step = checkpoint_step(checkpoint) if checkpoint else -1
+        step = from_main(step, self.place.device)
+        if step < 0:
+            return None
+        checkpoint = self.output / f"checkpoint-{step}"
+        check_processes(checkpoint, self.place.world)
+        self.tell(f"resuming from {checkpoint} (step {step})")
+        if self.place.is_main:
+            MetricsFile(self.output / "metrics.jsonl").keep_up_to(step)
         return checkpoint
 
     def _arguments(self, deepspeed: dict[str, Any] | None) -> TrainingArguments:
@@ -168,7 +179,6 @@ class Run:
             logging_steps=runtime.log_every,
             logging_first_step=True,
             save_steps=runtime.save_every,
-            save_total_limit=runtime.keep,
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -192,23 +202,33 @@ class Run:
 
     def _trainer(
         self, model: Any, args: TrainingArguments, rows: list[Any], tokenizer: Any, sampler: Sampler
-    ) -> Trainer:
+    ) -> tuple[CheckedTrainer, StepCallback]:
         ledger = Ledger()
+        divergence = Divergence(self.place, rows, self.output, self.config.runtime.max_bad_steps)
         collator = Collator(tokenizer.pad_token_id, self.config.data.max_length if self.config.data.pack else None)
-        trainer = PackedTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, ledger=ledger)
+        trainer = CheckedTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            data_collator=collator,
+            place=self.place,
+            ledger=ledger,
+            peers=self.peers,
+            keep=self.config.runtime.keep,
+        )
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
         metrics = MetricsFile(self.output / "metrics.jsonl")
-        trainer.add_callback(LogCallback(self.place, metrics, ledger, self.tell))
+        trainer.add_callback(LogCallback(self.place, metrics, ledger, divergence, self.tell))
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
             SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step))
         )
-        trainer.add_callback(SealCallback(self.place))
-        trainer.add_callback(self.stop)
-        return trainer
+        steps = StepCallback(self.place, self.stop, ledger, divergence, self.peers)
+        trainer.add_callback(steps)
+        return trainer, steps
 
     def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""
@@ -219,7 +239,7 @@ class Run:
             if split or self.place.is_main
             else []
         )
-        if self.place.is_main:
+        if self.place.is_main and not self.stop.told:  # told, they were cut short
             append_samples(samples, self.output / "samples.jsonl")
         barrier()
         return samples
@@ -233,6 +253,8 @@ class Run:
 
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
         after = self._ask(sampler, model, step)
+        if any_rank([self.stop.told], self.place.device)[0]:
+            raise PreemptedError("told to stop after the last step", "start it again for the answers")
         if not self.place.is_main:
             return
         lines = comparison(

@@ -6,10 +6,11 @@ JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE. Im
 never come must not pay for it.
 
 torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM unless told otherwise
-(pytorch#119856); so workers leave their code in a file and the grace is passed on.
+(pytorch#119856); so trainer.agent runs it, workers leave their code and words in a file, and the grace is passed on.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -23,9 +24,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.reports import VARIABLE, Report, read_reports
+
 PEER_WAIT_S = 600
-EXIT_FILE_VARIABLE = "LAUNCH_EXIT_FILES"
-PREEMPTED, CONFIG = 75, 78
+PREEMPTED, KILLED = 75, 137
+TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of an ended container; absent elsewhere
+TERMINATION_BYTES = 4000
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -68,7 +72,8 @@ def trainer_command(placement: Placement, config: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "trainer.agent",
+        *(str(placement.nodes), str(placement.rank), placement.master, str(placement.port)),
         f"--nnodes={placement.nodes}",
         f"--nproc-per-node={placement.processes}",
         f"--node-rank={placement.rank}",
@@ -129,12 +134,33 @@ def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> i
     return code if code >= 0 else 128 - code
 
 
-def final_code(code: int, worker_codes: list[int]) -> int:
-    """The workers' own code instead of torchrun's 1: a configuration error, else a saved pre-emption, else the rest."""
-    for wanted in (CONFIG, PREEMPTED):
-        if wanted in worker_codes and code != 0:
-            return wanted
-    return next((worker for worker in worker_codes if worker not in (0, 1)), code) if code == 1 else code
+def final_code(code: int, left: list[Report]) -> int:
+    """The first failed worker's own code.
+
+    That is what the command ended with, unless TERM ended it: torchrun then forgets what its workers did. A worker
+    whose report is empty was killed before it had saved; one without report had not begun.
+    """
+    if code != 128 + signal.SIGTERM:
+        return code
+    codes = [KILLED if report.code is None else report.code for report in left]
+    return next((one for one in codes if one not in (0, PREEMPTED)), PREEMPTED)
+
+
+def essence(code: int, left: list[Report]) -> str:
+    """What a person wants to know of a failure: the words of the first worker that ended so, in a few lines."""
+    host = socket.gethostname()
+    report = next((one for one in left if one.code == code), None) or next((one for one in left if one.code), None)
+    if report is None:
+        return f"host {host}: exit code {code}; the log says more\n"
+    text = report.text.encode()[200 - TERMINATION_BYTES :].decode(errors="ignore")
+    return f"rank {report.rank} on host {host}: exit code {report.code}\n{text}\n"
+
+
+def leave_message(text: str) -> None:
+    """Into the container's termination message, where there is one."""
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,10 +177,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: node {placement.rank}: node 0 ({master}) did not come up in {PEER_WAIT_S} s\n")
         return PREEMPTED
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
-        environ = {**os.environ, EXIT_FILE_VARIABLE: folder}
+        environ = {**os.environ, VARIABLE: folder}
         code = supervise(trainer_command(placement, config), environ, placement.grace_s)
-        codes = [int(path.read_text() or 1) for path in sorted(Path(folder).glob("rank-*"))]
-    return final_code(code, codes)
+        left = read_reports(Path(folder))
+    code = final_code(code, left)
+    if code:
+        leave_message(essence(code, left))
+    return code
 
 
 if __name__ == "__main__":

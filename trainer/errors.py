@@ -7,6 +7,8 @@ TrainError             1
 +-- ConfigError       78  config or data is wrong: the same job would fail again
 +-- DivergedError     70  the loss is not a number any more
 +-- PreemptedError    75  told to stop; the state was saved
++-- PeerLostError      1  another process of the job is gone
++-- SaveError          1  a checkpoint could not be written
 """
 
 
@@ -37,3 +39,11 @@ class PreemptedError(TrainError):
     """A signal asked the trainer to stop and the checkpoint was written."""
 
     exit_code = 75
+
+
+class PeerLostError(TrainError):
+    """Another process of the job is gone; the message names it."""
+
+
+class SaveError(TrainError):
+    """A checkpoint could not be written; older ones are as they were."""

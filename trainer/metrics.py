@@ -5,6 +5,7 @@ import math
 import os
 import resource
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@dataclass
+class Ledger:
+    """What this process has computed: tokens, padding included, and of the step under way its rows, loss and gradient
+    norm (None where there is none)."""
+
+    tokens: int = 0
+    rows: list[int] = field(default_factory=list)
+    loss: float = 0.0
+    grad_norm: float | None = None
+
+    def begin_step(self) -> None:
+        """Forget the step before."""
+        self.rows, self.loss, self.grad_norm = [], 0.0, None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step's loss and gradient are numbers."""
+        return math.isfinite(self.loss) and (self.grad_norm is None or math.isfinite(self.grad_norm))
 
 
 class MetricsFile:

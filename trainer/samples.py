@@ -1,11 +1,13 @@
 """The same questions before, during and after training, and how many are answered as taught."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 
 from trainer.config import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
@@ -28,10 +30,18 @@ class Sample:
 
 
 class Sampler:
-    """Answers prompts with a model; the template and tokenizer are those of training."""
+    """Answers prompts with a model; the template and tokenizer are those of training. Answers end when `stopped()`."""
 
-    def __init__(self, encoder: Encoder, tokenizer: Any, sampling: Sampling, prompts: list[SamplePrompt]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: Any,
+        sampling: Sampling,
+        prompts: list[SamplePrompt],
+        stopped: Callable[[], bool],
+    ) -> None:
         self.encoder, self.tokenizer, self.sampling, self.prompts = encoder, tokenizer, sampling, prompts
+        self.stopped = stopped
 
     @torch.no_grad()
     def answer_all(self, model: Any, step: int, synced: bool = False) -> list[Sample]:
@@ -67,10 +77,16 @@ class Sampler:
             eos_token_id=stop_ids(self.tokenizer, self.encoder.template.stop),
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
+            stopping_criteria=StoppingCriteriaList([self._cut]),
             use_cache=True,
             **drawn,
         )
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+    def _cut(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """For each of B sequences whether it ends here: bool [B]."""
+        return torch.full((ids.shape[0],), self.stopped(), device=ids.device)
 
 
 def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> list[int]:

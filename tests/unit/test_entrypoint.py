@@ -15,6 +15,7 @@ import pytest
 
 from trainer import entrypoint
 from trainer.entrypoint import Placement, final_code, read_placement, trainer_command, unpack_code, wait_for_master
+from trainer.reports import Report
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
 
@@ -39,7 +40,7 @@ def test_one_process_is_started_directly():
 
 def test_several_processes_are_started_by_torchrun():
     command = trainer_command(placed(nodes=2, processes=8, rank=1, master="m"), "c.yaml")
-    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[1:7] == ["-m", "trainer.agent", "2", "1", "m", "29500"]
     assert {"--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=m", "--max-restarts=0"} <= set(command)
     assert command[-5:] == ["-m", "trainer.cli", "train", "--config", "c.yaml"]
 
@@ -69,17 +70,21 @@ def test_code_is_unpacked_without_leaving_the_folder(tmp_path, monkeypatch):
     assert (tmp_path / "inner/a.py").exists()
 
 
+TOLD = 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize(("code", "workers", "final"), [
-    (0, [], 0), (0, [0, 0], 0), (1, [], 1), (1, [0, 70], 70), (1, [75, 78], 78), (1, [1, 75], 75), (1, [1, 1], 1),
-    (137, [0], 137), (137, [75], 75), (0, [75], 0)])
-def test_the_workers_own_code_counts(code, workers, final):
-    assert final_code(code, workers) == final
+    (0, [0, 0], 0), (78, [1, 78], 78), (137, [75], 137), (1, [75, 1], 1),
+    (TOLD, [75, 75], 75), (TOLD, [], 75), (TOLD, [0, 75], 75), (TOLD, [75, 70], 70), (TOLD, [1, 75], 1),
+    (TOLD, [75, None], 137)])
+def test_the_first_failed_workers_own_code_counts(code, workers, final):
+    assert final_code(code, [Report(rank, worker, "") for rank, worker in enumerate(workers)]) == final
 
 
 def start(tmp_path, body, **environ):
     """The real entrypoint, with a stand-in for the trainer."""
     (tmp_path / "trainer").mkdir()
-    for name in ("__init__", "entrypoint"):
+    for name in ("__init__", "entrypoint", "reports"):
         source = os.path.join(os.path.dirname(entrypoint.__file__), f"{name}.py")
         (tmp_path / f"trainer/{name}.py").symlink_to(source)
     (tmp_path / "trainer/cli.py").write_text(body)

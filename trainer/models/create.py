@@ -44,7 +44,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
             "lower vocab_size, or give more text",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
     config = {
         "tokenizer_class": "InternLM2Tokenizer",
         "bos_token": "<s>",
@@ -56,6 +55,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "internlm2"}), encoding="utf-8")
+    part = folder / ".tokenizer.model.part"  # whoever finds the model finds it whole, and everything beside it
+    part.write_bytes(model.getvalue())
+    part.replace(folder / "tokenizer.model")
 
 
 def new_model(shape: Shape, seed: int) -> Any:

@@ -1,0 +1,75 @@
+"""Steps whose loss or gradient is not a number: one is passed over, several in a row end the run and name the data."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.data.pipeline import Row
+from trainer.dist import Place
+from trainer.errors import DivergedError
+from trainer.metrics import Ledger, replace_text
+
+FILE = "diverged.json"
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """One bad step as this rank saw it: its loss, and the rows it trained on."""
+
+    step: int
+    loss: float
+    rows: list[int]
+
+
+class Divergence:
+    """The bad steps in a row up to now, at most `limit` of them."""
+
+    def __init__(self, place: Place, rows: Sequence[Row], output: Path, limit: int) -> None:
+        self.place, self.rows, self.output, self.limit = place, rows, output, limit
+        self.streak: list[BadStep] = []
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the last step was good."""
+        return not self.streak
+
+    def judge(self, step: int, ledger: Ledger, *, bad: bool) -> None:
+        """Take note of a step that all ranks call good or bad. Raises DivergedError, on every rank at once."""
+        if not bad:
+            self.streak = []
+            return
+        self.streak.append(BadStep(step, ledger.loss, ledger.rows))
+        if len(self.streak) < self.limit:
+            return
+        steps = [{"step": one.step, "ranks": self._on_all_ranks(one)} for one in self.streak]
+        path = self.output / FILE
+        if self.place.is_main:
+            replace_text(path, json.dumps({"steps": steps}, indent=1, ensure_ascii=False) + "\n")
+        raise DivergedError(
+            f"step {step}: loss or gradient is not a number, {self.limit} steps in a row; "
+            f"the samples of these steps are listed in {path}",
+            "lower optimizer.lr, or look at these samples",
+        )
+
+    def _on_all_ranks(self, one: BadStep) -> list[dict[str, Any]]:
+        mine = torch.tensor([one.loss, *one.rows], dtype=torch.float64, device=self.place.device)
+        return [
+            {"rank": rank, "loss": str(values[0]), "rows": [self._named(int(number)) for number in values[1:]]}
+            for rank, values in enumerate(_gathered(mine))
+        ]
+
+    def _named(self, number: int) -> dict[str, Any]:
+        return {"row": number, "samples": self.rows[number].origins}
+
+
+def _gathered(mine: torch.Tensor) -> list[list[float]]:
+    """The values of every rank; all have as many, since every rank gets as many rows a step."""
+    if not torch.distributed.is_initialized():
+        return [mine.tolist()]
+    parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, mine)
+    return [part.tolist() for part in parts]

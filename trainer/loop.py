@@ -1,0 +1,83 @@
+"""transformers' Trainer with our promises: it knows its rows, passes over steps that are not finite, and a checkpoint
+has its name only when it is whole."""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from trainer.callbacks import barrier
+from trainer.checkpoint import part_folder, publish
+from trainer.dist import Place
+from trainer.errors import SaveError
+from trainer.metrics import Ledger
+from trainer.peers import Peers
+
+# torch and safetensors hide the system's error in a text of their own
+WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error")
+
+
+class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
+
+    def __init__(self, *args: Any, place: Place, ledger: Ledger, peers: Peers | None, keep: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.place, self.ledger, self.peers, self.keep = place, ledger, peers, keep
+        self.output = Path(self.args.output_dir)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of the next step."""
+        self.ledger.begin_step()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on one micro-batch, and write it down."""
+        self.ledger.rows += inputs.pop("rows")
+        self.ledger.tokens += int(inputs["input_ids"].numel())
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.ledger.loss += float(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """DeepSpeed has passed over a step that is not finite by now; AdamW passes over weights without gradient."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.ledger.grad_norm = None if norm is None else float(norm)
+        if not self.ledger.is_finite:
+            model.zero_grad()
+        return norm
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """A run that stopped after its last step, before its results were written, has no more to train."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes checkpoint-N, and removes old ones: never among those that count."""
+        return str(part_folder(self.output))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write, wait for all ranks, publish. Raises SaveError when this rank cannot write."""
+        with self.peers.busy() if self.peers else nullcontext():
+            try:
+                super()._save_checkpoint(model, trial)
+                barrier()
+                if self.place.is_main:
+                    publish(self.output, self.state.global_step, self.place.world, self.keep)
+            except Exception as error:
+                if isinstance(error, OSError) or any(word in str(error) for word in WRITE_FAILURES):
+                    raise self._unwritten(error) from error
+                raise
+            barrier()
+
+    def _unwritten(self, error: Exception) -> SaveError:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+        free_gib = shutil.disk_usage(self.output).free / 2**30
+        return SaveError(
+            f"{self.output}: step {self.state.global_step} could not be saved: {reason} ({free_gib:.1f} GiB free)",
+            "make room, then start the same job again: older checkpoints are as they were",
+        )

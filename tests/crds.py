@@ -12,7 +12,7 @@ CRDS = Path(__file__).resolve().parents[2] / "shared/data/crds"
 
 
 def validate(body: dict[str, Any]) -> None:
-    """Check an object against its CRD; a field that the schema does not know is an error too. Skips without the data."""
+    """Check an object against its CRD; a field that it does not know is an error too. Skips without the data."""
     group, _, version = body["apiVersion"].partition("/")
     jsonschema.validate(body, _schema(group, version, body["kind"]))
 

@@ -30,7 +30,7 @@ from tests.k8s_runs import (
     wait_state,
 )
 
-ROLE = Path(__file__).parents[2] / "k8s/role.yaml"
+K8S = Path(__file__).parents[2] / "k8s"
 TRAIN = {"model": {"path": "/model"}, "data": {"sources": [{"path": "/data"}]}}
 
 
@@ -299,7 +299,7 @@ def rights_used(cluster: FakeCluster) -> set[tuple[str, str]]:
     used = set()
     for method, path, _, _ in cluster.requests:
         resource, name, sub = [*path.partition("/namespaces/default/")[2].split("/"), "", ""][:3]
-        verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}[method]
+        verb = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get" if name else "list"}[method]
         used.add((verb, f"{resource}/{sub}" if sub else resource))
     return used
 
@@ -313,13 +313,42 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
     wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
     backend.store.forget(RUN_ID)
     cluster.requests.clear()
-    plan = plan_of(f"echo up; {IDLE}")
-    backend.check(plan, backend.render(plan))
-    run = submit(backend, plan)
-    wait_state(backend, run, State.RUNNING)
-    for _ in zip(range(1), lines_of(backend, run, follow=True), strict=False):
-        backend.cancel(run)
+    for profile in ({}, {"kubernetes_kind": "JobSet"}):
+        cluster.absent_groups = frozenset()
+        plan = plan_of(f"echo up; {IDLE}", profile=profile)
+        backend.check(plan, backend.render(plan))
+        run = submit(backend, plan)
+        wait_state(backend, run, State.RUNNING)
+        for _ in zip(range(1), lines_of(backend, run, follow=True), strict=False):
+            backend.cancel(run)
+        used |= rights_used(cluster)
+        wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+        cluster.requests.clear()
+        backend.store.forget(RUN_ID)
+    repair_and_prune(backend, cluster)
     used |= rights_used(cluster)
-    role = next(body for body in yaml.safe_load_all(ROLE.read_text()) if body["kind"] == "Role")
-    allowed = {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
-    assert used == allowed
+    assert used == allowed_by("role.yaml") | allowed_by("role-prune.yaml")
+    assert allowed_by("role-prune.yaml") - allowed_by("role.yaml") == {("list", "secrets")}
+
+
+def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
+    """What launch does when a machine is lost, when objects are left behind, and to try a pre-emption."""
+    run = submit(backend, plan_of(IDLE, resources={"nodes": 1}))
+    host = wait_state(backend, run, State.RUNNING).nodes[0].host
+    cluster.lose_node(host)
+    backend.repair(run, wait_for(lambda: backend.lost(run), bool, "the lost node"))
+    wait_for(lambda: backend.status(run).nodes, lambda nodes: nodes and nodes[0].host != host, "a new pod")
+    wait_state(backend, run, State.RUNNING)
+    backend._kube(None).evict("default", pod_of(cluster, 0))
+    before = list(cluster.requests)
+    asking(cluster).delete("Job", "default", RUN_ID, propagation="Orphan")
+    cluster.requests[:] = before
+    strays = wait_for(lambda: backend.strays(None, pytest.fail), bool, "the strays")
+    for stray in strays:
+        backend.remove(stray)
+
+
+def allowed_by(name: str) -> set[tuple[str, str]]:
+    """The rights that a role gives."""
+    role = next(body for body in yaml.safe_load_all((K8S / name).read_text()) if body["kind"] == "Role")
+    return {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}

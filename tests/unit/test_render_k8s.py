@@ -121,6 +121,31 @@ def validate(body: dict) -> None:
         kubernetes_validate.validate(body, API_VERSION, strict=True)
 
 
+K8S = Path(__file__).parents[2] / "k8s"
+ADMIN = sorted(path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ADMIN)
+def test_what_an_administrator_applies_is_valid_and_explained(name):
+    assert f"| `{name}` |" in (K8S / "README.md").read_text(encoding="utf-8")
+    bodies = list(yaml.safe_load_all((K8S / name).read_text(encoding="utf-8")))
+    if not name.endswith("kustomization.yaml"):
+        for body in bodies:
+            validate(body)
+        return
+    assert len(bodies) == 1 and bodies[0].keys() <= {"apiVersion", "kind", "namespace", "resources"}
+    assert bodies[0]["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+    here = {path.name for path in (K8S / name).parent.glob("*.yaml")} - {"kustomization.yaml"}
+    assert sorted(bodies[0]["resources"]) == sorted(here)
+
+
+def test_the_network_policy_is_for_what_launch_makes():
+    policy = yaml.safe_load((K8S / "network.yaml").read_text())["spec"]
+    template = k8s_objects(plan_of(RUN_JOB))[0]["spec"]["template"]
+    wanted = policy["podSelector"]["matchLabels"].items()
+    assert wanted and wanted <= template["metadata"]["labels"].items()
+
+
 def test_validator_would_see_a_misspelt_field():
     job = k8s_objects(plan_of(RUN_JOB))[0]
     job["spec"]["template"]["spec"]["containers"][0]["comand"] = ["true"]

@@ -86,6 +86,13 @@ def test_quota_account_and_priority_refusals_are_plain(backend, cluster):
     assert "does not have the profile's priority_class" in error.message
 
 
+def test_a_webhook_is_quoted_before_anything_is_sent(backend, cluster):
+    cluster.deny("/pods$", "images come from registry.example.com")
+    error = refusal(backend, plan_of())
+    assert error.message.endswith("denied the request: images come from registry.example.com")
+    assert objects_in(cluster) == []
+
+
 def test_name_that_is_taken_is_refused_and_left_alone(backend, cluster):
     submit(backend, plan_of(IDLE))
     other = plan_of()

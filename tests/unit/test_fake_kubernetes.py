@@ -438,3 +438,33 @@ def test_deadline_and_ttl(user: User) -> None:
     assert user.conditions("slow")["FailureTarget"] == "DeadlineExceeded"
     wait_for(lambda: not user.items("Job"))
     wait_for(lambda: not user.pods("slow"))
+
+
+def test_versions_that_nobody_remembers_are_gone(user: User, cluster: FakeCluster) -> None:
+    old = user.kind("Pod").get(namespace=NAMESPACE).metadata.resourceVersion
+    user.create({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "later"}})
+    assert user.items("Pod", resource_version=old) == []
+    cluster.expire_versions()
+    with pytest.raises(exceptions.DynamicApiError) as caught:
+        user.items("Pod", resource_version=old)
+    assert caught.value.status == 410
+    pods = f"{cluster.url}/api/v1/namespaces/{NAMESPACE}/pods"
+    watched = user.http.request("GET", f"{pods}?watch=1&resourceVersion={old}")
+    assert json.loads(watched.data)["object"]["code"] == 410
+    assert user.items("Pod", resource_version="0") == []
+
+
+def test_a_webhook_refuses_dry_runs_too(user: User, cluster: FakeCluster) -> None:
+    cluster.deny("/configmaps$", "no such team")
+    for query in ([], [("dryRun", "All")]):
+        with pytest.raises(exceptions.BadRequestError, match="denied the request: no such team"):
+            user.create({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c"}}, query_params=query)
+
+
+def test_lines_within_a_tick_of_the_clock_have_equal_stamps(user: User, cluster: FakeCluster) -> None:
+    cluster.log_tick_ns = 60 * 10**9
+    user.create(job("j", "echo same; echo same; echo other"))
+    wait_for(lambda: "Complete" in user.conditions("j"))
+    lines = user.log(user.pods("j")[0]["metadata"]["name"], "timestamps=true").data.decode().splitlines()
+    assert [line[31:] for line in lines] == ["same", "same", "other"]
+    assert len({line[:30] for line in lines}) <= 2  # two when the tick falls between

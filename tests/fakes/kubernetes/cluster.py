@@ -33,6 +33,7 @@ class FakeCluster:
     backoff_s        delay before the first replacement or restart (10 s in a real one)
     create_retry_s   delay before the Job controller tries again after a refusal
     log_leftover_s   how long the log of a pod that has gone answers 200 with an error text
+    log_tick_ns      step of the clock that stamps log lines; lines within one have equal stamps
     split_utf8       cut streamed logs into tiny chunks, also inside a character
     image_env        variables that every image is taken to define
     image_entrypoint command of containers that give none
@@ -49,6 +50,7 @@ class FakeCluster:
         self.backoff_s = 0.5
         self.create_retry_s = 0.5
         self.log_leftover_s = 0.0
+        self.log_tick_ns = 1
         self.split_utf8 = False
         self.run_as_user = True
         self.shared_paths: list[Path] = []
@@ -178,6 +180,15 @@ class FakeCluster:
 
     def throttle(self, count: int) -> None:
         self.faults.throttle(count)
+
+    def expire_versions(self) -> None:
+        """Forget the past: lists and watches that go on from an older resourceVersion answer 410."""
+        with self.store.lock:
+            self.store.forget_history()
+
+    def deny(self, path_regex: str, why: str) -> None:
+        """An admission webhook that refuses whatever is made under these paths; dry runs too."""
+        self.faults.deny(path_regex, why)
 
     def fail_once(self, status: int, path_regex: str) -> None:
         self.faults.fail_once(status, path_regex)

@@ -37,7 +37,7 @@ class ContainerRunner:
         self._folder = folder
         self._restart = restart
         self._sandbox: Sandbox | None = None
-        self._log = ContainerLog()
+        self._log = ContainerLog(kubelet.cluster.log_tick_ns)
         self._not_before = 0.0
         self._started_at = ""
 
@@ -99,7 +99,7 @@ class ContainerRunner:
                 self._wait_for("CreateContainerConfigError", str(error))
                 self._kubelet.warn(pod, "Failed", f"Error: {error}")
                 return
-        self._log = ContainerLog()
+        self._log = ContainerLog(self._kubelet.cluster.log_tick_ns)
         self._kubelet.logs.setdefault((pod["metadata"]["uid"], self.name), []).append(self._log)
         folder = self._folder / f"run-{self.restarts}"
         spec = self._process(pod, volumes, env)

@@ -19,6 +19,7 @@ class Faults:
         self._away_until = 0.0
         self._throttled = 0
         self._failures: list[tuple[int, re.Pattern[str]]] = []
+        self._denials: list[tuple[re.Pattern[str], str]] = []
         self.drops = 0
         self.drop_cleanly = False
 
@@ -40,8 +41,17 @@ class Faults:
         with self._lock:
             self._failures.append((status, re.compile(path_regex)))
 
+    def deny(self, path_regex: str, why: str) -> None:
+        self._denials.append((re.compile(path_regex), why))
+
     def is_away(self) -> bool:
         return time.monotonic() < self._away_until
+
+    def check_admission(self, path: str) -> None:
+        """Raise the refusal of a webhook, if one cares for this path."""
+        for pattern, why in self._denials:
+            if pattern.search(path):
+                raise ApiError(400, f'admission webhook "policy.fake.example" denied the request: {why}')
 
     def check(self, path: str) -> None:
         """Raise the error that is due for this request, if any."""

@@ -23,9 +23,10 @@ class LogQuery:
 
 
 class ContainerLog:
-    """Complete lines with the time their newline arrived; all stamps differ."""
+    """Complete lines with the time their newline arrived. All stamps differ, unless the clock ticks slowly."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick_ns: int = 1) -> None:
+        self._tick_ns = tick_ns
         self._changed = threading.Condition()
         self._lines: list[tuple[int, bytes]] = []
         self._first = 0
@@ -48,7 +49,8 @@ class ContainerLog:
 
     def append(self, line: bytes) -> None:
         with self._changed:
-            self._last_stamp = max(time.time_ns(), self._last_stamp + 1)
+            now = time.time_ns() // self._tick_ns * self._tick_ns
+            self._last_stamp = max(now, self._last_stamp + (self._tick_ns == 1))
             self._lines.append((self._last_stamp, line))
             self._changed.notify_all()
 

@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
             if cluster.bug:
                 raise ApiError(500, f"the fake cluster has stopped: {cluster.bug!r}")
             cluster.faults.check(url.path)
+            if self.command == "POST":
+                cluster.faults.check_admission(url.path)
             self._authenticate(cluster.token)
             self._route(url.path, query, body)
         except ApiError as error:
@@ -141,6 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             self._stream(self._droppable(self._watch(resource, namespace, query)), "application/json")
         elif name:
             self._send(200, api.get(resource, namespace or "", name))
+        elif self._is_expired(query):
+            raise ApiError(410, "The resourceVersion for the provided list is too old.")
         else:
             self._send(200, api.list_objects(resource, namespace, query))
 
@@ -190,10 +194,19 @@ class Handler(BaseHTTPRequestHandler):
         else:
             raise ApiError(405, f"{self.command} is not supported on {sub}")
 
+    def _is_expired(self, query: Query) -> bool:
+        """Whether the request goes on from a version that nobody remembers; 0 is any version."""
+        version = query.get("resourceVersion") or "0"
+        return version != "0" and int(version) < self.server.cluster.store.oldest
+
     def _watch(self, resource: Resource, namespace: str | None, query: Query) -> Iterator[bytes]:
         store = self.server.cluster.store
         deadline = time.monotonic() + float(query.get("timeoutSeconds") or 3600)
         seen = int(query.get("resourceVersion") or 0)
+        if self._is_expired(query):
+            text = f"too old resource version: {seen} ({store.oldest})"
+            yield json.dumps({"type": "ERROR", "object": ApiError(410, text).status}).encode() + b"\n"
+            return
         while time.monotonic() < deadline and not self.server.stopping.is_set():
             with store.changed:
                 if store.version <= seen:

@@ -27,6 +27,7 @@ class Store:
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.version = 0
+        self.oldest = 0
         self.history: list[tuple[int, str, str, Object]] = []
         self._objects: dict[str, dict[tuple[str, str], Object]] = {name: {} for name in RESOURCES}
 
@@ -78,6 +79,11 @@ class Store:
         meta = obj["metadata"]
         self._objects[plural].pop((meta.get("namespace", ""), meta["name"]), None)
         self._record("DELETED", plural, obj)
+
+    def forget_history(self) -> None:
+        """As etcd compacts it."""
+        self.history.clear()
+        self.oldest = self.version
 
     def _record(self, kind: str, plural: str, obj: Object) -> None:
         self.version += 1

@@ -19,8 +19,11 @@ COMMANDS = {
     "status": "Show how a run is.",
     "list": "List the runs of this machine.",
     "cancel": "End a run.",
+    "repair": "Start the nodes of a run anew whose machines are lost.",
+    "prune": "Remove what runs have left behind.",
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",
+    "drill": "Harm a short run of a job, and prove that training goes on where it stopped.",
 }
 
 

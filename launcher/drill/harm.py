@@ -6,34 +6,33 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from launcher.backends.base import Backend, State
-from launcher.backends.k8s_logs import JOB_LABEL
 from launcher.backends.k8s_status import by_node, pod_ended
+from launcher.backends.local import LocalBackend
+from launcher.backends.local import LocalBackend
 from launcher.edge import shell
 from launcher.edge.kube import Kube
 from launcher.errors import BackendError
+from launcher.render.pod import RUN_LABEL
 from launcher.runs import Run
 
 RESTART_WAIT_S = 300
 
-# Signals the processes of a run on one machine that match, and fails when there is none. By their environment, so that
-# those in a container are found from outside it.
-_SIGNAL = """
-pattern="$1"; signal="$2"; shift 2
-files=$(cd /proc && ls -d [0-9]*/environ)
-for variable; do
-  files=$(cd /proc && grep -lzxF -e "$variable" $files /dev/null 2>/dev/null) || exit 3
-done
-found=3
+# Kills the trainer process of a run that has these variables, and ends with 3 when there is none. By its environment,
+# so that one in a container is found from outside it; other users' processes cannot be read, and are not ours.
+_KILL = """
+cd /proc
+files=$(ls -d [0-9]*/environ)
+for variable; do files=$(grep -lzxF -e "$variable" /dev/null $files 2>/dev/null); done
+code=3
 for file in $files; do
   pid="${file%/environ}"
-  if grep -qzxF -e "$pattern" "/proc/$pid/cmdline" 2>/dev/null && kill "-$signal" "$pid"; then found=0; fi
+  if grep -qzxF trainer.cli "$pid/cmdline" 2>/dev/null && kill -KILL "$pid"; then code=0; fi
 done
-exit "$found"
+exit "$code"
 """
-_TRAINER, _ENTRYPOINT = "trainer.cli", "trainer.entrypoint"
 
 
 class Harm(Protocol):
@@ -50,18 +49,18 @@ class Harm(Protocol):
 
 
 class LocalHarm:
-    """TERM or KILL to processes of this machine."""
+    """TERM to a node's processes, KILL to one process."""
 
     def __init__(self, target: Backend, environ: Mapping[str, str]) -> None:
-        pass
+        self.target = cast(LocalBackend, target)
 
     def preempt(self, run: Run, node: int) -> None:
-        """TERM to what supervises the node's processes."""
-        _must(_signal(_ENTRYPOINT, "TERM", run, f"NODE_RANK={node}"), f"node {node}", run)
+        """Its whole process group is told, as Slurm tells every process of a step."""
+        self.target.preempt_node(run, node)
 
     def kill_rank(self, run: Run, rank: int) -> None:
-        """KILL to the process of that rank."""
-        _must(_signal(_TRAINER, "KILL", run, *_rank(run, rank)), f"rank {rank}", run)
+        """The trainer process of that rank."""
+        _must(shell.try_command(_kill_command(run, rank)), rank, run)
 
     def hasten(self, run: Run, ended: Callable[[], bool]) -> None:
         """The next start follows at once."""
@@ -83,11 +82,10 @@ class SlurmHarm:
         node = rank // run.processes_per_node
         host = next((found.host for found in self.target.status(run).nodes if found.node == node), None)
         if host is None:
-            raise BackendError(f"{run.run_id}: node {node} has no host now", f"see its state: launch status {run.run_id}")
+            raise _nothing_there(run, f"node {node} has no host now")
         step = ["srun", f"--jobid={_job_id(run)}", "--overlap", f"--nodelist={host}", "--nodes=1", "--ntasks=1",
                 "--mem=0", "--quiet"]  # fmt: skip
-        _must(shell.try_command([*step, *_signal_command(_TRAINER, "KILL", run, *_rank(run, rank))], env=self.environ),
-              f"rank {rank}", run)
+        _must(shell.try_command([*step, *_kill_command(run, rank)], env=self.environ), rank, run)
 
     def hasten(self, run: Run, ended: Callable[[], bool]) -> None:
         """A requeued job is held for two minutes; its owner may set another start time."""
@@ -124,10 +122,10 @@ class KubernetesHarm:
 
     def _pod(self, run: Run, node: int) -> tuple[Kube, str, str]:
         kube, namespace = Kube(self.environ, run.context), run.namespace or "default"
-        pods = by_node(kube.list("Pod", namespace, labels=f"{JOB_LABEL}={run.run_id}")).get(node, [])
+        pods = by_node(kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")).get(node, [])
         alive = [pod["metadata"]["name"] for pod in pods if not pod_ended(pod)]
         if not alive:
-            raise BackendError(f"{run.run_id}: node {node} has no pod now", f"see its state: launch status {run.run_id}")
+            raise _nothing_there(run, f"node {node} has no pod now")
         return kube, namespace, alive[-1]
 
 
@@ -136,24 +134,20 @@ HARMS: dict[str, Callable[[Backend, Mapping[str, str]], Harm]] = {
 }
 
 
-def _signal_command(pattern: str, signal: str, run: Run, *variables: str) -> list[str]:
-    return ["bash", "-c", _SIGNAL, "signal", pattern, signal, f"LAUNCH_RUN_ID={run.run_id}", *variables]
+def _kill_command(run: Run, rank: int) -> list[str]:
+    """A job of one process has no ranks: nothing tells its process a RANK."""
+    ranks = [f"RANK={rank}"] if run.nodes * run.processes_per_node > 1 else []
+    return ["bash", "-c", _KILL, "kill-rank", f"LAUNCH_RUN_ID={run.run_id}", *ranks]
 
 
-def _signal(pattern: str, signal: str, run: Run, *variables: str) -> shell.Completed:
-    return shell.try_command(_signal_command(pattern, signal, run, *variables))
-
-
-def _must(done: shell.Completed, what: str, run: Run) -> None:
+def _must(done: shell.Completed, rank: int, run: Run) -> None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise BackendError(f"{run.run_id}: {what} has no process to signal" + (f": {said[-1]}" if said else ""),
-                           f"see its state: launch status {run.run_id}")
+        raise _nothing_there(run, f"rank {rank} could not be killed: {said[-1] if said else 'it has no process now'}")
 
 
-def _rank(run: Run, rank: int) -> list[str]:
-    """A job of one process has no ranks: nothing tells its process a RANK."""
-    return [f"RANK={rank}"] if run.nodes * run.processes_per_node > 1 else []
+def _nothing_there(run: Run, what: str) -> BackendError:
+    return BackendError(f"{run.run_id}: {what}", f"see its state: launch status {run.run_id}")
 
 
 def _job_id(run: Run) -> str:

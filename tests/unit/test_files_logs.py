@@ -1,11 +1,16 @@
 """Following log files: nothing is lost, repeated or reordered, however the file grows."""
 
 import itertools
+import os
+import tracemalloc
 from collections import defaultdict
+from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.errors import SpecError
 from launcher.logs.files import LogFiles
 from launcher.logs.line import LogQuery
 
@@ -77,6 +82,68 @@ def test_the_last_line_needs_no_line_end(tmp_path):
 def test_a_redrawn_progress_line_shows_its_last_state(tmp_path):
     (tmp_path / "node-0.log").write_bytes(b"10%\r50%\r100%\r\nnext\r\nbroken \xff\n")
     assert read(tmp_path) == {0: ["100%", "next", "broken \ufffd"]}
+
+
+def test_an_unfinished_line_is_live_and_then_given_whole(tmp_path):
+    path = tmp_path / "node-0.log"
+    path.write_bytes(b"done\n10%\r20%\r")
+    pieces = iter([b"", b"30%\r40", b"%\r\nhalf", b" line"])
+
+    def more(_seconds):
+        with path.open("ab") as file:
+            file.write(next(pieces, b""))
+
+    ends = iter([False] * 4 + [True])
+    files = LogFiles(tmp_path, [0], began=BEGAN, ended=lambda: next(ends), sleep=more)
+    found = [(line.text, line.live) for batch in files.read(LogQuery(follow=True, live=True)) for line in batch]
+    assert found == [("done", False), ("20%", True), ("40", True), ("40%", False), ("half", True), ("half line", False)]
+
+
+def test_a_line_redrawn_for_hours_takes_no_memory(tmp_path):
+    path = tmp_path / "node-0.log"
+    path.write_bytes(b"".join(b"%9d%%\r" % number for number in range(500_000)) + b"end\n")
+    tracemalloc.start()
+    found = read(tmp_path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == {0: ["end"]}
+    assert most < path.stat().st_size
+
+
+def test_the_attempts_of_a_node_come_in_order(tmp_path):
+    for attempt in (0, 2, 10):
+        (tmp_path / f"node-1.r{attempt}.log").write_text(f"{attempt} one\n{attempt} half")
+    want = [f"{attempt} {word}" for attempt in (0, 2, 10) for word in ("one", "half")]
+    assert read(tmp_path) == {1: want}
+    assert read(tmp_path, follow=True) == {1: want}
+    assert read(tmp_path, tail=3) == {1: want[-3:]}
+
+
+def test_since_leaves_out_files_that_were_written_before(tmp_path):
+    write(tmp_path, node_0="a\n", node_1="b\n")
+    (tmp_path / "node-1.r1.log").write_text("c\n")
+    for name, minute in (("node-0.log", 10), ("node-1.log", 10), ("node-1.r1.log", 30)):
+        moment = datetime(2026, 11, 24, 11, minute, tzinfo=UTC).timestamp()
+        os.utime(tmp_path / name, (moment, moment))
+    for hour, minute, want in ((10, 59, {0: ["a"], 1: ["b", "c"]}), (11, 31, {})):
+        assert read(tmp_path, since=datetime(2026, 11, 24, hour, minute, tzinfo=UTC)) == want
+    with pytest.raises(SpecError, match=r"got 2026-11-24T11:20:00\+00:00, but lines of .*node-1.r1.log have no times"):
+        read(tmp_path, since=datetime(2026, 11, 24, 11, 20, tzinfo=UTC))
+    (tmp_path / "node-1.r1.log").unlink()
+    assert read(tmp_path, since=datetime(2026, 11, 24, 11, 20, tzinfo=UTC)) == {}
+
+
+def test_lines_that_come_after_since_are_followed(tmp_path):
+    write(tmp_path, node_0="old\n")
+    since = datetime.now(UTC) + timedelta(seconds=60)
+    ends = iter([False, True])
+
+    def more(_seconds):
+        with (tmp_path / "node-0.log").open("a") as file:
+            file.write("new\n")
+
+    files = LogFiles(tmp_path, [0], began=BEGAN, ended=lambda: next(ends), sleep=more)
+    assert collect(files.read(LogQuery(follow=True, since=since))) == {0: ["new"]}
 
 
 def test_no_folder_is_no_lines(tmp_path):

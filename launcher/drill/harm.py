@@ -11,7 +11,6 @@ from typing import Protocol, cast
 from launcher.backends.base import Backend, State
 from launcher.backends.k8s_status import by_node, pod_ended
 from launcher.backends.local import LocalBackend
-from launcher.backends.local import LocalBackend
 from launcher.edge import shell
 from launcher.edge.kube import Kube
 from launcher.errors import BackendError

@@ -13,7 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the tests that need more than this machine."""
     parser.addoption("--e2e-k8s", action="store_true", help="run tests/e2e_k8s on the cluster of KUBECONFIG")
     parser.addoption("--e2e-image", default="", metavar="IMAGE", help="trainer image of the e2e jobs")
-    parser.addoption("--e2e-volume-path", default="", metavar="PATH", help="folder of the nodes for e2e jobs")
+    parser.addoption("--e2e-volume-path", default="", metavar="PATH",
+                     help="folder that all nodes share, writable for user 1000; e2e jobs see it through a claim")
+    parser.addoption("--e2e-lose-node", default="", metavar="CMD", help="command that cuts off the node it is given")
+    parser.addoption("--e2e-restore-node", default="", metavar="CMD", help="command that brings that node back")
+    parser.addoption("--e2e-restart-apiserver", default="", metavar="CMD", help="command that restarts the API server")
     parser.addoption("--require", default="", metavar="NAME,...", help="needs whose skips become failures")
 
 

@@ -3,7 +3,11 @@ end. Nothing else of the cluster is touched, but a PersistentVolume when --e2e-v
 
 import functools
 import os
+import re
 import secrets
+import shlex
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from tests.cli_runner import Launch
 
 PATIENCE_S = 600
 REMOVAL_S = 180
+JOB_SET_VERSION = "jobset.x-k8s.io/v1alpha2"
 CLAIM = "shared"
 
 
@@ -33,9 +38,30 @@ class Cluster:
         """The API of a kind of objects."""
         return self.client.resources.get(api_version=version, kind=kind)
 
+    def has_job_set(self) -> bool:
+        """Whether JobSet is installed."""
+        try:
+            return bool(self.kind("JobSet", JOB_SET_VERSION))
+        except kubernetes.dynamic.exceptions.ResourceNotFoundError:
+            return False
+
+    def pods(self, run_id: str) -> dict[int, Any]:
+        """The newest pod of each node that is not going away."""
+        found = self.kind("Pod").get(namespace=self.namespace, label_selector=f"launch/run-id={run_id}").items
+        staying = [pod for pod in found if not pod.metadata.deletionTimestamp]
+        staying.sort(key=lambda pod: pod.metadata.creationTimestamp)
+        return {int(pod.metadata.labels["batch.kubernetes.io/job-completion-index"]): pod for pod in staying}
+
+    def evict(self, pod: Any) -> None:
+        """What `kubectl drain` does to a pod."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction",
+                "metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
+        self.kind("Pod").eviction.create(name=pod.metadata.name, namespace=self.namespace, body=body)
+
     def left_of(self, run_id: str) -> list[str]:
         """What is left of a run, its pods too."""
         kinds = [("Job", "batch/v1"), ("Pod", "v1"), ("Service", "v1"), ("ConfigMap", "v1"), ("Secret", "v1")]
+        kinds += [("JobSet", JOB_SET_VERSION)] if self.has_job_set() else []
         return [f"{kind}/{item.metadata.name}" for kind, version in kinds
                 for item in self.kind(kind, version).get(namespace=self.namespace).items
                 if item.metadata.name.startswith(run_id)]
@@ -101,6 +127,54 @@ class Site:
             assert time.monotonic() < deadline, f"still {status}"
             time.sleep(0.5)
         return status
+
+    def followed(self, run_id: str, *options: str) -> Iterator[str]:
+        """The lines that a follower prints, as they come."""
+        follower = self.launch.start("logs", "-f", *options, run_id)
+        assert follower.stdout and follower.stderr
+        errors: list[str] = []
+        drain = threading.Thread(target=lambda: errors.extend(follower.stderr or []), daemon=True)
+        drain.start()
+        try:
+            yield from (line.rstrip("\n") for line in follower.stdout)
+            assert follower.wait(PATIENCE_S) == 0, "".join(errors)
+        finally:
+            follower.kill()
+            follower.wait()
+
+    def profile(self, **fields: Any) -> None:
+        """Change the profile `e2e`."""
+        path = self.launch.cwd / "clusters.yaml"
+        path.write_text(yaml.safe_dump({"e2e": {**yaml.safe_load(path.read_text())["e2e"], **fields}}))
+
+
+def option(request: pytest.FixtureRequest, name: str) -> str:
+    """The value of an option; skips without it."""
+    value = str(request.config.getoption(name))
+    if not value:
+        pytest.skip(f"needs {name}")
+    return value
+
+
+def run_option(command: str, *words: str) -> None:
+    """Run a command that an option gave."""
+    done = subprocess.run([*shlex.split(command), *words], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, f"{command} {' '.join(words)}: {done.stdout}{done.stderr}"
+
+
+def shell(script: str) -> list[str]:
+    """A command that runs a script."""
+    return ["bash", "-c", script]
+
+
+def nodes_of(text: str) -> dict[int, list[str]]:
+    """The lines of each node from what `launch logs` printed."""
+    found: dict[int, list[str]] = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"\[node (\d+)\] (.*)", line)
+        assert match, line
+        found.setdefault(int(match[1]), []).append(match[2])
+    return found
 
 
 def wait_until(done: Callable[[], Any], what: str, limit_s: float = 60) -> None:

@@ -1,33 +1,15 @@
-"""launch on a real cluster: submit, follow, cancel, fail, be refused, and train.
+"""launch on a real cluster: submit, follow, cancel, fail, be refused.
 
 The pods' image comes from --e2e-image, and only from the nodes' own store when they have no registry.
 """
 
-import re
-import shutil
-from pathlib import Path
+import hashlib
+import random
 
 import pytest
 import yaml
 
-from tests.e2e_k8s.conftest import CLAIM, PATIENCE_S, Site, wait_until
-
-QUICKSTART = Path(__file__).parents[2] / "examples/quickstart"
-
-
-def shell(script: str) -> list[str]:
-    """A command that runs a script."""
-    return ["bash", "-c", script]
-
-
-def nodes_of(text: str) -> dict[int, list[str]]:
-    """The lines of each node from what `launch logs` printed."""
-    found: dict[int, list[str]] = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"\[node (\d+)\] (.*)", line)
-        assert match, line
-        found.setdefault(int(match[1]), []).append(match[2])
-    return found
+from tests.e2e_k8s.conftest import PATIENCE_S, Site, nodes_of, shell, wait_until
 
 
 def test_two_nodes_are_followed_and_their_logs_stay(site: Site):
@@ -163,60 +145,73 @@ def test_namespace_that_is_missing_is_named_with_the_command_that_makes_it(site:
     assert "create namespace launch-e2e-nowhere" in done.stderr
 
 
-def settings(*words: str) -> list[str]:
-    """`--set` for each."""
-    return [option for word in words for option in ("--set", word)]
-
-
-def quickstart(site: Site) -> None:
-    """The quickstart's files as the job's folder."""
-    for path in QUICKSTART.iterdir():
-        if path.is_file():
-            shutil.copy(path, site.launch.cwd / path.name)
-
-
-def test_one_node_trains_from_its_config_map(site: Site):
-    quickstart(site)
-    run_id = site.submit("base.yaml", *settings("cluster=e2e", f"image={site.cluster.image}",
-                                                "train.optimizer.max_steps=4", "train.optimizer.deepspeed=null",
-                                                "train.runtime.log_every=1", "train.settings.output_dir=/tmp/base"))
+def test_a_restricted_pod_runs_as_nobody_special(site: Site):
+    """The namespace refuses any other; this one is admitted and can write where it must."""
+    script = ("id -u; touch /tmp/a /workspace/b /dev/shm/c && echo writes; touch /d 2>/dev/null || echo read-only; "
+              "ls /var/run/secrets/kubernetes.io 2>/dev/null || echo no token")
+    run_id = site.submit(site.job(run=shell(script), resources={"nodes": 1}))
     site.wait(run_id, "succeeded")
-    assert "step 4/4" in site.launch.ok("logs", run_id)
+    assert nodes_of(site.launch.ok("logs", run_id))[0] == ["1000", "writes", "read-only", "no token"]
 
 
-def test_two_nodes_train_a_lora_together(site: Site):
-    """Without a shared volume each node makes the same base model for itself, then both train one adapter."""
-    quickstart(site)
-    for name, output, path in (("base", "/tmp/base", None), ("job", "/tmp/lora", "/tmp/base/model")):
-        train = yaml.safe_load((QUICKSTART / f"{name}.yaml").read_text())["train"]
-        train["settings"]["output_dir"] = output
-        train["optimizer"] |= {"max_steps": 4, "deepspeed": {"zero_stage": 2} if path else None}
-        train["runtime"] |= {"log_every": 1, "sample_prompts": train["runtime"]["sample_prompts"][:1]}
-        train["model"] |= {"path": path} if path else {}
-        (site.launch.cwd / f"train-{name}.yaml").write_text(yaml.safe_dump(train))
-    script = (
-        "set -e; export LAUNCH_CODE=\n"
-        "LAUNCH_NODES=1 NODE_RANK=0 python3 -m trainer.entrypoint --config train-base.yaml\n"
-        "exec python3 -m trainer.entrypoint --config train-job.yaml\n"
-    )
+def test_code_of_several_config_maps_arrives_whole(site: Site):
+    content = random.Random(0).randbytes(2_500_000)
+    (site.launch.cwd / "weights.bin").write_bytes(content)
+    run_id = site.submit(site.job(run=["sha256sum", "weights.bin"], code="."))
+    site.wait(run_id, "succeeded")
+    line = f"{hashlib.sha256(content).hexdigest()}  weights.bin"
+    assert nodes_of(site.launch.ok("logs", run_id)) == {0: [line], 1: [line]}
+    (site.launch.cwd / "weights.bin").write_bytes(content * 4)
+    assert "weights.bin" in site.launch.run("submit", "job.yaml").stderr
+
+
+def test_quota_is_told_before_anything_is_sent(site: Site):
+    quotas = site.cluster.kind("ResourceQuota")
+    quotas.create({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}, namespace=site.cluster.namespace)
+    try:
+        def refusal() -> str:
+            done = site.launch.run("submit", site.job(name="over", run=shell("true")))
+            return done.stderr if done.returncode == 3 else ""
+
+        wait_until(lambda: "exceeded quota" in refusal(), "the quota to count")
+    finally:
+        quotas.delete(name="none", namespace=site.cluster.namespace)
+
+
+def test_logs_stay_when_the_job_is_gone(site: Site):
+    run_id = site.submit(site.job(run=shell("echo $NODE_RANK here")))
+    site.wait(run_id, "succeeded")
+    before = site.launch.ok("logs", run_id)
+    site.cluster.kind("Job", "batch/v1").delete(
+        name=run_id, namespace=site.cluster.namespace, body={"propagationPolicy": "Background"})
+    wait_until(lambda: site.cluster.left_of(run_id) == [], "everything to go")
+    assert nodes_of(before) == {0: ["0 here"], 1: ["1 here"]}
+    assert site.launch.ok("logs", run_id) == before
+    assert site.status(run_id)["state"] == "succeeded"
+
+
+def test_prune_finds_what_an_orphaning_delete_left(site: Site):
+    script = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
     run_id = site.submit(site.job(run=shell(script), code="."))
+    site.wait(run_id, "running")
+    site.cluster.kind("Job", "batch/v1").delete(
+        name=run_id, namespace=site.cluster.namespace, body={"propagationPolicy": "Orphan"})
+    kinds = ["ConfigMap", "Pod", "Pod", "Service"]
+    wait_until(lambda: sorted(stray["kind"] for stray in site.launch.json("prune")) == kinds, "the strays", PATIENCE_S)
+    site.launch.ok("prune", "--yes")
+    wait_until(lambda: site.cluster.left_of(run_id) == [], "everything to go")
+
+
+def test_a_job_set_runs_and_leaves_nothing(site: Site):
+    if not site.cluster.has_job_set():
+        pytest.skip("JobSet is not installed in the cluster")
+    site.profile(kubernetes_kind="JobSet")
+    script = "until getent hosts $MASTER_ADDR >/dev/null; do sleep 0.2; done; echo $MASTER_ADDR; sleep 5"
+    run_id = site.submit(site.job(run=shell(script)))
     site.wait(run_id, "succeeded")
-    lines = nodes_of(site.launch.ok("logs", run_id))
-    assert [sum("step 4/4" in line for line in lines[node]) for node in (0, 1)] == [2, 2]
-
-
-def test_quickstart_trains_on_a_shared_volume(site: Site):
-    if not site.volume:
-        pytest.skip("needs a folder that all nodes share: --e2e-volume-path PATH")
-    quickstart(site)
-    common = [f"image={site.cluster.image}", "cluster=e2e", f"mounts=[{{path: /shared, claim: {CLAIM}}}]"]
-    base = site.submit("base.yaml", *settings(*common, "train.settings.output_dir=/shared/base"))
-    site.wait(base, "succeeded")
-    lora = site.submit("job.yaml", *settings(
-        *common, "resources.nodes=2", "train.model.path=/shared/base/model", "train.settings.output_dir=/shared/lora",
-        "train.optimizer.max_steps=20"))
-    site.wait(lora, "succeeded")
-    mounts = [{"path": "/shared", "claim": CLAIM}]
-    listed = site.submit(site.job(run=["ls", "/shared/lora/adapter"], mounts=mounts, resources={"nodes": 1}))
-    site.wait(listed, "succeeded")
-    assert "adapter_model.safetensors" in nodes_of(site.launch.ok("logs", listed))[0]
+    name = f"{run_id}-n-0-0.{run_id}"
+    assert nodes_of(site.launch.ok("logs", run_id)) == {0: [name], 1: [name]}
+    idle = site.submit(site.job(run=shell("trap 'exit 0' TERM; while true; do sleep 0.1; done")))
+    site.wait(idle, "running")
+    site.launch.ok("cancel", idle)
+    wait_until(lambda: site.cluster.left_of(idle) == [], "everything to go")

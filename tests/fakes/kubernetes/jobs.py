@@ -163,6 +163,7 @@ class JobController:
             return
         action, message = failure_action(job, pod)
         if action == "Ignore":
+            tally.ignored[index] += 1
             tally.retry_at[index] = time.monotonic() + self._cluster.backoff_s
             return
         tally.failed += 1
@@ -199,6 +200,8 @@ class JobController:
 
     def _create_pod(self, job: Object, tally: Tally, index: int | None) -> bool:
         pod = build_pod(job, index)
+        if job["spec"].get("backoffLimitPerIndex") is not None:
+            pod["metadata"]["annotations"] |= _counts(tally, index)
         namespace, name = job["metadata"]["namespace"], pod["metadata"]["name"]
         try:
             self._cluster.api.create(RESOURCES["pods"], namespace, pod, {})
@@ -230,6 +233,14 @@ class JobController:
         status["uncountedTerminatedPods"] = {}
         if job["spec"].get("backoffLimitPerIndex") is not None:
             status["failedIndexes"] = format_indexes(tally.failed_indexes)
+
+
+def _counts(tally: Tally, index: int | None) -> dict[str, str]:
+    """How often a pod of this index has failed before."""
+    found = {"batch.kubernetes.io/job-index-failure-count": str(tally.failures[index])}
+    if tally.ignored[index]:
+        found["batch.kubernetes.io/job-index-ignored-failure-count"] = str(tally.ignored[index])
+    return found
 
 
 def is_finished(job: Object) -> bool:

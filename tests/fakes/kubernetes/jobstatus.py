@@ -21,6 +21,7 @@ class Tally:
     completed: set[int] = field(default_factory=set)
     failed_indexes: set[int] = field(default_factory=set)
     failures: Counter[int | None] = field(default_factory=Counter)
+    ignored: Counter[int | None] = field(default_factory=Counter)
     retry_at: dict[int | None, float] = field(default_factory=dict)
     succeeded: int = 0
     failed: int = 0

@@ -79,6 +79,7 @@ class _NodeReader:
         """What comes after that, until the run has ended."""
         while not self.feed.stop.is_set():
             pods, over = self.feed.look(self.node)
+            yield from self._gone({pod.name for pod in pods})
             waiting = [pod for pod in pods if pod.started and pod.name not in self._finished]
             for pod in waiting:
                 yield from self._read(pod, follow=True)
@@ -91,8 +92,18 @@ class _NodeReader:
         self._readers[pod.name] = reader
         yield from reader.read(follow=follow)
         if follow or pod.ended:
-            self._finished.add(pod.name)
-            reader.writer.close()
+            self._finish(reader)
+
+    def _gone(self, there: set[str]) -> Iterator[Batch]:
+        """Tell of pods that were not read to their end and are there no more."""
+        for name, reader in self._readers.items():
+            if name not in there and name not in self._finished:
+                yield from reader.gone()
+                self._finish(reader)
+
+    def _finish(self, reader: "_PodReader") -> None:
+        self._finished.add(reader.pod.name)
+        reader.writer.close()
 
 
 class _PodReader:
@@ -119,7 +130,7 @@ class _PodReader:
             # The end of a stream is not the end of the pod: a log is complete that was opened after the end.
             ended = self._ended(patience, follow=follow)
             if ended is None:
-                yield from self._gone()
+                yield from self.gone()
                 return
             if (yield from self._attempt(patience, ended=ended, follow=follow)):
                 return
@@ -141,7 +152,7 @@ class _PodReader:
                 patience.reset()
                 yield batch
         except GoneError:
-            yield from self._gone()
+            yield from self.gone()
             return True
         except Unreachable as error:
             self._cut_off = True
@@ -181,7 +192,8 @@ class _PodReader:
             yield [log_line(self.pod.node, line) for line in new]
         yield from self._missing(self.position.missing_end())
 
-    def _gone(self) -> Iterator[Batch]:
+    def gone(self) -> Iterator[Batch]:
+        """What is missing of a pod that has no log any more."""
         if self._cut_off:
             yield from self._missing(Gap(self._last(), None, _DELETED))
 

@@ -2,7 +2,9 @@
 
 `$LAUNCH_HOME/runs/ID/` (default `~/.local/share/launch`) holds `run.json` (a Run), `render.yaml` or `render.sh`
 (what was sent), `logs/` (archived or live) and the small files of the trainer's output folder. Plain files;
-two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole.
+two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole. Both are
+atomic on NFS too, so machines may share the folder; no lock is needed for it. (A local run holds a flock as long as it
+lives; where a file system has none, `launch submit` of a local job says so.)
 """
 
 import dataclasses
@@ -11,10 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
+from typing import cast
 
 from launcher.errors import LaunchError, NotFoundError
+from launcher.spec import BACKENDS
 
 SMALL_FILE = 4 * 2**20
 RESULTS = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
@@ -60,31 +66,48 @@ class RunStore:
         return candidate
 
     def claim(self, run_id: str) -> bool:
-        """Make the run's folder; False when somebody has it already. Atomic between processes."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Make the run's folder; False when somebody has it already. Atomic between processes. Raises LaunchError when
+        nothing can be written there."""
         try:
-            self.folder(run_id).mkdir(mode=0o700)
-        except FileExistsError:
-            return False
-        (self.folder(run_id) / "logs").mkdir(mode=0o700)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                self.folder(run_id).mkdir(mode=0o700)
+            except FileExistsError:
+                return False
+            (self.folder(run_id) / "logs").mkdir(mode=0o700)
+        except OSError as error:
+            raise LaunchError(f"{self.root}: run folders cannot be made: {error.strerror}",
+                              "name a folder of your own: export LAUNCH_HOME=FOLDER") from error
         return True
 
     def forget(self, run_id: str) -> None:
         """Remove the folder of a run that was never sent."""
         shutil.rmtree(self.folder(run_id), ignore_errors=True)
 
+    def drop_secrets(self, run_id: str) -> None:
+        """Remove the secrets of a run that has ended; one that is started again needs them."""
+        (self.folder(run_id) / "secrets.env").unlink(missing_ok=True)
+
     def save(self, run: Run) -> None:
         """Write `run.json`, whole or not at all."""
         write_whole(self.folder(run.run_id) / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
 
     def all(self) -> list[Run]:
-        """Every submitted run, oldest first."""
-        found = [run for path in self.root.glob("*/run.json") if (run := _read(path))]
-        return sorted(found, key=lambda run: (run.created, run.run_id))
+        """Every submitted run, oldest first. Records that cannot be used are left out, see `damaged`."""
+        return _sorted(self._records())
+
+    def damaged(self) -> dict[str, str]:
+        """Run ids whose record cannot be used, and why."""
+        return {run_id: why for run_id, why in sorted(self._records().items()) if isinstance(why, str)}
 
     def find(self, reference: str | None) -> Run:
-        """A run by id or handle; the latest when None. Raises NotFoundError."""
-        runs = self.all()
+        """A run by id or handle; the latest when None. Raises NotFoundError, LaunchError when its record is damaged."""
+        records = self._records()
+        if isinstance(why := records.get(reference or ""), str):
+            folder = self.root / str(reference)
+            raise LaunchError(f"{folder}/run.json: {why}",
+                              f"use the launch that wrote it, or remove what is left of the run: rm -r {folder}")
+        runs = _sorted(records)
         if not runs:
             raise NotFoundError(f"no runs in {self.root}", "start one: launch submit JOB.yaml")
         if reference is None:
@@ -93,6 +116,11 @@ class RunStore:
             if reference in (run.run_id, run.handle):
                 return run
         raise NotFoundError(f"no run {reference!r} in {self.root}", "list them: launch list")
+
+    def _records(self) -> dict[str, "Run | str"]:
+        """Run or the reason why there is none, by run id; not of a folder that is just being made or removed."""
+        found = {path.parent.name: _read(path) for path in self.root.glob("*/run.json")}
+        return {run_id: record for run_id, record in found.items() if record is not None}
 
     def collect_results(self, run: Run) -> None:
         """Copy the small files of the trainer's output folder into the run folder, where they can be reached."""
@@ -119,22 +147,41 @@ def now() -> str:
 
 
 def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
-    """Replace `path` by `text`: a reader sees the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    """Replace `path` by `text`: a reader sees the old file or the new one, never a part. Raises LaunchError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.part")  # machines that share a folder share pids
     try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems would rename first and write later
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise LaunchError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _read(path: Path) -> Run | None:
-    """A run, or None for a folder that another version wrote or that is just being removed."""
+def _sorted(records: Mapping[str, Run | str]) -> list[Run]:
+    return sorted((run for run in records.values() if isinstance(run, Run)), key=lambda run: (run.created, run.run_id))
+
+
+def _read(path: Path) -> Run | str | None:
+    """A run, why its record cannot be used, or None when it is just being removed."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Run(**{key: values[key] for key in Run.__dataclass_fields__ if key in values})
-    except (OSError, ValueError, TypeError):
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "is damaged: no JSON"
+    if not isinstance(values, dict):
+        return "is damaged: no run"
+    known = {key: values[key] for key in Run.__dataclass_fields__ if key in values}
+    fields = dataclasses.fields(Run)
+    wrong = [field.name for field in fields
+             if not isinstance(known.get(field.name, field.default), cast(type, field.type))]
+    if wrong or known["run_id"] != path.parent.name or known["backend"] not in BACKENDS:
+        return f"is not of this run, or of another version of launch ({', '.join(wrong) or 'run_id, backend'})"
+    return Run(**known)

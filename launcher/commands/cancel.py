@@ -18,7 +18,9 @@ def command(run: str | None) -> None:
     backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
     before = backend.status(found).state
     if before.ended:
+        store.drop_secrets(found.run_id)
         ui.note(f"{found.run_id} has ended already: {before}")
         return
     backend.cancel(found)
+    store.drop_secrets(found.run_id)
     ui.note(f"{found.run_id}: cancelled")

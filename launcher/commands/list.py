@@ -16,6 +16,8 @@ from launcher.runs import Run, RunStore
 def command(json_output: bool) -> None:
     """The newest last. A cluster that cannot be asked shows its runs as unknown."""
     store = run_store()
+    for run_id, why in store.damaged().items():
+        ui.warn(f"{store.folder(run_id)}/run.json: {why}")
     rows = [(run, _state(store, run)) for run in store.all()]
     if json_output:
         for run, state in rows:

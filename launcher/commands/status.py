@@ -18,6 +18,8 @@ def command(run: str | None, json_output: bool) -> None:
     store = run_store()
     found = store.find(run)
     status = load_backend(found.backend, store, dict(os.environ)).status(found)  # type: ignore[arg-type]
+    if status.state.ended:
+        store.drop_secrets(found.run_id)
     if json_output:
         ui.as_json({"run": found.run_id, "handle": found.handle, **dataclasses.asdict(status)})
         return

@@ -1,8 +1,12 @@
 """The run folder."""
 
+import json
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +22,9 @@ def store(tmp_path):
 def saved(store, run_id, created="2026-01-01T00:00:00", **more):
     """A run that was submitted."""
     store.claim(run_id)
-    run = Run(run_id=run_id, name="n", backend="local", handle=f"local://{run_id}", cluster=None, nodes=1,
-              created=created, job_dir="/", **more)
+    values = {"name": "n", "backend": "local", "handle": f"local://{run_id}", "cluster": None, "nodes": 1,
+              "created": created, "job_dir": "/", **more}
+    run = Run(run_id=run_id, **values)
     store.save(run)
     return run
 
@@ -58,12 +63,57 @@ def test_no_runs_and_no_such_run(store):
         store.find("b")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run_id": "x"}', "null", "7"])
-def test_a_broken_run_is_left_out(store, text):
+GOOD = {"run_id": "bad", "name": "n", "backend": "local", "handle": "h", "cluster": None, "nodes": 1, "created": "c",
+        "job_dir": "/"}
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("", "is damaged: no JSON"), ("{", "is damaged: no JSON"), ("[]", "is damaged: no run"),
+    ("null", "is damaged: no run"),
+    ("{}", r"another version of launch \(run_id, name, backend"),
+    ('{"run_id": "bad"}', r"another version of launch \(name"),
+    (json.dumps({**GOOD, "nodes": "1"}), r"another version of launch \(nodes\)"),
+    (json.dumps({**GOOD, "backend": "moon"}), "another version of launch"),
+    (json.dumps({**GOOD, "run_id": "../../other"}), "is not of this run"), ("\udcff", "is damaged: no JSON"),
+])
+def test_a_record_that_cannot_be_used_is_named(store, text, why):
+    """And spares the others."""
     saved(store, "a")
-    store.claim("broken")
-    (store.folder("broken") / "run.json").write_text(text)
+    store.claim("bad")
+    (store.folder("bad") / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert [run.run_id for run in store.all()] == ["a"]
+    assert list(store.damaged()) == ["bad"]
+    with pytest.raises(LaunchError, match=rf"bad/run\.json: .*{why}") as error:
+        store.find("bad")
+    assert error.value.hint.endswith(f"rm -r {store.folder('bad')}")
+    assert store.find(None).run_id == "a"
+
+
+def test_a_folder_without_a_record_is_no_run(store):
+    store.claim("half")
+    assert (store.all(), store.damaged()) == ([], {})
+
+
+def test_a_home_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match="file/runs: run folders cannot be made: Not a directory") as error:
+        RunStore(tmp_path / "file").claim("a")
+    assert "export LAUNCH_HOME=" in error.value.hint
+
+
+def test_two_processes_write_and_read_at_once(tmp_path):
+    """One saves a run over and over, the other always reads a whole one."""
+    script = ("import sys, pathlib; sys.path.insert(0, sys.argv[2]); from tests.unit.test_runs import saved, RunStore\n"
+              "store = RunStore(pathlib.Path(sys.argv[1]))\n"
+              "[saved(store, 'a', name='x' * (n % 1000)) for n in range(300)]")
+    root = Path(__file__).parents[2]
+    store = RunStore(tmp_path)
+    saved(store, "a")
+    writer = subprocess.Popen([sys.executable, "-c", script, tmp_path, root])
+    while writer.poll() is None:
+        assert store.find("a").run_id == "a"
+    assert writer.returncode == 0
+    assert sorted(os.listdir(store.folder("a"))) == ["logs", "run.json"]
 
 
 def test_a_newer_version_may_add_fields(store):

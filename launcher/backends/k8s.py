@@ -86,13 +86,18 @@ class KubernetesBackend(Backend):
         marker = self.store.folder(run.run_id) / "cancelled"
         marker.touch()
         self._archive(run, follow=False, limit_s=DELETE_SPARE_S)
+        grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        stop = threading.Event()
+        reader = threading.Thread(target=self._archive, args=(run,), daemon=True, kwargs={
+            "follow": True, "limit_s": grace_s + DELETE_SPARE_S, "stop": stop})
+        reader.start()  # before the pods are told to end: one that ends at once takes its log with it
         try:
             kube.delete(_kind(run), namespace, run.run_id, propagation="Foreground")
         except BackendError:
             marker.unlink(missing_ok=True)
+            stop.set()
             raise
-        grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-        self._archive(run, follow=True, limit_s=grace_s + DELETE_SPARE_S)
+        reader.join()
 
     def lost(self, run: Run) -> list[LostNode]:
         """Nodes that are to go from machines that do not answer: nobody replaces them (k8s_lost.py says why)."""
@@ -119,10 +124,10 @@ class KubernetesBackend(Backend):
         place, uid = Place(stray.key[0], stray.key[1]), stray.key[2]
         self._kube(place.context).delete(stray.kind, place.namespace, stray.name, propagation="Background", uid=uid)
 
-    def _archive(self, run: Run, *, follow: bool, limit_s: float) -> None:
+    def _archive(self, run: Run, *, follow: bool, limit_s: float, stop: threading.Event | None = None) -> None:
         """Read the logs into the run folder; with `follow` until the pods are gone. What cannot be read (the pod of
         a lost machine) keeps nobody from cancelling."""
-        stop = threading.Event()
+        stop = stop or threading.Event()
         timer = threading.Timer(limit_s, stop.set)
         timer.start()
         try:

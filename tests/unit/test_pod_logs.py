@@ -225,6 +225,27 @@ def test_a_log_that_a_proxy_ended_early_is_asked_for_again(tmp_path):
     assert read(source, tmp_path, follow=False) == [(0, text) for _, text in lines]
 
 
+@pytest.mark.parametrize(("minutes", "found"), [(15, [(0, "line")]), (17, None)])
+def test_a_cluster_may_be_away_for_a_quarter_of_an_hour(tmp_path, monkeypatch, minutes, found):
+    """Each failed request takes a minute, of a clock that only requests move."""
+    class Away(Script):
+        minute = 0
+
+        def stream(self, pod, since, *, follow):
+            self.minute += 1
+            if self.minute <= minutes:
+                raise Unreachable(ConnectionRefusedError("refused"))
+            return super().stream(pod, since, follow=follow)
+
+    source = Away({pod(): [(0, "line")]})
+    monkeypatch.setattr(timing.time, "monotonic", lambda: 60.0 * source.minute)
+    if found:
+        assert read(source, tmp_path) == found
+    else:
+        with pytest.raises(ConnectionRefusedError):
+            read(source, tmp_path)
+
+
 def test_a_throttled_reader_waits_as_long_as_it_is_told(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(threading.Event, "wait", lambda event, seconds=None: waits.append(seconds))

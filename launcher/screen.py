@@ -1,6 +1,7 @@
 """Log lines on a terminal: finished lines scroll; below them stay a line for each node that has an unfinished one, and
 a bar for the training's steps. Rich is loaded when a screen is made."""
 
+import sys
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TextIO
@@ -20,11 +21,13 @@ class Screen:
         from rich.console import Console
         from rich.live import Live
 
+        console = Console(file=stream, highlight=False, soft_wrap=True)
         self._width = len(str(nodes - 1)) if nodes > 1 else 0
         self._unfinished: dict[int, LogLine] = {}
         self._bar = _Bar(bar) if bar else None
-        self._live = Live(console=Console(file=stream, highlight=False, soft_wrap=True), transient=True,
-                          get_renderable=self._below, refresh_per_second=REDRAWS_PER_S)
+        # Other streams scroll above, too, when they are the same terminal; one that leads to a file is left alone.
+        self._live = Live(console=console, transient=True, get_renderable=self._below, refresh_per_second=REDRAWS_PER_S,
+                          redirect_stdout=sys.stdout.isatty(), redirect_stderr=sys.stderr.isatty())
 
     def __enter__(self) -> "Screen":
         self._live.start()

@@ -16,7 +16,7 @@ from launcher.backends.k8s_status import as_job, has_ended, job_status
 from launcher.backends.k8s_strays import Place, find_strays, places_of
 from launcher.backends.k8s_submit import check_objects, create_objects, load_objects
 from launcher.edge.kube import ApiError, Kube
-from launcher.errors import BackendError, RunIdTakenError
+from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.logs.line import Batch, LogQuery
 from launcher.logs.pods import read_logs
 from launcher.plan import Plan
@@ -131,7 +131,7 @@ class KubernetesBackend(Backend):
         timer = threading.Timer(limit_s, stop.set)
         timer.start()
         try:
-            with suppress(BackendError):
+            with suppress(LaunchError):
                 for _ in self._read_logs(run, LogQuery(follow=follow), stop):
                     pass
         finally:

@@ -21,7 +21,8 @@ class _End:
 def merge(streams: Sequence[Iterator[T]], stop: threading.Event) -> Iterator[T]:
     """What the streams yield, as it comes. The first error of any stream is raised here.
 
-    `stop` is set when this ends, however it ends: streams that wait should look at it.
+    `stop` is set when this ends, however it ends: streams that wait should look at it. Set by somebody else, it ends
+    this.
     """
     waiting: queue.Queue[T | _End] = queue.Queue(WAITING)
     for stream in streams:
@@ -29,7 +30,12 @@ def merge(streams: Sequence[Iterator[T]], stop: threading.Event) -> Iterator[T]:
     running = len(streams)
     try:
         while running:
-            item = waiting.get()
+            try:
+                item = waiting.get(timeout=LOOK_S)
+            except queue.Empty:
+                if stop.is_set():  # readers may hang in a read that nobody waits for any more
+                    return
+                continue
             if not isinstance(item, _End):
                 yield item
                 continue

@@ -60,6 +60,20 @@ def test_an_error_of_one_stream_ends_all():
     assert stop.is_set()
 
 
+def test_stop_ends_it_though_a_reader_hangs():
+    stop, never = threading.Event(), threading.Event()
+
+    def hangs():
+        yield 1
+        never.wait()
+
+    merged = merge([hangs()], stop)
+    assert next(merged) == 1
+    stop.set()
+    assert list(merged) == []
+    never.set()
+
+
 MANY = """
 import resource, sys, threading
 from pathlib import Path

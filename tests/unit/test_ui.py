@@ -87,6 +87,18 @@ def on_a_terminal(program, no_color=""):
     return shown
 
 
+def test_what_goes_to_a_file_does_not_come_to_the_terminal(tmp_path):
+    program = f"import sys; sys.stderr = open({str(tmp_path / 'err')!r}, 'w')" + SHOW.replace(
+        "ui.print_table", "ui.note('told'); ui.print_table") + """
+def noting():
+    ui.note("told meanwhile")
+    yield [LogLine(0, b"line")]
+ui.print_logs(noting(), nodes=1)
+"""
+    assert "told" not in on_a_terminal(program)
+    assert (tmp_path / "err").read_text() == "* told\n* told meanwhile\n"
+
+
 def test_a_job_cannot_move_the_cursor():
     shown = on_a_terminal(SHOW)
     assert "\x1b[2J" not in shown and "title" not in shown and "\x1b[5A" not in shown and "\x08" not in shown

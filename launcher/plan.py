@@ -92,12 +92,24 @@ def misfits(
         asked = resources.get(key)
         if isinstance(asked, int) and limit is not None and asked > limit:
             yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
+    if why := _no_image_file(values.get("image"), profile):
+        yield ("image",), f"got {values['image']!r}, allowed: an image such as registry.example.com/team/name:1 ({why})"
     if profile.backend != "kubernetes":
         mounts = values.get("mounts")
         for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
             if isinstance(mount, dict) and mount.get("claim"):
                 why = f"back end {profile.backend} has no claims"
                 yield ("mounts", index, "claim"), f"got claim {mount['claim']!r}, allowed: host_path ({why})"
+
+
+def _no_image_file(image: Any, profile: ClusterProfile) -> str | None:
+    """Why an image that is a file cannot be run there; None when it can, or when no image is run."""
+    if not (isinstance(image, str) and image.startswith("/")):
+        return None
+    if profile.backend == "kubernetes":
+        return "back end kubernetes takes no image files"
+    reads = {"none": image, "apptainer": ".sif", "pyxis": ".sqsh"}.get(profile.container_runtime)
+    return None if reads and image.endswith(reads) else f"{profile.container_runtime} reads no such files"
 
 
 def _shm(resources: Resources, memory: int | None) -> int:

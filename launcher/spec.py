@@ -52,7 +52,8 @@ def _without_value(text: str) -> str:
 
 
 _ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, not starting with a digit")
-_IMAGE = _matches(r"[A-Za-z0-9][\w./:@-]*", "an image such as registry.example.com/team/trainer:0.1")
+_IMAGE = _matches(r"[A-Za-z0-9][\w./:@-]*|/[\w./@+-]+\.(sif|sqsh)",
+                  "an image such as registry.example.com/team/trainer:0.1, or a .sif or .sqsh file by its full path")
 _ABSOLUTE = _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")
 
 Duration = Annotated[str, _quantity(duration_s, DURATION_FORM)]

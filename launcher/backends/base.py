@@ -30,6 +30,24 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
+EXIT_CODES = {
+    70: "training diverged",
+    75: "stopped early, state saved",
+    78: "wrong configuration or data",
+    126: "the command may not be run",
+    127: "the command was not found",
+    137: "killed (SIGKILL)",
+    139: "crashed (SIGSEGV)",
+    143: "stopped (SIGTERM)",
+}
+
+
+def exit_words(code: int | None) -> str:
+    """An exit code for people."""
+    meaning = f" ({EXIT_CODES[code]})" if code in EXIT_CODES else ""
+    return f"exit code {code}{meaning}"
+
+
 @dataclass(frozen=True)
 class NodeStatus:
     """One node of a run."""

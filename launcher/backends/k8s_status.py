@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from launcher.backends.base import JobStatus, NodeStatus, State
+from launcher.backends.base import EXIT_CODES, JobStatus, NodeStatus, State
 from launcher.render.pod import CONTAINER, RUN_LABEL
 
 Object = Mapping[str, Any]
@@ -14,16 +14,6 @@ FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/
 # How often a JobSet has made all of its Jobs anew.
 SET_RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 UNKNOWN_END = "no pod says why; the logs may (launch logs)"
-_EXIT_CODES = {
-    70: "training diverged",
-    75: "pre-empted, state saved",
-    78: "wrong configuration or data",
-    126: "the command may not be run",
-    127: "the command was not found in the image",
-    137: "killed (SIGKILL)",
-    139: "crashed (SIGSEGV)",
-    143: "stopped (SIGTERM)",
-}
 
 
 def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Object]) -> JobStatus:
@@ -187,7 +177,7 @@ def _ended(pod: Object) -> str | None:
         return f"the command could not be started: {_said(ended)}"
     if code == 0:
         return None
-    meaning = f" ({_EXIT_CODES[code]})" if code in _EXIT_CODES else ""
+    meaning = f" ({EXIT_CODES[code]})" if code in EXIT_CODES else ""
     last = _said(ended)
     return f"exit code {code}{meaning}" + (f": {last}" if last else "")
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.backends.base import Artifact, Backend, JobStatus, NodeStatus, State, Submission
+from launcher.backends.attempts import latest_attempt, node_rows, read_exit_code
+from launcher.backends.base import Artifact, Backend, JobStatus, State, Submission, exit_words
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.logs.files import LogFiles
@@ -18,6 +19,8 @@ from launcher.render.local import render_local
 from launcher.runs import Run, RunStore, now, write_whole
 from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
+
+KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
 
 
 class LocalBackend(Backend):
@@ -61,17 +64,15 @@ class LocalBackend(Backend):
     def status(self, run: Run) -> JobStatus:
         """From the exit code that the script leaves, and the lock that its processes hold."""
         folder = self.store.folder(run.run_id)
-        alive = self._alive(folder)
-        code = _read_int(folder / "exit_code")
+        alive = self._alive(folder)  # before the exit code: the script leaves that, and then ends
+        code = read_exit_code(folder)
         if (folder / "cancelled").exists() and (code is not None or not alive):
             return JobStatus(State.CANCELLED, "cancelled by the user", code)
-        if code is None and alive:
-            return JobStatus(State.RUNNING, nodes=_nodes(run, State.RUNNING))
-        if code is None:
-            return JobStatus(State.FAILED, "its processes are gone without an exit code: killed, or the machine was "
-                                           "restarted")
-        state = State.SUCCEEDED if code == 0 else State.FAILED
-        return JobStatus(state, None if code == 0 else f"exit code {code}", code, _nodes(run, state))
+        if code is None and not alive:
+            return JobStatus(State.FAILED, KILLED)
+        state = State.RUNNING if code is None else State.SUCCEEDED if code == 0 else State.FAILED
+        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes)
+        return JobStatus(state, exit_words(code) if code else None, code, nodes)
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the files that the script writes."""
@@ -82,15 +83,29 @@ class LocalBackend(Backend):
     def cancel(self, run: Run) -> None:
         """TERM, time for a last checkpoint, then KILL."""
         folder = self.store.folder(run.run_id)
-        if not self._alive(folder) or run.job_id is None:
+        session = int(run.job_id) if run.job_id else _written_pid(folder)
+        if not self._alive(folder) or session is None:
             return
         (folder / "cancelled").touch()
-        shell.signal_process(int(run.job_id), signal.SIGTERM)  # the script passes it on, once to each node
+        if not shell.signal_process(session, signal.SIGTERM):  # the script passes it on to each node, if it lives
+            shell.signal_session(session, signal.SIGTERM)
         deadline = time.monotonic() + _grace_s(folder) + 5
         while not (folder / "exit_code").exists() and self._alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
         if self._alive(folder):  # what the job left in the background, or what did not stop in time
-            shell.signal_group(int(run.job_id), signal.SIGKILL)
+            shell.signal_session(session, signal.SIGKILL)
+
+    def preempt_node(self, run: Run, node: int) -> None:
+        """Tell one node to stop, as a scheduler does: every process of it, and nothing else of the run."""
+        folder = self.store.folder(run.run_id)
+        attempt = folder / f"attempts/{latest_attempt(folder)}"
+        try:
+            group = int((attempt / f"{node}.pid").read_text(encoding="utf-8"))
+            (attempt / "told").touch()
+        except (OSError, ValueError):
+            group = None
+        if group is None or not self._alive(folder) or not shell.signal_group(group, signal.SIGTERM):
+            raise BackendError(f"{run.run_id}: node {node} does not run", f"see its state: launch status {run.run_id}")
 
     def _alive(self, folder: Path) -> bool:
         """Whether any process of the run lives: they all inherited the lock."""
@@ -114,14 +129,11 @@ class LocalBackend(Backend):
         return environ
 
 
-def _nodes(run: Run, state: State) -> tuple[NodeStatus, ...]:
-    return tuple(NodeStatus(node, state, host="localhost") for node in range(run.nodes))
-
-
-def _read_int(path: Path) -> int | None:
+def _written_pid(folder: Path) -> int | None:
+    """What the script calls itself: all there is when launch was killed before it could note it."""
     try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return int((folder / "pid").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 

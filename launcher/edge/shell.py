@@ -66,12 +66,29 @@ def signal_group(pid: int, number: signal.Signals) -> bool:
 
 
 def signal_process(pid: int, number: signal.Signals) -> bool:
-    """Signal one process; False when it is gone."""
+    """Signal one process; False when it is gone, or has ended and nobody has asked for its exit code."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+def signal_session(session: int, number: signal.Signals) -> None:
+    """Signal every process of a session, whatever groups they are in (Linux)."""
+    for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        try:
+            if os.getsid(pid) == session:
+                os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
 
 
 def has_command(name: str) -> bool:

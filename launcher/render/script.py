@@ -4,15 +4,35 @@ import shlex
 
 from launcher.plan import CONFIG_PATH, Plan
 from launcher.render.env import job_env
+from launcher.render.image import image_word, pull_lines
 
+RUN_DIR_LABEL = "launch-run-dir"
 CONTAINER_CODE = "/opt/code"
 CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
 
 
 FINISH = [
     "finish() {",
+    '  rm -f "$RUN_DIR/secrets.env"',
     '  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"',
     '  exit "$1"',
+    "}",
+]
+
+
+CAUSE = [
+    "cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with",
+    "  local node one told first=0 ended=0",
+    '  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do',
+    "    one= told=",
+    '    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true',
+    "    ended=$((ended + 1))",
+    '    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi',
+    '    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi',
+    "  done",
+    "  # a node that left nothing was killed: that outweighs the others' last checkpoint",
+    '  if [ "$first" = preempted ] && [ "$ended" -lt "$LAUNCH_NODES" ]; then first=$1; fi',
+    '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
     "}",
 ]
 
@@ -27,6 +47,36 @@ def master_port(number: str) -> list[str]:
     return [
         f"export MASTER_PORT=$(({_FIRST_PORT} + ({number}) % {_PORTS}))",
         'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done',
+    ]
+
+
+def attempt(number: str) -> list[str]:
+    """Lines that begin the attempt of that number: a folder and log files of its own, so that what an earlier one left
+    running on a lost node cannot be taken for it."""
+    return [
+        f"export ATTEMPT={number}",
+        'export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"',
+        'mkdir -p "$ATTEMPT_DIR/nodes"',
+    ]
+
+
+def node_log(node: str) -> str:
+    """The log of one node in this attempt, as a word of bash."""
+    return f'"$RUN_DIR/logs/node-{node}.r$ATTEMPT.log"'
+
+
+def task_script(*first: str) -> list[str]:
+    """What is started once for every node; it needs NODE_RANK, from the lines `first` if need be. A stop signals all
+    its processes at once, so nothing is passed on here. The file that it leaves tells what the node ended with, and
+    whether it had been told to stop."""
+    return [
+        "#!/bin/bash",
+        *first,
+        "told= code=0",
+        "trap 'told=told' TERM INT",
+        'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
+        'echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
+        'exit "$code"',
     ]
 
 
@@ -91,8 +141,9 @@ def _command(plan: Plan, config: str | None) -> str:
 
 def _oci_container(plan: Plan, runtime: str) -> list[str]:
     """podman or docker. The container is outside the job's process tree: stopped, waited for, removed by name."""
-    words = ['--name "$name"', "--network=host", "--read-only", f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777",
-             "--cap-drop=all", "--security-opt=no-new-privileges", f"--shm-size={plan.shm}", "--entrypoint="]
+    words = ['--name "$name"', f'--label="{RUN_DIR_LABEL}=$RUN_DIR"', "--network=host", "--read-only",
+             f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all", "--security-opt=no-new-privileges",
+             f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
     if plan.cpus_per_node and not _scheduled(plan):
@@ -101,14 +152,21 @@ def _oci_container(plan: Plan, runtime: str) -> list[str]:
     words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
-    command = [shlex.quote(plan.image), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
+    command = [image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
         f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
+        "told= code=0",
+        "not_begun() {  # whoever is told to stop has nothing to save",
+        '  if [ -n "$told" ]; then exit 75; fi',
+        '  exit "$code"',
+        "}",
+        f"trap 'told=told; {runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
+        *pull_lines(plan, runtime),
+        'if [ "$code" != 0 ] || [ -n "$told" ]; then not_begun; fi',
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         *_lifeline(runtime),
-        f"trap '{runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
         *(_podman_run if runtime == "podman" else _docker_run)(['"${user[@]}"', *words, *command]),
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         'exit "$code"',
@@ -120,7 +178,8 @@ def _podman_run(words: list[str]) -> list[str]:
     that is told to end takes the container's last lines and its exit code with it."""
     state = "{{.State.Status}} {{.State.ExitCode}}"
     return [
-        continued(["podman run --detach --log-driver=passthrough", *words]) + " || exit $?",
+        continued(["podman run --detach --log-driver=passthrough", *words]) + " || code=$?",
+        'if [ "$code" != 0 ]; then not_begun; fi',
         "while true; do",
         '  podman wait "$name" >/dev/null 2>&1 &',
         '  wait "$!" || true  # it may have been signalled, too; only what inspect says counts',
@@ -158,7 +217,6 @@ def _apptainer(plan: Plan) -> list[str]:
         words.append("--nv")
     words += [f"--bind={volume}" for volume in binds(plan)]
     words += map(shlex.quote, plan.profile.container_args)
-    image = plan.image if plan.image.startswith("/") or plan.image.endswith(".sif") else f"docker://{plan.image}"
     # --env would split values at commas, and show them to `ps`
     lines = [
         f"for key in {' '.join(_env_names(plan))}; do",
@@ -167,7 +225,7 @@ def _apptainer(plan: Plan) -> list[str]:
     ]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={CONTAINER_CODE}")
-    return [*lines, continued([*words, shlex.quote(image), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
+    return [*lines, continued([*words, image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
 
 
 def _env_names(plan: Plan) -> list[str]:

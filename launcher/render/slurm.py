@@ -4,7 +4,19 @@ import shlex
 
 from launcher.plan import Plan
 from launcher.quantities import slurm_mem, slurm_time
-from launcher.render.script import FINISH, binds, continued, heredoc, master_port, preamble
+from launcher.render.image import image_word, import_lines, needs_import
+from launcher.render.script import (
+    CAUSE,
+    FINISH,
+    attempt,
+    binds,
+    continued,
+    heredoc,
+    master_port,
+    node_log,
+    preamble,
+    task_script,
+)
 
 MAX_SIGNAL_S = 65535
 
@@ -16,17 +28,20 @@ def render_slurm(plan: Plan) -> str:
         f"# {plan.name!r}: run {plan.run_id} on Slurm. Rendered by launch; `launch submit` sends exactly this.",
         *(f"#SBATCH {option}" for option in _options(plan)),
         *preamble(plan, log="batch.log"),
-        'rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/srun_code" "$RUN_DIR/nodes"',
-        'mkdir "$RUN_DIR/nodes"',
-        *heredoc('"$RUN_DIR/task.sh"', "\n".join(_TASK)),
+        'rm -f "$RUN_DIR/exit_code"',
+        *attempt('"${SLURM_RESTART_COUNT:-0}"'),
+        *heredoc('"$RUN_DIR/task.sh"', "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"'))),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
-        'echo "$hosts" >"$RUN_DIR/hosts"',
+        'echo "$hosts" >"$ATTEMPT_DIR/hosts"',
         "export MASTER_ADDR=\"${hosts%%$'\\n'*}\"",
         *master_port("SLURM_JOB_ID"),
         *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if plan.cpus_per_node else []),
+        *import_lines(plan),
         *FINISH,
-        *_CAUSE,
+        *CAUSE,
+        *_SHOWN,
         *_AGAIN,
+        *_BACKGROUND,
         *_step(plan),
         *_end(plan),
     ]
@@ -61,73 +76,64 @@ def _signal_s(plan: Plan) -> int:
     return max(1, min(plan.grace_s, quarter, MAX_SIGNAL_S))
 
 
-# What srun starts on every node. Slurm signals every process of the step, so nothing is passed on here. The file
-# tells what the node ended with and whether it had been told to stop.
-_TASK = [
-    "#!/bin/bash",
-    'export NODE_RANK="$SLURM_NODEID"',
-    "told= code=0",
-    "trap 'told=told' TERM INT",
-    'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
-    'echo "$code $told" >"$RUN_DIR/nodes/$NODE_RANK"',
-    'exit "$code"',
-]
-
-_CAUSE = [
-    "cause() {  # srun returns the largest code; the reason is what the first failing node ended with",
-    "  local node one told first=0 ended=0",
-    '  for node in $(ls -tr "$RUN_DIR/nodes"); do',
-    "    one= told=",
-    '    read -r one told <"$RUN_DIR/nodes/$node" || true',
-    "    ended=$((ended + 1))",
-    '    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi',
-    '    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi',
-    "  done",
-    "  # a node that left nothing was killed: that outweighs the others' last checkpoint",
-    '  if [ "$first" = preempted ] && [ "$ended" -lt "$SLURM_JOB_NUM_NODES" ]; then first=$1; fi',
-    '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
+_SHOWN = [
+    "shown() {  # one value of this job, as Slurm has it now",
+    "  local all",
+    '  all=$(scontrol show job "$SLURM_JOB_ID") || return',
+    '  if [[ "$all" =~ [[:space:]]"$1"=([^[:space:]]*) ]]; then echo "${BASH_REMATCH[1]}"; fi',
     "}",
 ]
 
 _AGAIN = [
     "again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then",
-    '  if [ -e "$RUN_DIR/cancelled" ]; then return 1; fi',
-    '  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then return 1; fi',
-    '  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"',
+    '  if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi',
+    f'  echo "launch: $1; waiting to be started again" >>{node_log("0")}',
     '  scontrol requeue "$SLURM_JOB_ID"',
+    "}",
+]
+
+# In the background, so that traps run at once. The code comes through a file, because bash 5.2 loses it (`wait` returns
+# -1) when a trap and the end coincide.
+_BACKGROUND = [
+    "background() {  # run it; leaves its exit code in `code`",
+    '  rm -f "$ATTEMPT_DIR/code"',
+    '  (trap : USR1 TERM; code=0; "$@" || code=$?; echo "$code" >"$ATTEMPT_DIR/code") &',
+    "  local pid=$!",
+    '  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
+    '  code=$(cat "$ATTEMPT_DIR/code" 2>/dev/null || echo 137)',
     "}",
 ]
 
 
 def _step(plan: Plan) -> list[str]:
-    """srun in the background, so that traps run at once. TERM goes to the step: killing srun would kill the tasks.
-
-    Its code comes through a file, because bash 5.2 loses it (`wait` returns -1) when a trap and the end coincide.
-    """
+    """The image, if it has to be made, and srun. TERM goes to the step: killing srun would kill the tasks."""
     words = [
         "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60",
-        "--unbuffered", "--open-mode=append", '--output="$RUN_DIR/logs/node-%n.log"', *_pyxis(plan),
-        'bash "$RUN_DIR/task.sh"',
+        "--unbuffered", "--open-mode=append", f"--output={node_log('%n')}", *_pyxis(plan), 'bash "$RUN_DIR/task.sh"',
     ]  # fmt: skip
+    begin = [f"background import_image >>{node_log('0')} 2>&1"] if needs_import(plan) else []
     return [
-        """trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1""",
+        "step() {",
+        continued(words) + f" </dev/null 2>>{node_log('0')}",
+        "}",
+        "told= code=0",
+        """trap 'told=told; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1""",
         "trap : TERM  # the step has got it from Slurm itself",
-        "(",
-        "trap : USR1 TERM",
-        "code=0",
-        continued(words) + ' </dev/null 2>>"$RUN_DIR/logs/node-0.log" || code=$?',
-        'echo "$code" >"$RUN_DIR/srun_code"',
-        ") &",
-        "pid=$!",
-        'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
-        'code=$(cat "$RUN_DIR/srun_code" 2>/dev/null || echo 137)',
-        'if [ "$code" != 0 ]; then code=$(cause "$code"); fi',
+        *begin,
+        'if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi',
+        'if [ "$code" = 0 ]; then',
+        "  background step",
+        '  if [ "$code" != 0 ]; then code=$(cause "$code"); fi',
+        "fi",
     ]
 
 
 def _end(plan: Plan) -> list[str]:
-    """A saved pre-emption starts again for free, a failure while the budget lasts, a wrong configuration never."""
+    """A saved pre-emption starts again for free, a failure while the budget lasts, a wrong configuration never. An
+    attempt that Slurm itself has put back into the queue (a lost node, a job of higher priority) leaves no word."""
     return [
+        'restarts=$(shown Restarts || true)',
+        'if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi',
         'if [ "$code" = preempted ]; then',
         '  if again "told to stop, and the state was saved"; then exit 0; fi',
         "  finish 75",
@@ -145,14 +151,5 @@ def _pyxis(plan: Plan) -> list[str]:
     if plan.profile.container_runtime != "pyxis":
         return []
     mounts = ",".join(['"$RUN_DIR:$RUN_DIR"', *binds(plan)])
-    return [f"--container-image={shlex.quote(_enroot_image(plan.image))}", f"--container-mounts={mounts}",
+    return [f"--container-image={image_word(plan)}", f"--container-mounts={mounts}",
             "--no-container-mount-home", '--container-workdir="$PWD"']
-
-
-def _enroot_image(image: str) -> str:
-    """A squash file as a path, or `registry#image`, enroot's way to write a registry."""
-    if image.endswith(".sqsh"):
-        return f"./{image}"
-    registry, slash, rest = image.partition("/")
-    is_host = slash and ("." in registry or ":" in registry or registry == "localhost")
-    return f"docker://{registry}#{rest}" if is_host else f"docker://{image}"

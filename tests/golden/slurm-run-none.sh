@@ -25,50 +25,60 @@ export NCCL_DEBUG=WARN
 export PYTHONUNBUFFERED=1
 export RUN_DIR
 export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
-rm -rf "$RUN_DIR/exit_code" "$RUN_DIR/srun_code" "$RUN_DIR/nodes"
-mkdir "$RUN_DIR/nodes"
+rm -f "$RUN_DIR/exit_code"
+export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
+export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"
+mkdir -p "$ATTEMPT_DIR/nodes"
 cat >"$RUN_DIR/task.sh" <<'LAUNCH_END'
 #!/bin/bash
 export NODE_RANK="$SLURM_NODEID"
 told= code=0
 trap 'told=told' TERM INT
 bash "$RUN_DIR/node.sh" </dev/null || code=$?
-echo "$code $told" >"$RUN_DIR/nodes/$NODE_RANK"
+echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
 exit "$code"
 LAUNCH_END
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-echo "$hosts" >"$RUN_DIR/hosts"
+echo "$hosts" >"$ATTEMPT_DIR/hosts"
 export MASTER_ADDR="${hosts%%$'\n'*}"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 finish() {
+  rm -f "$RUN_DIR/secrets.env"
   echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
   exit "$1"
 }
-cause() {  # srun returns the largest code; the reason is what the first failing node ended with
+cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
   local node one told first=0 ended=0
-  for node in $(ls -tr "$RUN_DIR/nodes"); do
+  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do
     one= told=
-    read -r one told <"$RUN_DIR/nodes/$node" || true
+    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true
     ended=$((ended + 1))
     if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
     if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
   done
   # a node that left nothing was killed: that outweighs the others' last checkpoint
-  if [ "$first" = preempted ] && [ "$ended" -lt "$SLURM_JOB_NUM_NODES" ]; then first=$1; fi
+  if [ "$first" = preempted ] && [ "$ended" -lt "$LAUNCH_NODES" ]; then first=$1; fi
   if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi
 }
+shown() {  # one value of this job, as Slurm has it now
+  local all
+  all=$(scontrol show job "$SLURM_JOB_ID") || return
+  if [[ "$all" =~ [[:space:]]"$1"=([^[:space:]]*) ]]; then echo "${BASH_REMATCH[1]}"; fi
+}
 again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then
-  if [ -e "$RUN_DIR/cancelled" ]; then return 1; fi
-  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then return 1; fi
-  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.log"
+  if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi
+  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
   scontrol requeue "$SLURM_JOB_ID"
 }
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
-trap : TERM  # the step has got it from Slurm itself
-(
-trap : USR1 TERM
-code=0
+background() {  # run it; leaves its exit code in `code`
+  rm -f "$ATTEMPT_DIR/code"
+  (trap : USR1 TERM; code=0; "$@" || code=$?; echo "$code" >"$ATTEMPT_DIR/code") &
+  local pid=$!
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+  code=$(cat "$ATTEMPT_DIR/code" 2>/dev/null || echo 137)
+}
+step() {
 srun \
   --nodes="$SLURM_JOB_NUM_NODES" \
   --ntasks-per-node=1 \
@@ -76,14 +86,19 @@ srun \
   --wait=60 \
   --unbuffered \
   --open-mode=append \
-  --output="$RUN_DIR/logs/node-%n.log" \
-  bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.log" || code=$?
-echo "$code" >"$RUN_DIR/srun_code"
-) &
-pid=$!
-while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
-code=$(cat "$RUN_DIR/srun_code" 2>/dev/null || echo 137)
-if [ "$code" != 0 ]; then code=$(cause "$code"); fi
+  --output="$RUN_DIR/logs/node-%n.r$ATTEMPT.log" \
+  bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
+}
+told= code=0
+trap 'told=told; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
+trap : TERM  # the step has got it from Slurm itself
+if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi
+if [ "$code" = 0 ]; then
+  background step
+  if [ "$code" != 0 ]; then code=$(cause "$code"); fi
+fi
+restarts=$(shown Restarts || true)
+if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi
 if [ "$code" = preempted ]; then
   if again "told to stop, and the state was saved"; then exit 0; fi
   finish 75

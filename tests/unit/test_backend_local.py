@@ -3,16 +3,26 @@
 import json
 import os
 import signal
+import subprocess
 import time
 
 import pytest
 
+from launcher.backends.local import LocalBackend
+from launcher.edge import shell
+from launcher.errors import BackendError
+from launcher.runs import RunStore
 from tests.contract.sites import PATIENCE_S, Site, processes_of
 
 
 @pytest.fixture
 def site(launch):
     return Site("local", launch, processes_of)
+
+
+def script_of(site, run_id):
+    """The process of the run's script, which leads its session."""
+    return int(json.loads((site.launch.run_dir(run_id) / "run.json").read_text())["job_id"])
 
 
 def until(condition):
@@ -64,13 +74,77 @@ def test_what_a_job_leaves_in_the_background_ends_with_a_cancel(site):
 
 
 def test_a_killed_run_is_told_as_one(site):
-    run_id = site.submit("sleep 600", resources={"nodes": 1})
+    run_id = site.submit("echo up; sleep 600", resources={"nodes": 2})
     run = site.launch.json("list")[-1]
-    until(lambda: site.leftovers(run))
-    saved = json.loads((site.launch.run_dir(run_id) / "run.json").read_text())
-    os.killpg(int(saved["job_id"]), signal.SIGKILL)
-    until(lambda: site.status(run_id)["state"] != "running")
-    assert "without an exit code" in site.status(run_id)["reason"]
+    until(lambda: len(site.lines(run_id)) == 2)
+    shell.signal_session(script_of(site, run_id), signal.SIGKILL)
+    until(lambda: site.leftovers(run) == [])
+    status = site.status(run_id)
+    assert (status["state"], "without an exit code" in status["reason"]) == ("failed", True)
+
+
+def test_nodes_that_outlive_the_script_end_with_a_cancel(site):
+    run_id = site.submit("echo up; sleep 600", resources={"nodes": 2})
+    run = site.launch.json("list")[-1]
+    until(lambda: len(site.lines(run_id)) == 2)
+    os.kill(script_of(site, run_id), signal.SIGKILL)
+    assert site.status(run_id)["state"] == "running"
+    site.launch.ok("cancel", run_id)
+    assert site.leftovers(run) == []
+    assert site.status(run_id)["state"] == "cancelled"
+
+
+def test_after_a_restart_of_the_machine_the_run_has_failed(site):
+    """Its lock is free, and its number belongs to somebody else."""
+    run_id = site.submit("true", resources={"nodes": 1})
+    site.wait(run_id, "succeeded")
+    folder = site.launch.run_dir(run_id)
+    (folder / "exit_code").unlink()
+    other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        saved = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**saved, "job_id": str(other.pid)}))
+        status = site.status(run_id)
+        assert (status["state"], "the machine was restarted" in status["reason"]) == ("failed", True)
+        site.launch.ok("cancel", run_id)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_pre_empted_node_starts_again_for_free(site):
+    """Twice, with no restarts to spend; the other node is told, too, and saves."""
+    script = ('trap "echo saved; exit 75" TERM; tries=$(ls tried-$rank-* 2>&- | wc -l); echo "try $tries"; '
+              '>tried-$rank-$tries; if [ "$tries" -lt 2 ]; then sleep 600 & wait; fi')
+    run_id = site.submit(script, restarts=0)
+    run = RunStore(site.launch.home).find(run_id)
+    local = LocalBackend(RunStore(site.launch.home), site.launch.environ())
+    for attempt in range(2):
+        until(lambda line=f"try {attempt}": [lines.count(line) for lines in site.lines(run_id).values()] == [1, 1])
+        local.preempt_node(run, attempt)
+    status = site.wait(run_id, "succeeded")
+    assert [(node["exit_code"], node["restarts"]) for node in status["nodes"]] == [(0, 2), (0, 2)]
+    told = [f"launch: attempt {attempt} ended with exit code 75" for attempt in range(2)]
+    assert site.lines(run_id)[0] == ["try 0", "saved", told[0], "try 1", "saved", told[1], "try 2"]
+    assert site.lines(run_id)[1] == ["try 0", "saved", "try 1", "saved", "try 2"]
+    with pytest.raises(BackendError, match="node 0 does not run"):
+        local.preempt_node(run, 0)
+
+
+def test_75_without_having_been_told_spends_a_restart(site):
+    run_id = site.submit("echo try; exit 75", restarts=1, resources={"nodes": 1})
+    status = site.wait(run_id, "failed")
+    assert (status["exit_code"], status["reason"]) == (75, "exit code 75 (stopped early, state saved)")
+    assert site.lines(run_id)[0].count("try") == 2
+
+
+def test_nothing_of_an_attempt_lives_on(site):
+    """Not what it left in the background, and not into the next attempt."""
+    run_id = site.submit("sleep 600 & exit 3", restarts=1, resources={"nodes": 1})
+    run = site.launch.json("list")[-1]
+    site.wait(run_id, "failed")
+    until(lambda: site.leftovers(run) == [])
 
 
 def test_a_folder_with_odd_characters(site, tmp_path):

@@ -111,13 +111,13 @@ def test_failures_start_again_while_the_budget_lasts(bench):
 
 
 def test_the_budget_ends(bench):
-    bench.submit("echo attempt; exit 3", restarts=2)
+    bench.submit("echo attempt; exit 3", restarts=2, resources={"nodes": 1})
     assert bench.wait("failed")["exit_code"] == 3
     assert bench.lines().count("[node 0] attempt") == 3
 
 
 def test_a_wrong_configuration_is_never_tried_again(bench):
-    bench.submit("echo attempt; exit 78", restarts=5)
+    bench.submit("echo attempt; exit 78", restarts=5, resources={"nodes": 1})
     assert bench.wait("failed")["exit_code"] == 78
     assert bench.lines().count("[node 0] attempt") == 1
 

@@ -29,7 +29,7 @@ def run(text, home):
     """Run a rendered script as submit does; returns the log of node 0."""
     environ = {"PATH": os.environ["PATH"], "LAUNCH_HOME": str(home)}
     done = subprocess.run(["bash"], input=text, text=True, cwd=home, env=environ)
-    log = (home / "runs/a-1/logs/node-0.log").read_text(encoding="utf-8")
+    log = (home / "runs/a-1/logs/node-0.r0.log").read_text(encoding="utf-8")
     assert done.returncode == 0, log
     return log
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.plan import Plan, plan_run
+from launcher.plan import Plan, misfits, plan_run
+from launcher.render.image import enroot_reference
 from launcher.render.slurm import render_slurm
 from launcher.spec import ClusterProfile, JobSpec
 
@@ -120,12 +121,43 @@ def test_told_at_most_a_quarter_of_the_limit_before_it(limit, told):
     ("localhost:5000/trainer", "docker://localhost:5000#trainer"),
     ("team/trainer:0.1", "docker://team/trainer:0.1"),
     ("ubuntu", "docker://ubuntu"),
-    ("images/trainer.sqsh", "./images/trainer.sqsh"),
 ])
-def test_pyxis_image(image, words):
-    flag = next(line for line in render({**RUN_JOB, "image": image}, container_runtime="pyxis").splitlines()
-                if "--container-image" in line)
-    assert flag.split("=", 1)[1].rstrip(" \\").strip("'") == words
+def test_enroot_writes_a_registry_in_its_own_way(image, words):
+    assert enroot_reference(image) == words
+
+
+@pytest.mark.parametrize(("runtime", "image", "words"), [
+    ("pyxis", "images/trainer.sqsh", "--container-image=./images/trainer.sqsh"),
+    ("pyxis", "/lustre/images/trainer.sqsh", "--container-image=/lustre/images/trainer.sqsh"),
+    ("apptainer", "/lustre/images/trainer.sif", "/lustre/images/trainer.sif"),
+    ("apptainer", "images/trainer.sif", "images/trainer.sif"),
+])
+def test_an_image_file_is_taken_as_it_is(runtime, image, words):
+    script = render({**RUN_JOB, "image": image}, container_runtime=runtime)
+    assert f"  {words} \\" in script.splitlines()
+    assert "import" not in script
+
+
+@pytest.mark.parametrize(("runtime", "image", "why"), [
+    ("none", "/a/b.sif", None),
+    ("apptainer", "/a/b.sif", None),
+    ("pyxis", "/a/b.sqsh", None),
+    ("pyxis", "/a/b.sif", "pyxis reads no such files"),
+    ("podman", "/a/b.sif", "podman reads no such files"),
+    ("podman", "team/trainer:0.1", None),
+])
+def test_an_image_file_of_another_runtime_is_refused(runtime, image, why):
+    profile = ClusterProfile.model_validate({"backend": "slurm", "container_runtime": runtime})
+    found = [(loc, text.rpartition(" (")[2].rstrip(")")) for loc, text in misfits({"image": image}, profile, "c")]
+    assert found == ([(("image",), why)] if why else [])
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_every_reference_has_an_image_file_of_its_own(runtime):
+    images = ["a/trainer:1", "b/trainer:1", "a/trainer@sha256:" + "0" * 64, "a/trainer@sha256:" + "0" * 63 + "1"]
+    scripts = [render({**RUN_JOB, "image": image}, container_runtime=runtime) for image in images]
+    files = [next(line for line in script.splitlines() if line.startswith("export IMAGE=")) for script in scripts]
+    assert len(set(files)) == len(images)
 
 
 def test_no_value_of_the_submitter_is_rendered(monkeypatch):

@@ -111,13 +111,13 @@ class KubernetesBackend(Backend):
 
     def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
         """Labelled objects whose Job or JobSet is gone."""
-        found: list[Stray] = []
+        found: dict[Stray, None] = {}  # the current context has a name, too, and may be looked at twice
         for place in places_of(self.store.all(), profile):
             try:
-                found += find_strays(self._kube(place.context), place.namespace, warn)
+                found |= dict.fromkeys(find_strays(self._kube(place.context), place.namespace, warn))
             except BackendError as error:
                 warn(f"{place}: {error.message}")
-        return found
+        return list(found)
 
     def remove(self, stray: Stray) -> None:
         """Delete the object that was seen, and what it owns."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def found(backend) -> list[str]:
 def test_what_an_orphaning_delete_leaves_is_found_and_removed(backend, cluster, command):
     cluster.create("configmaps", OTHERS, "default")
     run = submit(backend, plan_of(IDLE, secrets=["TOKEN"]), {"TOKEN": "s3cr3t"})
+    backend.store.claim("interrupted")
+    backend.store.save(replace(run, run_id="interrupted", context=None))  # the same context, by no name
     wait_state(backend, run, State.RUNNING)
     assert found(backend) == []
     assert "nothing is left behind" in command.run("prune", "--yes").stderr

@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import re
+import resource
 import signal
 import sys
 import threading
@@ -202,6 +203,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--trickle-s", type=float, default=0.0)
     options = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     draw = random.Random(options.seed)
     pods = make_pods(options.nodes, options.lines, options.replaced, options.breaks, draw)
     server = LogServer(pods, draw, options.trickle_s)

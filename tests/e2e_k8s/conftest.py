@@ -168,12 +168,11 @@ def shell(script: str) -> list[str]:
 
 
 def nodes_of(text: str) -> dict[int, list[str]]:
-    """The lines of each node from what `launch logs` printed."""
+    """The lines of each node from what `launch logs` printed; a run of one node has no prefixes."""
     found: dict[int, list[str]] = {}
     for line in text.splitlines():
-        match = re.fullmatch(r"\[node (\d+)\] (.*)", line)
-        assert match, line
-        found.setdefault(int(match[1]), []).append(match[2])
+        node, rest = re.fullmatch(r"(?:\[node (\d+)\] )?(.*)", line).groups()
+        found.setdefault(int(node or 0), []).append(rest)
     return found
 
 

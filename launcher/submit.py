@@ -95,9 +95,10 @@ class _Stops:
             raise KeyboardInterrupt
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if not self._held or self.asked:
+        at_once = self.asked or not self._held
+        self.asked = True  # also when raised: Python drops what is raised inside a finalizer
+        if at_once:
             raise KeyboardInterrupt
-        self.asked = True
         self.tell("stopping as soon as it is known what was sent; again to stop at once")
 
 
@@ -122,6 +123,7 @@ class _Submit:
             self.stops.obey()
             plan, artifact = self._recorded(run_id)
             with self.stops.held():
+                self.stops.obey()
                 sending = True
                 run = self._sent(plan, artifact)
         except BaseException:

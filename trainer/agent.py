@@ -20,7 +20,7 @@ from trainer.peers import SUSPECT_S, VERDICT
 
 PREEMPTED = 75
 COME_S = 600  # as long as a cluster may take to start the last node
-SAY_S = 30
+SAY_S = 10
 ALL_HERE = "launch/all-here"
 
 
@@ -100,8 +100,9 @@ def end_the_condemned(store: Any, ended: threading.Event) -> None:
     with contextlib.suppress(RuntimeError, OSError):  # the store is gone
         while not store.check([VERDICT]):
             time.sleep(1)
-    time.sleep(2 * SUSPECT_S)
+    time.sleep(3 * SUSPECT_S)  # they need less to find it themselves, and to say so
     ended.set()
+    sys.stderr.write("error: node 0 or another rank is gone, and workers here still wait: they are killed\n")
     for child in Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from trainer.dist import missing_for_deepspeed
+from trainer.dist import load_cpu_op, missing_for_deepspeed
 
 
 def main() -> int:
@@ -13,9 +13,7 @@ def main() -> int:
         sys.stderr.write(f"no {' and no '.join(missing)}: DeepSpeed will not be used on this machine's CPU\n")
         return 0
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    ShareMemCommBuilder().load(verbose=False)
+    load_cpu_op()
     return 0
 
 

@@ -81,6 +81,7 @@ def read_config(path: Path) -> Any:
 
 
 def _train(config: Any, stop: Stop) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection fill a page each
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if _without_gpu() else "cuda")
     _quiet()

@@ -1,7 +1,9 @@
 """This process among its peers. Reads the environment that torchrun sets, once."""
 
+import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,6 +65,7 @@ def find_peers(place: Place, end: Callable[[int, str], None]) -> Peers | None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
     def connect() -> Any:
+        socket.create_connection((address, port), CALL_S).close()  # TCPStore writes a page about a refused one
         return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=CALL_S))
 
     return Peers(place.rank, place.world, connect, end)
@@ -80,9 +83,34 @@ def alone_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def load_cpu_op() -> None:
+    """Load DeepSpeed's CPU communication op, compiling it the first time, one process after the other.
+
+    torch guards the compilation by a file that a killed process leaves behind and for which all later ones wait for
+    ever. Our lock ends with its process; who holds it may remove that file.
+    """
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    cache = _extensions()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = (cache / ".launch-lock").open("w")
+    except OSError:  # a folder of the image: nothing can be left behind in it
+        return
+    with lock as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for stale in cache.rglob("deepspeed_shm_comm/lock"):
+            stale.unlink()
+        ShareMemCommBuilder().load(verbose=False)
+
+
+def _extensions() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+
+
 def missing_for_deepspeed() -> list[str]:
     """What DeepSpeed would die without on a CPU: it compiles its communication op, unless that was done before."""
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    cache = _extensions()
     if any(cache.rglob("deepspeed_shm_comm_op.so")) if cache.is_dir() else False:
         return []
     return [name for name in ("g++", "ninja") if shutil.which(name) is None]

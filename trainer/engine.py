@@ -19,7 +19,7 @@ from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
 from trainer.data.pipeline import encode_dataset, training_rows
 from trainer.data.templates import TEMPLATES
-from trainer.dist import Place, alone_environment, find_peers, find_place, missing_for_deepspeed
+from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
 from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config
 from trainer.errors import ConfigError, PreemptedError, TrainError
@@ -103,6 +103,8 @@ class Run:
                 f"DeepSpeed needs {' and '.join(missing)} on a machine without GPU: training goes on without DeepSpeed"
             )
             return None
+        if deepspeed and self.place.on_cpu:
+            load_cpu_op()
         if deepspeed and self.place.world == 1:
             alone_environment()
         return deepspeed

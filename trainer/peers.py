@@ -20,18 +20,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import PeerLostError, PreemptedError, TrainError
 
 BEAT_S = 2
-SUSPECT_S = 10
+SUSPECT_S = 6
 SILENCE_S = 30
 BUSY_S = 600
 CALL_S = 5  # one call of the store
+STORE_ERRORS = (RuntimeError, OSError, ValueError)  # torch's own are RuntimeErrors
 VERDICT = "launch/verdict"
+LEFT = "launch/left"
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Peers:
         self._why = ""
         self._seen = {other: Seen() for other in (range(1, world) if rank == 0 else (0,))}
         self._silent_store_s = 0.0
+        self._store_came = False
         self._round_s = 0.0
         self._lock = threading.Lock()
         self._left = threading.Event()
@@ -87,10 +90,17 @@ class Peers:
         self._try_beat()
 
     def leave(self, code: int, why: str) -> None:
-        """The last beat: how this rank ended."""
+        """The last beat: how this rank ended. After an error it waits for the others to end too, or to read that beat:
+        the store may end with us."""
         self._code, self._why = code, why
         self._left.set()
-        self._try_beat()
+        deadline = time.monotonic() + 2 * BEAT_S
+        with suppress(*STORE_ERRORS), self._lock:
+            self._beat()
+            left = self._store.add(LEFT, 1)
+            while code and not self._verdict and left < self.world and time.monotonic() < deadline:
+                time.sleep(BEAT_S / 20)
+                left = self._store.add(LEFT, 0)
 
     def explain(self) -> TrainError | None:
         """After a collective failed: which rank is gone, or None when all are alive. Takes SUSPECT_S and a little."""
@@ -100,7 +110,7 @@ class Peers:
 
     def _live(self) -> None:
         before = time.monotonic()
-        while not self._left.wait(BEAT_S):
+        while not self._left.is_set():
             now = time.monotonic()
             self._round_s, before = min(now - before, BEAT_S + CALL_S), now
             if verdict := self._round():
@@ -111,25 +121,23 @@ class Peers:
                 if not self._suspicious:  # else the main thread is waiting for this verdict
                     self._end(verdict.exit_code, verdict.message)
                 return
+            self._left.wait(BEAT_S)
 
     def _round(self) -> TrainError | None:
         try:
             with self._lock:
                 self._beat()
                 verdict = self._look()
-            self._silent_store_s = 0
+            self._silent_store_s, self._store_came = 0, True
             return verdict
-        except (RuntimeError, OSError, ValueError):  # torch's store errors are RuntimeErrors
+        except STORE_ERRORS:
             self._store = None
             self._silent_store_s += self._round_s
             return self._without_store()
 
     def _try_beat(self) -> None:
-        try:
-            with self._lock:
-                self._beat()
-        except (RuntimeError, OSError, ValueError):
-            self._store = None
+        with suppress(*STORE_ERRORS), self._lock:
+            self._beat()
 
     def _beat(self) -> None:
         if self._store is None:
@@ -161,25 +169,32 @@ class Peers:
     def _judge(self, other: int, seen: Seen) -> TrainError | None:
         beat, silence_s = seen.beat, round(seen.silence_s)
         who = f"rank {other} on host {beat['host']}"
-        if beat["code"] == 0:
-            return None
         if beat["code"] is not None:
             if silence_s < SUSPECT_S and not self._suspicious:
                 return None  # it may be ending like all of us
-            return _error(beat["code"], f"{who} ended with exit code {beat['code']}: {beat['why']}")
+            return self._left_with(other, beat)
         if silence_s <= self._limit_s(busy=beat["busy"]):
             return None
         if beat["host"] is None:
-            return PeerLostError(f"rank {other} of {self.world} never came ({silence_s} s)")
+            return PeerLostError(f"rank {other} of {self.world} gave no sign of life ({silence_s} s)")
         return PeerLostError(f"{who} is gone (no sign of life for {silence_s} s)")
 
-    def _without_store(self) -> TrainError | None:
-        """The store is on rank 0's node."""
-        beat = self._seen[0].beat if self.rank else {"host": socket.gethostname(), "busy": self._busy}
-        silence_s = round(self._silent_store_s)
-        if silence_s <= self._limit_s(busy=beat["host"] is None):
+    def _left_with(self, other: int, beat: dict[str, Any]) -> TrainError | None:
+        if beat["code"] == 0:
             return None
-        return PeerLostError(f"rank 0 on host {beat['host']} is gone (its node has not answered for {silence_s} s)")
+        who = f"rank {other} on host {beat['host']}"
+        return _error(beat["code"], f"{who} ended with exit code {beat['code']}: {beat['why']}")
+
+    def _without_store(self) -> TrainError | None:
+        """The store is on rank 0's node, and ends with it."""
+        beat = self._seen[0].beat if self.rank else {"host": socket.gethostname(), "code": None}
+        silence_s = round(self._silent_store_s)
+        if beat["code"] is not None:
+            return self._left_with(0, beat)
+        if silence_s <= self._limit_s(busy=not self._store_came):
+            return None
+        host = beat["host"] or "unknown"
+        return PeerLostError(f"rank 0 on host {host} is gone (its node has not answered for {silence_s} s)")
 
     def _limit_s(self, *, busy: bool) -> int:
         if self._suspicious:

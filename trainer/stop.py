@@ -21,6 +21,7 @@ class Stop:
         self.told = False
         self.farewell: Callable[[int, str], None] = lambda code, text: None
         self._end = end
+        self._ending = threading.Lock()
         self._can_save = False
 
     def install(self) -> None:
@@ -33,14 +34,16 @@ class Stop:
         threading.Thread(target=self._listen, args=(read,), daemon=True).start()
 
     def wait_for_step_end(self) -> None:
-        """From now on there is something to save: a signal is only noted."""
-        self._can_save = True
+        """From now on there is something to save: a signal is only noted. Does not return when one came before."""
+        with self._ending:
+            self._can_save = True
 
     def _listen(self, descriptor: int) -> None:
         while number := os.read(descriptor, 1):
             if number[0] in STOP_SIGNALS:
                 self.told = True
-            if self.told and not self._can_save:
-                text = "told to stop before the first step: nothing to save"
-                self.farewell(PREEMPTED, text)
-                self._end(PREEMPTED, text)
+            with self._ending:
+                if self.told and not self._can_save:
+                    text = "told to stop before the first step: nothing to save"
+                    self.farewell(PREEMPTED, text)
+                    self._end(PREEMPTED, text)

@@ -2,12 +2,21 @@
 of checkpoints and signals. Real training of a tiny model on the CPU."""
 
 import json
+import math
+import resource
 import shutil
+import signal
+import socket
+import time
 
 import pytest
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
+from trainer.checkpoint import checkpoint_step, newest_valid
+from trainer.config import TrainConfig
+from trainer.data.pipeline import encode_dataset
+from trainer.models.tokenizer import load_tokenizer
 
 STEPS = 7
 
@@ -30,10 +39,6 @@ def job(folder, base=None, **changes):
         section, field = path.split("__")
         sections[section][field] = value
     return sections
-
-
-def two_ranks(changes, ranks):
-    return {**changes, "optimizer__batch_size": 16 // 2 // ranks}
 
 
 def metrics(folder):
@@ -60,7 +65,7 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_resumed_run_sees_the_rows_it_would_have_seen(base, tmp_path, ranks):
     """From the middle of an epoch over its border, and from the border."""
-    changes = two_ranks({"runtime__save_every": 2, "runtime__keep": 9}, ranks)
+    changes = {"runtime__save_every": 2, "runtime__keep": 9, "optimizer__batch_size": 8 // ranks}
     whole = tmp_path / "whole"
     run = warm.start(whole, job(whole, base, **changes), ranks)
     assert run.codes() == [0] * ranks, run.text
@@ -73,3 +78,139 @@ def test_a_resumed_run_sees_the_rows_it_would_have_seen(base, tmp_path, ranks):
         assert again.codes() == [0] * ranks, again.text
         assert again.rows() == {number: rows for number, rows in run.rows().items() if number > step}
         assert measured(part) == {number: found for number, found in measured(whole).items() if number > step}
+
+
+LONG = {"optimizer__max_steps": 120, "optimizer__batch_size": 4}
+
+
+def saved_step(folder):
+    checkpoint, problems = newest_valid(folder / "out")
+    assert problems == []
+    assert not (folder / "out/.saving").exists()
+    return checkpoint_step(checkpoint) if checkpoint else 0
+
+
+def wait_until(run, holds):
+    deadline = time.monotonic() + warm.PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline and run.processes[0].is_alive(), run.text
+
+
+def test_told_to_stop_at_any_moment_a_run_saves_and_loses_nothing(tmp_path):
+    """Two ranks, one of them told: while it loads, in a step, while it answers, in a save (twice)."""
+    whole = tmp_path / "whole"
+    uninterrupted = warm.start(whole, job(whole, **LONG), 2)
+    folder = tmp_path / "stopped"
+    trained = {}
+
+    def go_on(**changes):
+        return warm.start(folder, job(folder, **LONG, **changes), 2)
+
+    def stopped(run, said):
+        assert run.codes() == [75, 75], run.text
+        assert said in run.text
+        assert "Traceback" not in run.text and "frame #" not in run.text, run.text
+        for step, rows in run.rows().items():
+            assert step not in trained
+            trained[step] = rows
+        assert saved_step(folder) == len(trained)
+
+    run = go_on()
+    run.wait_for("^data: ")
+    run.tell(signal.SIGTERM, rank=0)
+    stopped(run, "error: told to stop before the first step: nothing to save")
+
+    run = go_on()
+    run.wait_for("^step 2/")
+    run.tell(signal.SIGUSR1, rank=1)
+    stopped(run, "error: told to stop: saved at step")
+
+    run = go_on(runtime__eval_every=1, runtime__sample_prompts=["Who?"],
+                runtime__sampling={"temperature": 0, "max_new_tokens": 2**17})
+    run.wait_for("^step ")
+    run.tell(signal.SIGTERM, rank=0)
+    stopped(run, "error: told to stop: saved at step")
+
+    run = go_on(runtime__save_every=1)
+    wait_until(run, (folder / "out/.saving").exists)
+    run.tell(signal.SIGTERM, rank=0)
+    run.tell(signal.SIGUSR1, rank=0)
+    stopped(run, "error: told to stop: saved at step")
+
+    run = go_on()
+    assert run.codes() == [0, 0], run.text
+    assert uninterrupted.codes() == [0, 0], uninterrupted.text
+    assert {**trained, **run.rows()} == uninterrupted.rows()
+    assert measured(folder) == measured(whole)
+
+
+def poison(base, folder, config, commonest):
+    """A copy of the base in which one token's embedding is not a number: one that is in all samples, or in one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    samples, _ = encode_dataset(TrainConfig.model_validate(config), load_tokenizer(str(base)))
+    found = {token: sum(token in sample.input_ids for sample in samples) for token in range(400)}
+    token = next(token for token, count in found.items() if count == (len(samples) if commonest else 1))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.tok_embeddings.weight"][token] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return [sample.origin for sample in samples if token in sample.input_ids]
+
+
+@pytest.mark.parametrize("deepspeed", [{"zero_stage": 2}, None])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_not_saved(base, tmp_path, deepspeed):
+    config = job(tmp_path, tmp_path / "bad", runtime__save_every=1, runtime__keep=9, optimizer__deepspeed=deepspeed,
+                 optimizer__max_steps=4)
+    poison(base, tmp_path / "bad", config, commonest=False)
+    run = warm.start(tmp_path, config)
+    assert run.codes() == [0], run.text
+    [bad] = [row["step"] for row in metrics(tmp_path) if row["loss"] is None]
+    assert f"step {bad}/4  loss nan" in run.text
+    assert checkpoints(tmp_path) == [f"checkpoint-{step}" for step in range(1, 5) if step != bad]
+    assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path) if row["step"] != bad)
+
+
+def test_steps_in_a_row_that_are_not_finite_end_with_70_and_name_their_samples(base, tmp_path):
+    config = job(tmp_path, tmp_path / "bad", runtime__save_every=1, optimizer__batch_size=4)
+    origins = poison(base, tmp_path / "bad", config, commonest=True)
+    run = warm.start(tmp_path, config, 2)
+    assert run.codes() == [70, 70], run.text
+    path = tmp_path / "out/diverged.json"
+    assert "error: step 3: loss or gradient is not a number, 3 steps in a row; the samples of these" in run.text
+    assert f"are listed in {path}" in run.text
+    assert "Traceback" not in run.text
+    steps = json.loads(path.read_text())["steps"]
+    for one in steps:
+        for rank in one["ranks"]:
+            assert rank["loss"] == "nan"
+            assert [str(row["row"]) for row in rank["rows"]] == run.rows()[one["step"]][rank["rank"]]
+            assert {sample for row in rank["rows"] for sample in row["samples"]} <= set(origins)
+    assert [one["step"] for one in steps] == [1, 2, 3]
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_save_that_does_not_fit_leaves_the_older_ones_valid(tmp_path):
+    config = job(tmp_path, runtime__save_every=20, optimizer__max_steps=60)
+    run = warm.start(tmp_path, config)
+    wait_until(run, (tmp_path / "out/checkpoint-20").exists)
+    resource.prlimit(run.processes[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # the weights are larger
+    assert run.codes() == [1], run.text
+    assert "could not be saved: " in run.text and "Traceback" not in run.text
+    good, problems = newest_valid(tmp_path / "out")
+    assert good is not None and problems == []
+    assert (tmp_path / "out/.saving").exists()
+    again = warm.start(tmp_path, config)
+    assert again.codes() == [0], again.text
+    assert f"resuming from {good}" in again.text
+    assert saved_step(tmp_path) == 60
+
+
+def test_a_killed_rank_is_named_by_the_other(tmp_path):
+    run = warm.start(tmp_path, job(tmp_path, **{**LONG, "optimizer__max_steps": 100_000}), 2)
+    run.wait_for("^step 3/")
+    run.tell(signal.SIGKILL, rank=1)
+    assert run.codes() == [1, -signal.SIGKILL]
+    assert f"error: rank 1 on host {socket.gethostname()} is gone (no sign of life for " in run.text
+    assert "Traceback" not in run.text

@@ -220,6 +220,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def site(cluster: Cluster, launch: Launch, request: pytest.FixtureRequest) -> Site:
     """The command under test, in an empty folder with a profile called `e2e`."""
-    profile = {"backend": "kubernetes", "namespace": cluster.namespace, "grace": "15s"}
+    # pods of the fake cluster share this machine's network, where somebody else may have the usual port
+    env = {"MASTER_PORT": "29731"}
+    profile = {"backend": "kubernetes", "namespace": cluster.namespace, "grace": "15s", "env": env}
     (launch.cwd / "clusters.yaml").write_text(yaml.safe_dump({"e2e": {**profile, "image_pull_policy": "IfNotPresent"}}))
     return Site(cluster, launch, volume=bool(request.config.getoption("--e2e-volume-path")))

@@ -10,8 +10,8 @@ import yaml
 from tests.e2e_k8s.conftest import CLAIM, Site, nodes_of, shell
 
 QUICKSTART = Path(__file__).parents[2] / "examples/quickstart"
-SAVE_EVERY = 20
-STEPS = 300
+SAVE_EVERY = 5
+STEPS = 80
 
 
 def settings(*words: str) -> list[str]:
@@ -72,7 +72,8 @@ def folder(site: Site) -> str:
 def train_base(site: Site) -> str:
     """Make the base model, if no test has done it yet; returns its path."""
     output = f"{folder(site)}/base"
-    run_id = site.submit("base.yaml", *shared(site, f"train.settings.output_dir={output}"))
+    run_id = site.submit("base.yaml", *shared(site, f"train.settings.output_dir={output}",
+                                              "train.optimizer.max_steps=4", "train.optimizer.batch_size=2"))
     site.wait(run_id, "succeeded")
     return f"{output}/model"
 
@@ -82,7 +83,7 @@ def test_two_nodes_train_on_a_shared_volume_and_the_adapter_is_in_it(site: Site)
     base = train_base(site)
     lora = site.submit("job.yaml", *shared(
         site, "resources.nodes=2", f"train.model.path={base}", f"train.settings.output_dir={folder(site)}/lora",
-        "train.optimizer.max_steps=20"))
+        "train.optimizer.max_steps=8", "train.optimizer.batch_size=2"))
     site.wait(lora, "succeeded")
     mounts = [{"path": "/shared", "claim": CLAIM}]
     listed = site.submit(site.job(run=["ls", f"{folder(site)}/lora/adapter"], mounts=mounts, resources={"nodes": 1}))
@@ -98,8 +99,9 @@ def test_training_goes_on_after_the_loss_of_any_pod(site: Site):
     run_id = site.submit("job.yaml", *shared(
         site, "resources.nodes=2", "restarts=3", f"train.model.path={base}",
         f"train.settings.output_dir={folder(site)}/survivor", f"train.optimizer.max_steps={STEPS}",
-        f"train.runtime.save_every={SAVE_EVERY}", "train.runtime.log_every=1", "train.runtime.sample_prompts=[]"))
-    resumed, due = [], [(1, SAVE_EVERY + 5), (0, 4 * SAVE_EVERY + 5)]
+        "train.optimizer.batch_size=2", f"train.runtime.save_every={SAVE_EVERY}", "train.runtime.log_every=1",
+        "train.runtime.sample_prompts=[]"))
+    resumed, due = [], [(1, SAVE_EVERY + 3), (0, 5 * SAVE_EVERY + 3)]
     for line in site.followed(run_id, "--node", "0"):
         if found := re.search(r"resuming from \S+ \(step (\d+)\)", line):
             resumed.append(int(found[1]))
@@ -112,7 +114,7 @@ def test_training_goes_on_after_the_loss_of_any_pod(site: Site):
     status = site.wait(run_id, "succeeded")
     assert [node["exit_code"] for node in status["nodes"]] == [0, 0]
     assert len(resumed) == 2, f"resumed at {resumed}"
-    assert resumed[0] >= SAVE_EVERY and resumed[1] >= 4 * SAVE_EVERY
+    assert resumed[0] >= SAVE_EVERY and resumed[1] >= 5 * SAVE_EVERY
     text = site.launch.ok("logs", "--node", "0", run_id)
     steps = [int(step) for step in re.findall(rf"\bstep (\d+)/{STEPS}\b", text)]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))

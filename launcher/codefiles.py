@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Code is a few megabytes; what is larger is data or results that were not left out.
 MAX_BYTES = 500 * 2**20
 MAX_FILES = 100_000
+ENOUGH_BYTES = 20 * 2**30
 _IGNORE_FILES = (".gitignore", ".launchignore")
 
 # Names, in lower case, of files that hold credentials; with a slash the folder counts too.
@@ -51,12 +52,15 @@ Rules = tuple[tuple[str, "GitIgnoreSpec"], ...]
 
 def code_files(root: Path) -> list[CodeFile]:
     """The files below `root`, sorted. Raises SpecError when they are absurdly many or large, or hold credentials."""
+    if root == Path("/"):
+        raise SpecError("code: got /, allowed: a folder of code, not a whole machine")
     found: list[CodeFile] = []
+    size = 0
     for file in _walk(root):
         found.append(file)
-        if len(found) == 2 * MAX_FILES:  # somebody's home folder: nobody waits for the rest
+        size += file.size
+        if len(found) > MAX_FILES or size > ENOUGH_BYTES:  # somebody's home folder: nobody waits for the rest
             break
-    size = sum(file.size for file in found)
     if len(found) > MAX_FILES or size > MAX_BYTES:
         raise _too_much(root, found, size)
     credentials = [file.name for file in found if not file.insisted and file.size and _holds_credentials(root, file)]
@@ -86,7 +90,7 @@ def listed(files: Sequence[CodeFile]) -> str:
 
 
 def _too_much(root: Path, found: list[CodeFile], size: int) -> SpecError:
-    more = "more than " if len(found) == 2 * MAX_FILES else ""
+    more = "at least " if len(found) > MAX_FILES or size > ENOUGH_BYTES else ""
     # what has most files, when it is their number
     worst = biggest(found if size > MAX_BYTES else [CodeFile(file.name, 1) for file in found])[0][0]
     return SpecError(f"code: got {root} with {more}{len(found)} files, {size / 2**20:.0f} MiB, "

@@ -8,6 +8,7 @@ import difflib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from launcher.errors import SpecError
@@ -84,7 +85,8 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
     """The nodes of a YAML text, which know their lines, and its values."""
     yaml = _yaml()
     try:
-        node = yaml.compose(io.StringIO(text))
+        with warnings.catch_warnings(action="ignore", category=ReusedAnchorWarning):  # which YAML allows
+            node = yaml.compose(io.StringIO(text))
         return node, None if node is None else yaml.constructor.construct_document(node)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -116,9 +116,14 @@ def test_too_much_names_the_biggest_and_the_line_to_write(root, monkeypatch):
 def test_too_many_files_are_soon_refused(root, monkeypatch):
     monkeypatch.setattr(codefiles, "MAX_FILES", 20)
     write(root, **{f"cache__x__{i}": "" for i in range(100)})
-    with pytest.raises(SpecError, match=r"with more than 40 files.*\n(.*\n)*.*cache/x/ \(\d+ files\)") as error:
+    with pytest.raises(SpecError, match=r"with at least 21 files.*\n(.*\n)*.*cache/x/ \(\d+ files\)") as error:
         take_snapshot(root)
     assert "/cache/x/ >>" in error.value.hint
+
+
+def test_a_whole_machine_is_no_code():
+    with pytest.raises(SpecError, match="code: got /, allowed: a folder of code, not a whole machine"):
+        take_snapshot(Path("/"))
 
 
 def test_a_large_snapshot_is_described(root):

@@ -46,8 +46,10 @@ QUICKSTART = ROOT / "examples/quickstart"
 TINY = ("train.optimizer.max_steps=3", "train.model.shape.hidden_size=64", "train.model.shape.intermediate_size=128",
         "train.model.shape.num_layers=2", "train.model.shape.num_heads=2", "train.model.shape.num_kv_heads=2",
         "train.runtime.sample_prompts=[]", "code=null")
-JOB = ("resources.nodes=2", "resources.cpus_per_node=8", "resources.memory_per_node=3Gi", "code=null", "env.OMP_NUM_THREADS=1",
-       "train.runtime.save_every=4", "train.optimizer.max_steps=24", "train.optimizer.batch_size=2")
+JOB = ("resources.nodes=2", "resources.cpus_per_node=8", "resources.memory_per_node=3Gi", "code=null",
+       "env.OMP_NUM_THREADS=1", "train.runtime.save_every=4", "train.optimizer.max_steps=24",
+       "train.optimizer.batch_size=2")
+BUILT_OPS = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 NODE_LOSS = "node loss"
 
 
@@ -200,9 +202,9 @@ def make_base(folder: Path) -> None:
 def kubernetes(folder: Path) -> Iterator[Site]:
     """A cluster of its own: three machines, one of which may be lost."""
     with FakeCluster(folder) as cluster:
-        cluster.shared_paths += [folder.parent, ROOT, Path(sys.prefix)]
+        cluster.shared_paths += [folder.parent, ROOT, Path(sys.prefix), BUILT_OPS]
         cluster.run_as_user = False
-        cluster.image_env["PYTHONPATH"] = str(ROOT)
+        cluster.image_env |= {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(BUILT_OPS)}
 
         def lose(run: Run, target: Backend, node: int) -> None:
             host = next(found.host for found in target.status(run).nodes if found.node == node)

@@ -29,7 +29,7 @@ def load_objects(artifact: Artifact) -> list[Object]:
     """The objects of a render."""
     import yaml
 
-    return list(yaml.safe_load_all(artifact.text))
+    return list(yaml.load_all(artifact.text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def check_objects(kube: Kube, objects: list[Object]) -> None:

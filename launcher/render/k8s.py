@@ -178,10 +178,13 @@ def _too_much(archive: bytes, what: str) -> SpecError:
 
 
 def _dumper() -> type:
-    """PyYAML's safe dumper, without anchors (two equal parts are written twice) and with block text for files."""
+    """PyYAML's safe dumper, without anchors (two equal parts are written twice) and with block text for files. The one
+    in C where there is one: megabytes of code would take half a minute."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    base: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+    class Dumper(base):  # type: ignore[misc,valid-type]
         def ignore_aliases(self, data: object) -> bool:
             return True
 

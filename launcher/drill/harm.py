@@ -17,7 +17,8 @@ from launcher.errors import BackendError
 from launcher.render.pod import RUN_LABEL
 from launcher.runs import Run
 
-RESTART_WAIT_S = 300
+# A node refuses a job whose credential is as old as the end of its last start ("Job credential revoked").
+SETTLE_S = 5
 
 # Kills the trainer process of a run that has these variables, and ends with 3 when there is none. By its environment,
 # so that one in a container is found from outside it; other users' processes cannot be read, and are not ours.
@@ -88,15 +89,11 @@ class SlurmHarm:
 
     def hasten(self, run: Run, ended: Callable[[], bool]) -> None:
         """A requeued job is held for two minutes; its owner may set another start time."""
-        deadline = time.monotonic() + RESTART_WAIT_S
-        asked = False
-        while time.monotonic() < deadline and not ended():
+        soon = ["scontrol", "update", f"jobid={_job_id(run)}", f"starttime=now+{SETTLE_S}"]
+        while not ended():
             state = self.target.status(run).state
-            if state.ended or (asked and state is State.RUNNING):
+            if state.ended or (state is State.PENDING and not shell.try_command(soon, env=self.environ).returncode):
                 return
-            if state is State.PENDING:
-                shell.try_command(["scontrol", "update", f"jobid={_job_id(run)}", "starttime=now"], env=self.environ)
-                asked = True
             time.sleep(0.5)
 
 

@@ -48,7 +48,7 @@ def _pattern(context: click.Context, option: click.Parameter, text: str | None) 
                    "node's first rank.")
 @click.option("--since", callback=_since, metavar="TIME",
               help="Only lines since then: 10m, 2h, 2026-11-24T11:20. On Slurm and on this machine lines have no "
-                   "times: files written before are left out, and a time within a file is refused.")
+                   "times, and those of some 10 s before may come, too.")
 @click.option("--grep", callback=_pattern, metavar="REGEX", help="Only lines in which this is found.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N",
               help="Only the last N lines of each node, of those that the other options leave.")

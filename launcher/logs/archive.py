@@ -10,8 +10,8 @@ from pathlib import Path
 from launcher.errors import LaunchError
 from launcher.logs.line import Batch, Gap, LogLine, gap_line
 from launcher.logs.stamped import Position, is_stamped, log_line
+from launcher.logs.times import BLOCK, whole_lines
 
-BLOCK = 2**20
 # Kept among the lines. No line of a job looks so: theirs begin with a digit.
 _GAP = re.compile(rb"gap (\S+) (\S+) (.*)")
 
@@ -93,16 +93,7 @@ class ArchiveWriter:
 
     def _drop_half_line(self) -> None:
         """Remove what a killed process left of a line."""
-        end = self._file.seek(0, 2)
-        while end:
-            start = max(0, end - BLOCK)
-            self._file.seek(start)
-            found = self._file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        self._file.seek(end)
+        self._file.seek(whole_lines(self._file, self._file.seek(0, 2)))
         self._file.truncate()
 
 

@@ -4,14 +4,15 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.logs.line import Batch, LogLine, LogQuery, last_drawing, picked, tailed
+from launcher.logs.times import BLOCK, LogTimes
 
 POLL_S = 0.1
-BLOCK = 2**20
+CLOCKS_DIFFER = timedelta(seconds=1)
 
 
 @dataclass
@@ -69,7 +70,7 @@ class LogFiles:
         """The lines that are wanted; with `query.follow`, until `ended()`, and of files that come later, too.
 
         `ended` is asked before the last reading, so nothing written before the end is missed.
-        Raises SpecError when `query.since` cuts through a file, whose lines have no times.
+        Raises SpecError when `query.since` cuts through a file of a run that left no marks of its times.
         """
         if query.since:
             self._skip(query.since)
@@ -93,18 +94,21 @@ class LogFiles:
                 yield from file.live()
 
     def _skip(self, since: datetime) -> None:
-        """Pass over the files that were written before; of a file only its first and last moment are known."""
+        """Pass over what was written before: whole files, and of the one that goes on what the marks allow."""
+        times = LogTimes(self.folder)
         for node in self.nodes:
             first = self.began
             for path in self._paths(node):
                 stat = path.stat()
-                last = datetime.fromtimestamp(stat.st_mtime, UTC)
-                if first < since <= last:
+                last = datetime.fromtimestamp(stat.st_mtime, UTC) + CLOCKS_DIFFER
+                if since > last:
+                    self._files[path] = _File(path, node, stat.st_size)
+                elif since > first and not times.known:
                     raise SpecError(f"--since: got {since.isoformat()}, but lines of {path} have no times; all of them "
                                     f"were written between {first.isoformat()} and {last.isoformat()}",
                                     "take its last lines instead: launch logs --tail 100")
-                if since > last:
-                    self._files[path] = _File(path, node, stat.st_size)
+                elif since > first:
+                    self._files[path] = _File(path, node, times.offset(path, since))
                 first = last
 
     def _paths(self, node: int) -> list[Path]:

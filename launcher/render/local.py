@@ -5,6 +5,7 @@ from launcher.render.image import import_lines, needs_import
 from launcher.render.script import (
     CAUSE,
     FINISH,
+    TIMES,
     attempt,
     heredoc,
     master_port,
@@ -22,6 +23,7 @@ def render_local(plan: Plan) -> str:
         *preamble(plan),
         'echo "$$" >"$RUN_DIR/pid"  # for a cancel when launch was killed before it knew',
         *heredoc('"$RUN_DIR/task.sh"', "\n".join(task_script())),
+        *TIMES,
         "export MASTER_ADDR=127.0.0.1",
         *master_port("$$"),
         *import_lines(plan),

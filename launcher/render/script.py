@@ -37,6 +37,30 @@ CAUSE = [
 ]
 
 
+TIMES = [
+    "note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`",
+    "  local never now size file tick=0",
+    "  local -A known=()",
+    '  while read -r _ size file; do known[$file]=$size; done <"$RUN_DIR/logs/times"',
+    "  exec {never}<> <(:)",
+    '  while kill -0 "$$"; do',
+    "    if [ $((tick++ % 10)) = 0 ]; then",
+    "      while read -r size file; do",
+    "        printf -v now '%(%s)T' -1",
+    '        if [ "$size" -le "${known[$file]:-0}" ]; then continue; fi',
+    '        known[$file]=$size',
+    '        echo "$((now + 2)) $size $file" || true  # rounded up, as clocks differ',
+    '      done < <(cd "$RUN_DIR/logs" && stat --format="%s %n" node-*.log)',
+    "    fi",
+    '    read -r -t 1 -u "$never" || true  # a sleep of its own would outlive this',
+    "  done",
+    '} >>"$RUN_DIR/logs/times" 2>/dev/null',
+    "note_sizes & noting=$!",
+    "disown  # it is no node",
+    "trap 'kill \"$noting\" 2>/dev/null || true' EXIT",
+]
+
+
 # Between the well-known ports and the system's ephemeral ones.
 _FIRST_PORT, _PORTS = 20000, 10000
 

@@ -8,6 +8,7 @@ from launcher.render.image import image_word, import_lines, needs_import
 from launcher.render.script import (
     CAUSE,
     FINISH,
+    TIMES,
     attempt,
     binds,
     continued,
@@ -30,6 +31,7 @@ def render_slurm(plan: Plan) -> str:
         *preamble(plan, log="batch.log"),
         'rm -f "$RUN_DIR/exit_code"',
         *attempt('"${SLURM_RESTART_COUNT:-0}"'),
+        *TIMES,
         *heredoc('"$RUN_DIR/task.sh"', "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"'))),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         'echo "$hosts" >"$ATTEMPT_DIR/hosts"',

@@ -3,6 +3,8 @@
 import json
 import signal
 import subprocess
+import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -75,6 +77,28 @@ def test_a_reader_that_closes_the_pipe_ends_the_command(local_site):
     reader.stdout.close()
     assert reader.wait(PATIENCE_S) == 141
     assert "Traceback" not in reader.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["local_site", "fake_slurm_site",
+                                  pytest.param("slurm_site", marks=pytest.mark.needs("slurm"))])
+def test_since_within_the_log_of_a_running_job(name, request):
+    site = request.getfixturevalue(name)
+    gate, go = site.gate()
+    run_id = site.submit(f"echo old; {gate}; echo new")
+    times = site.launch.run_dir(run_id) / "logs/times"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (times.exists() and times.read_text().count("\n") == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    marked = max(int(line.split()[0]) for line in times.read_text().splitlines())
+    since = datetime.fromtimestamp(marked).astimezone()
+    time.sleep(max(0, marked - time.time()))  # it is rounded up
+    go.touch()
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id, "--since", since.isoformat()) == {0: ["new"], 1: ["new"]}
+    earlier = (since - timedelta(seconds=1)).isoformat()
+    assert site.lines(run_id, "--since", earlier) == {0: ["old", "new"], 1: ["old", "new"]}
+    assert {line.split()[2] for line in times.read_text().splitlines()} == {"node-0.r0.log", "node-1.r0.log"}
 
 
 def test_a_follower_says_why_the_run_waits(fake_slurm_site, tmp_path):

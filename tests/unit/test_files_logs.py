@@ -133,6 +133,26 @@ def test_since_leaves_out_files_that_were_written_before(tmp_path):
     assert read(tmp_path, since=datetime(2026, 11, 24, 11, 20, tzinfo=UTC)) == {}
 
 
+def at(minute, second=0):
+    return datetime(2026, 11, 24, 11, minute, second, tzinfo=UTC)
+
+
+def test_since_within_a_file_begins_at_the_newest_mark_before(tmp_path):
+    write(tmp_path, node_0="one\ntwo\nthree\nfour\n", node_1="other\n")
+    for name in ("node-0.log", "node-1.log"):
+        os.utime(tmp_path / name, (at(50).timestamp(), at(50).timestamp()))
+    marks = [(at(10), 4, "node-0.log"), (at(20), 10, "node-0.log"), (at(30), 14, "node-0.log"),
+             (at(1), 6, "node-1.log"), (at(2), 9999, "node-0.log")]
+    text = "".join(f"{int(moment.timestamp())} {size} {name}\n" for moment, size, name in marks)
+    (tmp_path / "times").write_text(f"{text}damaged\n{int(at(1).timestamp())} 14 node-0.l")
+    wanted = {at(9): ["one", "two", "three", "four"], at(10): ["two", "three", "four"],
+              at(19, 59): ["two", "three", "four"], at(20): ["three", "four"], at(45): ["four"]}
+    for since, want in wanted.items():
+        assert read(tmp_path, since=since)[0] == want
+    assert read(tmp_path, [1], since=at(1)) == {}
+    assert read(tmp_path, [1], since=at(0, 59)) == {1: ["other"]}
+
+
 def test_lines_that_come_after_since_are_followed(tmp_path):
     write(tmp_path, node_0="old\n")
     since = datetime.now(UTC) + timedelta(seconds=60)

@@ -56,7 +56,7 @@ def load_profiles(path: Path) -> dict[str, Document]:
         places = {loc[1:]: place for loc, place in document.places.items() if loc and loc[0] == name}
         problems = [line for line in document.problems if re.search(rf":\d+: {re.escape(name)}[.:]", line)]
         if not isinstance(values, dict):
-            problems.append(f"{places[()]}: {name}: got {_shown(values)}, allowed: keys with values")
+            problems.append(f"{places[()]}: {name}: got {shown(values)}, allowed: keys with values")
         found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems))
     return found
 
@@ -72,7 +72,7 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML mapping. Raises SpecError when it is missing, unreadable, no YAML or no mapping."""
     node, values = _parse(path, _read_text(path))
     if not isinstance(node, MappingNode) or not isinstance(values, dict):
-        raise SpecError(f"{path}:1: got {_shown(values)}, allowed: keys with values, such as `name: my-job`")
+        raise SpecError(f"{path}:1: got {shown(values)}, allowed: keys with values, such as `name: my-job`")
     _name_keys(values, set())
     places: dict[Loc, str] = {}
     problems = [*_walk(node, (), str(path), places, set())]
@@ -134,7 +134,7 @@ def _name_keys(values: Any, seen: set[int]) -> None:
     seen.add(id(values))
     if isinstance(values, dict):
         for key in [key for key in values if not isinstance(key, str)]:
-            values[_shown(key)] = values.pop(key)
+            values[shown(key)] = values.pop(key)
     for value in values.values() if isinstance(values, dict) else values:
         _name_keys(value, seen)
 
@@ -185,7 +185,7 @@ def _assign(values: Any, keys: list[str], value: Any) -> Loc:
     loc: list[str | int] = []
     for number, key in enumerate(keys, 1):
         if not isinstance(values, dict | list):
-            through = f"{keys[number - 2]!r}, which is {_shown(values)}"
+            through = f"{keys[number - 2]!r}, which is {shown(values)}"
             raise LookupError(f"got a path through {through}, allowed: a path through sections")
         step: Any = _item(values, key) if isinstance(values, list) else key
         loc.append(step)
@@ -245,7 +245,7 @@ def _explain(spec: type[BaseModel], document: Document, detail: Any) -> list[str
     """The lines for one pydantic error: `place: path: got X, allowed Y`."""
     loc = _real_loc(tuple(detail["loc"]), document.values)
     where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
-    kind, context, got = detail["type"], detail.get("ctx", {}), _shown(detail["input"])
+    kind, context, got = detail["type"], detail.get("ctx", {}), shown(detail["input"])
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), known, 1)
@@ -289,7 +289,7 @@ _LENGTHS = {
 def _allowed(kind: str, context: dict[str, Any], detail: Any) -> str:
     given, message = detail["input"], str(detail["msg"])
     if kind == "string_type" and not isinstance(given, dict | list | None):
-        return f'text, so in quotes: "{_shown(given)}"'
+        return f'text, so in quotes: "{shown(given)}"'
     if kind == "list_type" and isinstance(given, str):
         return f"a list, such as [{', '.join(given.split())}]"
     if kind in _TYPES:
@@ -356,7 +356,7 @@ def dotted(loc: Loc) -> str:
     return text
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A short form of what was given."""
     if value is None:
         return "nothing"

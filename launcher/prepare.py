@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import SpecError
-from launcher.load import Document, dotted, load_profiles, profile_of, read_document, validate_job
+from launcher.load import Document, dotted, load_profiles, profile_of, read_document, shown, validate_job
 from launcher.names import default_run_id, is_run_id
 from launcher.plan import Plan, default_profile, misfits, plan_run
 from launcher.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
@@ -97,9 +97,9 @@ def _runtime(profile: ClusterProfile) -> str:
 
 def _code_problems(document: Document, job_dir: Path) -> list[str]:
     code = document.values.get("code")
-    if not isinstance(code, str) or (job_dir / code).is_dir():
+    if not isinstance(code, str) or _is_folder(job_dir / code):
         return []
-    return [f"{document.place(('code',))}: code: got {code!r}, allowed: a folder, seen from {job_dir}"]
+    return [f"{document.place(('code',))}: code: got {shown(code)}, allowed: a folder, seen from {job_dir}"]
 
 
 def _refuse_secrets(document: Document, overrides: Sequence[str] = ()) -> None:
@@ -122,6 +122,13 @@ def _leak_line(place: str, leak: Leak) -> str:
     path = f"{dotted(leak.loc)}: " if leak.loc else ""
     return redact(f"{place}: {path}") + (
         f"got {leak.found}, allowed: no secrets; the job names them: secrets: [{leak.variable}]")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _profile(

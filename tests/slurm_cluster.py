@@ -26,9 +26,11 @@ def script() -> Path | None:
     return next((path for path in PLACES if path.is_file()), None)
 
 
-def start(folder: Path) -> dict[str, str]:
-    """Start it; returns the variables with which Slurm's commands find it."""
-    started = subprocess.run([str(script()), str(folder), str(NODES)], capture_output=True, text=True, timeout=120)
+def start(folder: Path, **knobs: str) -> dict[str, str]:
+    """Start it, or what of it has died; returns the variables with which Slurm's commands find it. `knobs` are those of
+    slurm-up, such as SLURM_UP_EXTRA."""
+    started = subprocess.run([str(script()), str(folder), str(NODES)], capture_output=True, text=True, timeout=120,
+                             env={**os.environ, **knobs})
     assert started.returncode == 0, f"slurm-up failed: {started.stderr}"
     return dict(re.findall(r"^export (\w+)=(\S+)$", started.stdout, re.MULTILINE))
 

@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.backends.attempts import latest_attempt, node_rows, read_exit_code
-from launcher.backends.base import Artifact, Backend, JobStatus, State, Submission, exit_words
+from launcher.backends.base import Artifact, Backend, JobStatus, State, Stray, Submission, exit_words
+from launcher.backends.containers import remove_container, stray_containers
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.logs.files import LogFiles
@@ -19,6 +20,7 @@ from launcher.render.local import render_local
 from launcher.runs import Run, RunStore, now, write_whole
 from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
+from launcher.spec import ClusterProfile
 
 KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
 
@@ -95,6 +97,14 @@ class LocalBackend(Backend):
         if self._alive(folder):  # what the job left in the background, or what did not stop in time
             shell.signal_session(session, signal.SIGKILL)
 
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Containers of runs that have ended."""
+        return stray_containers(self, "local", self.store, self.environ, warn)
+
+    def remove(self, stray: Stray) -> None:
+        """Remove the container."""
+        remove_container(stray, self.environ)
+
     def preempt_node(self, run: Run, node: int) -> None:
         """Tell one node to stop, as a scheduler does: every process of it, and nothing else of the run."""
         folder = self.store.folder(run.run_id)
@@ -133,6 +143,14 @@ def _written_pid(folder: Path) -> int | None:
     """What the script calls itself: all there is when launch was killed before it could note it."""
     try:
         return int((folder / "pid").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _session(run: Run, folder: Path) -> int | None:
+    """The session that the script leads; a submit that was killed may not have noted it, the script has."""
+    try:
+        return int(run.job_id or (folder / "session").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Artifact, Backend, JobStatus, Submission
+from launcher.backends.base import Artifact, Backend, JobStatus, Stray, Submission
+from launcher.backends.containers import remove_container, stray_containers
 from launcher.backends.slurm_status import Record, from_sacct, from_scontrol, slurm_status
 from launcher.edge import shell
 from launcher.errors import BackendError
@@ -22,6 +23,7 @@ from launcher.render.slurm import render_slurm
 from launcher.runs import Run, RunStore, now, write_whole
 from launcher.secrets import secrets_file
 from launcher.snapshot import copy_to
+from launcher.spec import ClusterProfile
 
 ASK_EVERY_S = 2.0
 CANCEL_WAIT_S = 60.0
@@ -68,7 +70,13 @@ class SlurmBackend(Backend):
         if submission.secrets:
             write_whole(folder / "secrets.env", secrets_file(submission.secrets))
         cluster = self._cluster_name()
-        printed = self._sbatch(["--parsable"], artifact, self._job_environ(submission.secrets), submission.job_dir)
+        environ = self._job_environ(submission.secrets)
+        options = ["--parsable", f"--comment={_comment(folder)}"]
+        try:
+            printed = self._sbatch(options, artifact, environ, submission.job_dir)
+        except BackendError:
+            self._withdraw(plan.run_id)  # a time-out of sbatch does not say whether the job was taken
+            raise
         job_id = printed.strip().splitlines()[-1].partition(";")[0]
         handle = f"slurm://{cluster}/{job_id}"
         return Run(run_id=plan.run_id, name=plan.name, backend="slurm", handle=handle, cluster=None, nodes=plan.nodes,
@@ -94,13 +102,45 @@ class SlurmBackend(Backend):
     def cancel(self, run: Run) -> None:
         """scancel: TERM, KillWait seconds for a last checkpoint, then KILL. Waits until Slurm has ended the job."""
         folder = self.store.folder(run.run_id)
-        if run.job_id is None or self.status(run).state.ended:
+        if self.status(run).state.ended:
             return
         (folder / "cancelled").touch()
-        self._must(["scancel", run.job_id])
+        job_id = self._job_id(run)
+        if job_id is None:
+            return
+        self._must(["scancel", job_id])
         deadline = time.monotonic() + CANCEL_WAIT_S
         while time.monotonic() < deadline and not self.status(run).state.ended:
             time.sleep(0.2)
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Containers of runs that have ended, when this machine is one of the nodes."""
+        return stray_containers(self, "slurm", self.store, self.environ, warn)
+
+    def remove(self, stray: Stray) -> None:
+        """Remove the container."""
+        remove_container(stray, self.environ)
+
+    def _job_id(self, run: Run) -> str | None:
+        """Slurm's number of the run. A submit that was killed has not noted it; then the queue is asked."""
+        return run.job_id or self._queued(run.run_id)
+
+    def _queued(self, run_id: str) -> str | None:
+        """The number of this run's job while it is in the queue."""
+        listed = self._must(["squeue", "--noheader", f"--name={run_id}", "--format=%i %k"])
+        wanted = _comment(self.store.folder(run_id))
+        pairs = (line.strip().partition(" ") for line in listed.splitlines())
+        return next((number for number, _, comment in pairs if comment == wanted), None)
+
+    def _withdraw(self, run_id: str) -> None:
+        """Cancel what a failed sbatch may have sent all the same. Raises BackendError when that cannot be known."""
+        try:
+            job_id = self._queued(run_id)
+            if job_id:
+                self._must(["scancel", job_id])
+        except BackendError as error:
+            raise BackendError(f"{error.message}; the job may have been taken",
+                               f"when Slurm answers again: scancel --name={run_id}") from error
 
     def _ended(self, run: Run) -> Callable[[], bool]:
         """Whether the run has ended, for a follower that asks often: the file says it at once, Slurm is asked rarely,
@@ -124,16 +164,17 @@ class SlurmBackend(Backend):
 
     def _record(self, run: Run) -> Record | None:
         """What scontrol or else sacct knows of the job; None when both have forgotten it."""
-        if run.job_id is None:
+        job_id = self._job_id(run)
+        if job_id is None:
             return None
-        shown = self._ask(["scontrol", "show", "job", run.job_id])
+        shown = self._ask(["scontrol", "show", "job", job_id])
         if shown.returncode == 0 and "JobState=" in shown.stdout:
             return from_scontrol(shown.stdout)
         if "nvalid job id" not in shown.stderr:
             raise _refusal(shown)
         if not shell.has_command("sacct"):
             return None
-        listed = self._ask(["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", run.job_id])
+        listed = self._ask(["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", job_id])
         lines = listed.stdout.splitlines()
         return from_sacct(lines[-1]) if listed.returncode == 0 and lines else None
 
@@ -164,6 +205,11 @@ class SlurmBackend(Backend):
                    if key not in secrets and (key in _KEPT or not _FOREIGN.match(key))}
         environ["LAUNCH_HOME"] = str(self.store.root.parent)
         return environ
+
+
+def _comment(folder: Path) -> str:
+    """What marks the job in the queue as the run of this folder, and no other user's or home's."""
+    return f"launch {folder}"
 
 
 def _refusal(done: shell.Completed) -> BackendError:

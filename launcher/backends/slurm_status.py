@@ -27,6 +27,8 @@ ENDINGS = {
     "CANCELLED": "cancelled in Slurm",
 }
 
+REASONS = {"TimeLimit": "TIMEOUT", "NodeDown": "NODE_FAIL", "OutOfMemory": "OUT_OF_MEMORY"}
+
 # The longest prefix counts: QOS and Assoc reasons come in dozens.
 WAITING = {
     "Resources": "waits for free nodes",
@@ -104,25 +106,26 @@ def _state(folder: Path, code: int | None, record: Record | None) -> tuple[State
         return (State.CANCELLED, "cancelled by the user") if ended else (State.RUNNING, "being cancelled")
     # Slurm may still be clearing up; a job that waits once more was put back into the queue by hand
     if code is not None and slurm not in (State.CANCELLED, State.PENDING):
-        return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(record, code))
+        return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(folder, record, code))
     if record is None:
-        return State.UNKNOWN, "Slurm has forgotten this job, and it left no exit code"
-    return slurm, _reason(slurm, record)
+        return State.UNKNOWN, "Slurm does not know this job (any more), and it left no exit code"
+    return slurm, _reason(folder, slurm, record)
 
 
-def _reason(state: State, record: Record) -> str | None:
+def _reason(folder: Path, state: State, record: Record) -> str | None:
     if state is State.PENDING:
         return _waiting(record)
     if state is State.UNKNOWN:
         return f"Slurm calls it {record.state}"
-    return _ending(record, record.exit_code) if state in (State.FAILED, State.CANCELLED) else None
+    return _ending(folder, record, record.exit_code) if state in (State.FAILED, State.CANCELLED) else None
 
 
-def _ending(record: Record | None, code: int | None) -> str:
-    words = ENDINGS.get(record.state) if record else None
-    if words and record:
-        return f"{words} ({record.state})"
-    return exit_words(code)
+def _ending(folder: Path, record: Record | None, code: int | None) -> str:
+    """Slurm's reason, which it has before the final state; a task that was killed for its memory leaves a note."""
+    state = REASONS.get(record.reason or "", record.state) if record else ""
+    if state not in ENDINGS and (folder / f"attempts/{latest_attempt(folder)}/out_of_memory").exists():
+        state = "OUT_OF_MEMORY"
+    return f"{ENDINGS[state]} ({state})" if state in ENDINGS else exit_words(code)
 
 
 def _waiting(record: Record) -> str:

@@ -25,10 +25,13 @@ def run_command(argv: Sequence[str], *, stdin: str | None = None, timeout_s: flo
 
 def try_command(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60, cwd: Path | None = None,
                 env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run to the end, whatever the exit code. Raises BackendError when it cannot start or does not end."""
+    """Run to the end, whatever the exit code. Raises BackendError when it cannot start or does not end.
+
+    In a session of its own: a Ctrl-C is for launch, which decides what becomes of a command that sends something.
+    """
     try:
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout_s,
-                              cwd=cwd, env=env, check=False)
+                              cwd=cwd, env=env, check=False, start_new_session=True)
     except FileNotFoundError as error:
         raise BackendError(f"{argv[0]}: no such command on this machine") from error
     except PermissionError as error:

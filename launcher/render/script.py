@@ -30,8 +30,10 @@ CAUSE = [
     '    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi',
     '    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi',
     "  done",
-    "  # a node that left nothing was killed: that outweighs the others' last checkpoint",
-    '  if [ "$first" = preempted ] && [ "$ended" -lt "$LAUNCH_NODES" ]; then first=$1; fi',
+    "  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up",
+    "  # waiting for a node that does not end)",
+    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi',
+    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi',
     '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
     "}",
 ]

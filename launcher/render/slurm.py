@@ -119,15 +119,25 @@ def _step(plan: Plan) -> list[str]:
         continued(words) + f" </dev/null 2>>{node_log('0')}",
         "}",
         "told= code=0",
-        """trap 'told=told; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1""",
+        "tell() {  # the step, which may not be there yet",
+        "  for _ in 1 2 3 4 5; do",
+        '    if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi',
+        "    sleep 1",
+        "  done",
+        "}",
+        "trap 'told=told; tell &' USR1",
         "trap : TERM  # the step has got it from Slurm itself",
         *begin,
         'if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi',
         'if [ "$code" = 0 ]; then',
         "  background step",
-        '  if [ "$code" != 0 ]; then code=$(cause "$code"); fi',
+        '  code=$(cause "$code")',
         "fi",
     ]
+
+
+# Slurm's own state of such a job may be FAILED: only what it prints tells (JobAcctGatherParams=OverMemoryKill).
+_MEMORY_WORDS = "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)"
 
 
 def _end(plan: Plan) -> list[str]:
@@ -139,6 +149,9 @@ def _end(plan: Plan) -> list[str]:
         'if [ "$code" = preempted ]; then',
         '  if again "told to stop, and the state was saved"; then exit 0; fi',
         "  finish 75",
+        "fi",
+        f'if [ "$code" != 0 ] && grep -qiE "{_MEMORY_WORDS}" {node_log("0")}; then',
+        '  touch "$ATTEMPT_DIR/out_of_memory"',
         "fi",
         'failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)',
         f'if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt {plan.restarts} ]; then',

@@ -223,8 +223,10 @@ cause() {  # all nodes together ended with $1; the reason is what the first fail
     if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
     if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
   done
-  # a node that left nothing was killed: that outweighs the others' last checkpoint
-  if [ "$first" = preempted ] && [ "$ended" -lt "$LAUNCH_NODES" ]; then first=$1; fi
+  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up
+  # waiting for a node that does not end)
+  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi
+  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi
   if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi
 }
 shown() {  # one value of this job, as Slurm has it now
@@ -256,18 +258,27 @@ srun \
   bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
 }
 told= code=0
-trap 'told=told; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
+tell() {  # the step, which may not be there yet
+  for _ in 1 2 3 4 5; do
+    if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi
+    sleep 1
+  done
+}
+trap 'told=told; tell &' USR1
 trap : TERM  # the step has got it from Slurm itself
 if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi
 if [ "$code" = 0 ]; then
   background step
-  if [ "$code" != 0 ]; then code=$(cause "$code"); fi
+  code=$(cause "$code")
 fi
 restarts=$(shown Restarts || true)
 if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi
 if [ "$code" = preempted ]; then
   if again "told to stop, and the state was saved"; then exit 0; fi
   finish 75
+fi
+if [ "$code" != 0 ] && grep -qiE "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)" "$RUN_DIR/logs/node-0.r$ATTEMPT.log"; then
+  touch "$ATTEMPT_DIR/out_of_memory"
 fi
 failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)
 if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt 3 ]; then

@@ -39,3 +39,7 @@ class FakeSlurm:
     def go_down(self) -> None:
         """No daemon answers."""
         (self.folder / "down").touch()
+
+    def lose_answers(self) -> None:
+        """Jobs are taken, but sbatch does not hear of it."""
+        (self.folder / "lose_answers").touch()

@@ -4,7 +4,8 @@ is this file. The batch script really runs, on this machine, and srun really sta
 
 The state lies in $FAKE_SLURM_DIR: `jobs/ID/` for each job, and what a test sets there as files (see FakeSlurm in
 cluster.py): `pending` (a reason for which jobs wait), `end_as` (a state and an exit code that jobs end with),
-`accounting` (sacct works), `down` (nothing answers). Words and exit codes are those of Slurm 22.05.
+`accounting` (sacct works), `down` (nothing answers), `lose_answers` (sbatch's sender does not hear that it was taken).
+Words and exit codes are those of Slurm 22.05.
 """
 
 import contextlib
@@ -76,6 +77,8 @@ def sbatch(argv):
     write(folder / "state", "PENDING")
     subprocess.Popen([sys.executable, str(Path(__file__).resolve()), "supervise", folder.name], start_new_session=True,
                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if (HERE / "lose_answers").exists():
+        sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     print(folder.name)
 
 
@@ -227,7 +230,10 @@ def squeue(argv):
     wanted = options.get("jobs")
     for folder in sorted((HERE / "jobs").glob(wanted or "[0-9]*")):
         if not (folder / "end").exists():
-            print(options["format"].replace("%i", folder.name).replace("%T", state_of(folder)[0]))
+            job = json.loads(read(folder / "options"))
+            if options.get("name", job["job-name"]) == job["job-name"]:
+                print(options["format"].replace("%i", folder.name).replace("%T", state_of(folder)[0])
+                      .replace("%k", job.get("comment", "(null)")))
 
 
 def sacct(argv):

@@ -49,6 +49,12 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             model.zero_grad()
         return norm
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """A checkpoint brings the log_every and save_every of the run that wrote it; this run's count."""
+        place = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return place
+
     def _run_epoch(self, **kwargs: Any) -> None:
         """A run that stopped after its last step, before its results were written, has no more to train."""
         if self.state.global_step >= self.state.max_steps:

@@ -94,7 +94,7 @@ class Peers:
         the store may end with us."""
         self._code, self._why = code, why
         self._left.set()
-        deadline = time.monotonic() + 2 * BEAT_S
+        deadline = time.monotonic() + SUSPECT_S + 2 * BEAT_S
         with suppress(*STORE_ERRORS), self._lock:
             self._beat()
             left = self._store.add(LEFT, 1)
@@ -170,8 +170,8 @@ class Peers:
         beat, silence_s = seen.beat, round(seen.silence_s)
         who = f"rank {other} on host {beat['host']}"
         if beat["code"] is not None:
-            if silence_s < SUSPECT_S and not self._suspicious:
-                return None  # it may be ending like all of us
+            if silence_s < SUSPECT_S and not self._suspicious and not self._busy:
+                return None  # it may be ending like all of us, as nobody does while we load
             return self._left_with(other, beat)
         if silence_s <= self._limit_s(busy=beat["busy"]):
             return None

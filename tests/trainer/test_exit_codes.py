@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-PATIENCE_S = 120
+PATIENCE_S = 240
 HOST = socket.gethostname()
 
 

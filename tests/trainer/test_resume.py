@@ -94,6 +94,7 @@ def wait_until(run, holds):
     deadline = time.monotonic() + warm.PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline and run.processes[0].is_alive(), run.text
+        time.sleep(0.001)
 
 
 def test_told_to_stop_at_any_moment_a_run_saves_and_loses_nothing(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-PATIENCE_S = 120
+PATIENCE_S = 240
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as trainer.cli does before torch is loaded
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["trainer.engine", "trainer.cli", "deepspeed", "peft", "datasets", "sentencepiece"])

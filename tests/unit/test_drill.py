@@ -1,0 +1,143 @@
+"""`launch drill` on this machine and on the fake Kubernetes: the real command and back ends, a trainer without a model
+(tests/toy_trainer.py) that keeps its promises or breaks one."""
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.backends.local import LocalBackend
+from launcher.drill.harm import LocalHarm
+from launcher.errors import BackendError
+from launcher.runs import Run, RunStore, now
+from tests.cli_runner import Launch
+from tests.contract.sites import Site, kubernetes_objects_of, processes_of
+from tests.fakes.kubernetes import FakeCluster
+from tests.toy_trainer import write_toy
+
+PATIENCE_S = 180
+SEED = "7"
+
+
+@pytest.fixture
+def local(launch: Launch) -> Site:
+    """This machine."""
+    return Site("local", launch, processes_of)
+
+
+@pytest.fixture
+def kubernetes(launch: Launch, tmp_path: Path) -> Iterator[Site]:
+    """A fake cluster whose pods see the working folder."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, FakeCluster(tmp_path / "cluster") as cluster:
+        launch.cwd = Path(folder)
+        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
+        cluster.run_as_user = False
+        launch.env["KUBECONFIG"] = str(cluster.kubeconfig)
+        yield Site("kubernetes", launch, kubernetes_objects_of(cluster))
+
+
+@pytest.fixture(params=["local", "kubernetes"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Each in turn."""
+    found: Site = request.getfixturevalue(request.param)
+    return found
+
+
+def write_job(site: Site, **fields: object) -> Path:
+    """A two-node job whose outputs lie where every node sees them; returns its output folder."""
+    work = site.launch.cwd
+    profile = {"backend": site.backend, "grace": "5s", "python": str(write_toy(work))}
+    (work / "clusters.yaml").write_text(yaml.safe_dump({"place": profile}))
+    train = {"settings": {"output_dir": str(work / "out")}, "model": {"path": "unread"},
+             "data": {"sources": [{"path": "unread"}]}}
+    job = {"name": "toy", "cluster": "place", "resources": {"nodes": 2}, "train": train, **fields}
+    (work / "job.yaml").write_text(yaml.safe_dump({key: value for key, value in job.items() if value is not None}))
+    (work / "out").mkdir()
+    (work / "out/checkpoint-99").mkdir()
+    return work / "out"
+
+
+@pytest.mark.parametrize("kind", ["preempt", "kill-rank"])
+def test_a_job_that_keeps_its_promises_passes(site, kind):
+    output = write_job(site)
+    done = site.launch.run("drill", kind, "job.yaml", "--seed", SEED, "--json", timeout_s=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] and all(check["ok"] for check in report["checks"])
+    assert report["seed"] == int(SEED)
+    assert report["recovered_s"] > 0
+    assert kind == "kill-rank" or report["steps_lost"] == 0
+    assert f"(--seed {SEED})" in done.stderr
+    assert (output / "checkpoint-99").is_dir()
+    assert site.launch.json("status")[0]["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(("fault", "kind", "wrong"), [
+    ("skip", "preempt", "steps: step "),
+    ("reshuffle", "kill-rank", "same rows again: rank 0: step "),
+    ("repeat", "preempt", "rows once: step 1: row 4 for the second time in this epoch"),
+    ("deaf", "preempt", "restarts spent: the job did not survive on 0"),
+])
+def test_a_broken_promise_ends_with_5_and_says_which(local, fault, kind, wrong):
+    write_job(local, env={"TOY_FAULT": fault})
+    done = local.launch.run("drill", kind, "job.yaml", "--seed", SEED, timeout_s=PATIENCE_S)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert f"error: {wrong}" in done.stderr
+    assert next(line for line in done.stdout.splitlines() if line.startswith(wrong.partition(":")[0])).endswith(" no")
+
+
+def test_ctrl_c_ends_the_job(local):
+    write_job(local)
+    drill = local.launch.start("drill", "preempt", "job.yaml", "--set", "train.optimizer.max_steps=1000")
+    assert drill.stderr is not None
+    while "(--seed " not in drill.stderr.readline():
+        assert drill.poll() is None
+    time.sleep(0.5)  # anywhere in the job
+    drill.send_signal(signal.SIGINT)
+    assert drill.wait(PATIENCE_S) == 130
+    assert local.launch.json("status")[0]["state"] == "cancelled"
+    assert processes_of(local.launch.json("list")[0]) == []
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--set", "train.optimizer.max_steps=7"], "max_steps: got 7 with save_every 5, allowed: at least 9"),
+    (["--rank", "2"], "--rank: got 2, allowed: 0 to 1"),
+    (["--set", "train.optimizer.max_steps=null"], "max_steps: got null"),
+])
+def test_what_cannot_be_drilled_is_said_before_anything_is_sent(local, options, words):
+    write_job(local)
+    done = local.launch.run("drill", "kill-rank", "job.yaml", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert local.launch.json("list") == []
+
+
+def test_only_training_jobs_can_be_drilled(local):
+    write_job(local, train=None, run=["true"])
+    done = local.launch.run("drill", "preempt", "job.yaml")
+    assert done.returncode == 2
+    assert "got a job with `run`, allowed: a job with `train`" in done.stderr
+
+
+def test_a_job_that_ends_before_the_harm(local):
+    write_job(local)
+    (local.launch.cwd / "toy-python").write_text("#!/bin/sh\nexit 78\n")
+    done = local.launch.run("drill", "preempt", "job.yaml", "--seed", SEED)
+    assert done.returncode == 5
+    assert "failed after step 0, before the harm at step" in done.stderr
+
+
+def test_nothing_to_harm_is_an_error(tmp_path):
+    store = RunStore(tmp_path)
+    run = Run("gone", "gone", "local", "local://gone", None, 2, now(), str(tmp_path))
+    harm = LocalHarm(LocalBackend(store, {}), {})
+    with pytest.raises(BackendError, match="rank 1 could not be killed: it has no process now"):
+        harm.kill_rank(run, 1)
+    with pytest.raises(BackendError, match="node 1 does not run"):
+        harm.preempt(run, 1)

@@ -204,6 +204,7 @@ def kubernetes(folder: Path) -> Iterator[Site]:
     with FakeCluster(folder) as cluster:
         cluster.shared_paths += [folder.parent, ROOT, Path(sys.prefix), BUILT_OPS]
         cluster.run_as_user = False
+        cluster.backoff_s = 10  # as the real Job controller
         cluster.image_env |= {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(BUILT_OPS)}
 
         def lose(run: Run, target: Backend, node: int) -> None:

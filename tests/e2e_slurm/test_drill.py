@@ -1,5 +1,4 @@
-"""`launch drill` on a real Slurm, with a trainer that needs no model; bench/clusters/drills.py does it with the real one.
-"""
+"""`launch drill` on a real Slurm, with a trainer that needs no model; bench/clusters/drills.py has the real trainer."""
 
 import json
 

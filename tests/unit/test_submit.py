@@ -34,6 +34,7 @@ CLUSTERS = {"here": {"backend": "local", "grace": "1s"}, "fake": {"backend": "ku
 # Submits the job of the working folder, and sends itself a signal at the N-th call that `submit_run` makes.
 CUT_SHORT = """\
 import os, sys
+import launcher.backends.k8s, launcher.backends.local, launcher.commands.submit  # imports are calls, too
 from launcher.cli import main
 launcher, stop_at, number, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 0
 def count(frame, event, _):
@@ -201,8 +202,8 @@ def cut_short(place, stop_at, number):
 
 def test_a_killed_submit_leaves_nothing_that_launch_cannot_find(place):
     total = calls_of_a_submit(place)
-    recorded = 0
-    for stop_at in (total // 3, *range(2 * total // 3, total + 60, max(1, total // 7))):
+    recorded = 0  # from the moment before it is sent
+    for stop_at in (total // 3, *range(4 * total // 5, total, max(1, total // 16))):
         cut_short(place, stop_at, signal.SIGKILL)
         listed = place.launch.json("list")
         if not listed:

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,7 @@ class Site:
     environ: Mapping[str, str]
     lose: Callable[[Run, Backend, int], None]
     replace: Callable[[Run, Backend], None]
+    settings: tuple[str, ...] = ()
 
 
 class NodeLoss:
@@ -156,7 +158,7 @@ def drill(case: Case, site: Site, folder: Path) -> Result:
         "backend": case.backend, "grace": "20s", "container_runtime": "none", "python": sys.executable,
         "mounts": [{"path": str(folder), "host_path": str(folder)}]}}))
     kind: Kind = "preempt" if case.harm == "preempt" else "kill-rank"
-    request = Request(work / "job.yaml", (*JOB, "cluster=place", f"name=drill-{case.number}",
+    request = Request(work / "job.yaml", (*JOB, *site.settings, "cluster=place", f"name=drill-{case.number}",
                                           f"train.model.path={work}/outputs/base/model",
                                           f"train.settings.output_dir={work}/outputs/drill",
                                           f"train.data.sources.0.path={work}/facts.jsonl"), work / "clusters.yaml")
@@ -198,6 +200,14 @@ def make_base(folder: Path) -> None:
                                              "PYTHONPATH": str(ROOT)})
 
 
+def free_port() -> int:
+    """A port at which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def kubernetes(folder: Path) -> Iterator[Site]:
     """A cluster of its own: three machines, one of which may be lost."""
@@ -218,7 +228,9 @@ def kubernetes(folder: Path) -> Iterator[Site]:
                 time.sleep(0.2)
             target.repair(run, lost)
 
-        yield Site({**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}, lose, replace)
+        # the pods of all drills share this machine's addresses
+        yield Site({**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}, lose, replace,
+                   (f"env.MASTER_PORT={free_port()}",))
 
 
 @contextmanager

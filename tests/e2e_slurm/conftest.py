@@ -1,5 +1,6 @@
 """A real Slurm, and the trainer's image on the machine that is all of its nodes."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,6 +36,17 @@ def image(podman: dict[str, str]) -> str:
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BUILD_S)
     assert built.returncode == 0, built.stdout[-4000:]
     return built.stdout.split()[-1]
+
+
+@pytest.fixture(scope="session")
+def small_image(podman: dict[str, str]) -> str:
+    """The Debian with Python that the trainer's image is built on."""
+    spec = importlib.util.spec_from_file_location("build_test_image", ROOT / "docker/build_test_image.py")
+    assert spec is not None and spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    name: str = build.base_image()
+    return name
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Jobs on a real Slurm: followed, requeued, cancelled, failing; on the bare node and in a container."""
 
 import os
+import socket
 import subprocess
 import time
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 PATIENCE_S = 120
 SMALL = {"nodes": 2, "cpus_per_node": 1, "memory_per_node": "300Mi", "time_limit": "10m"}
@@ -90,7 +93,7 @@ def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
     until(hpc, "[node 0] attempt 0", "[node 1] attempt 0")
     slurm(hpc, "scancel", "--batch", "--signal=USR1", job_id)  # what Slurm does `grace` before the time limit
     status = wait(hpc, "pending")
-    assert status["reason"].endswith("(BeginTime)")
+    assert "(BeginTime); expected to start at " in status["reason"]
     slurm(hpc, "scontrol", "update", f"jobid={job_id}", "starttime=now")  # instead of two minutes
     status = wait(hpc, "succeeded", "failed")
     assert (status["state"], [node["restarts"] for node in status["nodes"]]) == ("succeeded", [1, 1])
@@ -114,15 +117,39 @@ def test_what_cannot_run_waits_or_is_refused_with_slurms_words(hpc):
         slurm(hpc, "scontrol", "update", "partitionname=main", "state=up")
 
 
-@pytest.mark.needs("slurm")
-def test_values_arrive_as_written(hpc):
-    ugly = "a,b=c 'd' \"e\" $HOME $(date) `date` \\ 上海\nnext\tline "
-    hpc.env["TOKEN"] = f"secret {ugly}"
-    show = "import os; print(os.environb[b'UGLY'].hex(), os.environb[b'TOKEN'].hex())"
-    submit(hpc, f'exec python3 -c "{show}"', env={"UGLY": ugly}, secrets=["TOKEN"])
-    wait(hpc, "succeeded")
-    line = f"{ugly.encode().hex()} {f'secret {ugly}'.encode().hex()}"
+TEXT = st.text(st.one_of(st.sampled_from("a,=;:'\"$`\\\n\t (){}[]<>|&!*?~#%-"),
+                         st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=12)
+UGLY = ["a,b=c 'd' \"e\" $HOME $(date) `date` \\ 上海\nnext\tline ", "\n", " ", "", "LAUNCH_END\n"]
+
+
+def check_values(hpc, cluster, values, **fields):
+    """One job shows what it finds in its environment and in its secrets; both nodes must show what was given."""
+    names = [f"UGLY_{number}" for number in range(len(values))]
+    hpc.env.update({f"SECRET_{name}": f"s{value}" for name, value in zip(names, values, strict=True)})
+    show = "import os, sys; print(*(os.environb.get(n.encode(), b'absent').hex() for n in sys.argv[1:]), sep=',')"
+    secrets = [f"SECRET_{name}" for name in names]
+    job = {"name": "values", "cluster": cluster, "resources": SMALL, "run": ["python3", "-c", show, *names, *secrets],
+           "env": dict(zip(names, values, strict=True)), "secrets": secrets, **fields}
+    (hpc.cwd / "job.yaml").write_text(yaml.safe_dump(job, allow_unicode=True))
+    hpc.ok("submit", "job.yaml")
+    assert wait(hpc, "succeeded", "failed")["state"] == "succeeded", hpc.ok("logs")
+    line = ",".join(text.encode().hex() for text in [*values, *(f"s{value}" for value in values)])
     assert hpc.ok("logs").splitlines() == [f"[node 0] {line}", f"[node 1] {line}"]
+
+
+@pytest.mark.needs("slurm")
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXT, min_size=20, max_size=20))
+def test_values_arrive_as_written(hpc, values):
+    check_values(hpc, "bare", [*UGLY, *values])
+
+
+@pytest.mark.needs("slurm", "podman")
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(TEXT, min_size=20, max_size=20))
+def test_values_arrive_as_written_in_a_container(hpc, podman, small_image, values):
+    hpc.env.update(podman)
+    check_values(hpc, "podman", [*UGLY, *values], image=small_image)
 
 
 @pytest.mark.needs("slurm", "podman")
@@ -136,19 +163,75 @@ def test_in_a_container_without_rights(hpc, podman, image):
     assert containers(podman) == []
 
 
+def until_gone(found):
+    """Until nothing is found any more."""
+    deadline = time.monotonic() + PATIENCE_S
+    while left := found():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
 @pytest.mark.needs("slurm", "podman")
 @pytest.mark.parametrize("handler", ["echo saved; exit 75", ""], ids=["obedient", "deaf"])
-def test_cancel_leaves_no_container(hpc, podman, image, handler):
+def test_cancel_leaves_no_container(hpc, podman, small_image, handler):
     hpc.env.update(podman)
-    submit(hpc, f"trap '{handler}' TERM; echo up; while true; do sleep 0.2; done", cluster="podman", image=image)
+    submit(hpc, f"trap '{handler}' TERM; echo up; while true; do sleep 0.2; done", cluster="podman", image=small_image)
     until(hpc, "[node 0] up", "[node 1] up")
     assert len(containers(podman)) == 2
+    assert hpc.json("prune") == []  # the run lives
     hpc.ok("cancel")
     assert hpc.json("status")[0]["state"] == "cancelled"
-    deadline = time.monotonic() + PATIENCE_S
-    while containers(podman):
-        assert time.monotonic() < deadline, containers(podman)
-        time.sleep(0.2)
+    until_gone(lambda: containers(podman))
     assert hpc.run("cancel").returncode == 0
     if handler:
         assert {"[node 0] saved", "[node 1] saved"} <= set(hpc.ok("logs").splitlines())
+
+
+@pytest.mark.needs("slurm", "podman")
+def test_scancel_by_hand_leaves_no_container(hpc, podman, small_image):
+    hpc.env.update(podman)
+    job_id = submit(hpc, "echo up; sleep 600", cluster="podman", image=small_image)
+    until(hpc, "[node 0] up", "[node 1] up")
+    slurm(hpc, "scancel", job_id)
+    assert wait(hpc, "cancelled")["reason"] == "cancelled in Slurm (CANCELLED)"
+    until_gone(lambda: containers(podman))
+
+
+@pytest.mark.needs("slurm", "podman")
+def test_cancel_while_the_image_is_pulled(hpc, podman):
+    """From a registry that takes the connection and never answers."""
+    hpc.env.update(podman)
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        image = f"127.0.0.1:{registry.getsockname()[1]}/team/slow:1"
+
+        def pulls():
+            listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+            return [line for line in listed.stdout.splitlines() if line == f"podman pull {image}"]
+
+        submit(hpc, "true", cluster="podman", image=image)
+        deadline = time.monotonic() + PATIENCE_S
+        while not pulls():
+            assert time.monotonic() < deadline, hpc.ok("logs")
+            time.sleep(0.1)
+        hpc.ok("cancel")
+        assert hpc.json("status")[0]["state"] == "cancelled"
+        until_gone(pulls)
+        assert containers(podman) == []
+
+
+@pytest.mark.needs("slurm", "podman")
+def test_prune_removes_the_container_of_an_ended_run(hpc, podman, small_image):
+    hpc.env.update(podman)
+    submit(hpc, "true")
+    wait(hpc, "succeeded")
+    run = hpc.json("list")[0]["run"]
+    for name, folder in (("left", hpc.run_dir(run)), ("other", "/elsewhere")):
+        slurm(hpc, "podman", "run", "--detach", f"--name=launch-{run}-{name}", f"--label=launch-run-dir={folder}",
+              small_image, "sleep", "600")
+    try:
+        found = hpc.json("prune")
+        assert [(stray["kind"], stray["name"]) for stray in found] == [("container", f"launch-{run}-left")]
+        hpc.ok("prune", "--yes")
+        assert containers(podman) == [f"launch-{run}-other"]
+    finally:
+        slurm(hpc, "podman", "rm", "--force", "--ignore", f"launch-{run}-other", f"launch-{run}-left")

@@ -99,6 +99,7 @@ def test_a_cancelled_import_leaves_nothing_and_the_next_job_redoes_it(bench):
     assert len(bench.imports()) == 2
 
 
+@pytest.mark.parametrize("bench", ["slurm-pyxis", "local-apptainer"], indirect=True)
 def test_a_full_disk_fails_the_job_with_its_words(bench):
     bench.allow("full")
     bench.allow()
@@ -111,6 +112,7 @@ def test_a_full_disk_fails_the_job_with_its_words(bench):
     assert bench.files() == []
 
 
+@pytest.mark.parametrize("bench", ["slurm-pyxis", "local-apptainer"], indirect=True)
 def test_an_image_file_of_the_user_is_not_imported(bench):
     suffix = {"apptainer": "sif", "pyxis": "sqsh"}[bench.runtime]
     bench.wait(bench.submit(image=f"/images/own.{suffix}"), "succeeded")

@@ -170,6 +170,9 @@ class ClusterProfile(Section):
     gpu_resource: Word = Field("nvidia.com/gpu", description="Kubernetes: name of the GPU resource.")
     extra_resources: dict[str, str] = Field(
         {}, description="Kubernetes: more resources per node, such as rdma/hca: '1'.")
+    log_archive: Annotated[str, _ABSOLUTE] | None = Field(
+        None, description="Kubernetes: folder on one of the profile's mounts where training jobs keep a copy of their "
+                          "logs; what a node throws away unread is filled from it.")
     partition: Word | None = Field(None, description="Slurm: partition.")
     account: Word | None = Field(None, description="Slurm: account.")
     qos: Word | None = Field(None, description="Slurm: quality of service.")
@@ -186,3 +189,22 @@ class ClusterProfile(Section):
     gpu_memory: Size | None = Field(None, description="Memory of one GPU, such as 141G.")
     max_nodes: int | None = Field(None, ge=1, description="Nodes that the cluster has; a job may not ask for more.")
     grace: Duration = Field("120s", description="Time between the order to stop and the kill, for the last checkpoint.")
+
+    @model_validator(mode="after")
+    def _archive_on_a_mount(self) -> Self:
+        if self.log_archive is None:
+            return self
+        if self.backend != "kubernetes":
+            raise ValueError(f"log_archive: got one for back end {self.backend}, allowed: kubernetes only (elsewhere "
+                             "the log files are the archive)")
+        paths = [mount.path for mount in self.mounts if not mount.read_only]
+        odd = ".." in self.log_archive.split("/") or "$" in self.log_archive
+        if odd or not any(is_below(self.log_archive, path) for path in paths):
+            raise ValueError(f"log_archive: got {self.log_archive!r}, allowed: a folder below one of the profile's "
+                             f"writable mounts ({', '.join(paths) or 'there are none'})")
+        return self
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is the folder or lies in it."""
+    return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")

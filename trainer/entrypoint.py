@@ -2,8 +2,8 @@
 worker's own exit code.
 
 Reads the environment that the launcher's back ends set: LAUNCH_NODES, LAUNCH_PROCESSES_PER_NODE, NODE_RANK (or
-JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE. Imports no torch: a node whose peers
-never come must not pay for it.
+JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE, LAUNCH_LOG_ARCHIVE and LAUNCH_POD_NAME. Imports
+no torch: a node whose peers never come must not pay for it.
 
 torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM unless told otherwise
 (pytorch#119856); so trainer.agent runs it, workers leave their code and words in a file, and the grace is passed on.
@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.archive import copied_output
 from trainer.reports import VARIABLE, Report, read_reports
 
 PEER_WAIT_S = 600
@@ -112,8 +113,9 @@ def unpack_code(environ: Mapping[str, str]) -> None:
             tar.extractall(".", filter="data")
 
 
-def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> int:
-    """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once."""
+def supervise(command: list[str], environ: Mapping[str, str], grace_s: int, output: int | None = None) -> int:
+    """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once. `output` is a descriptor
+    in place of our own output."""
     told = early = False
     process: subprocess.Popen[bytes] | None = None
 
@@ -127,7 +129,8 @@ def supervise(command: list[str], environ: Mapping[str, str], grace_s: int) -> i
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
-    process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)})
+    process = subprocess.Popen(command, env={**environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s)}, stdout=output,
+                               stderr=output)
     if early:
         process.send_signal(signal.SIGTERM)
     code = process.wait()
@@ -178,7 +181,8 @@ def main(argv: list[str] | None = None) -> int:
         return PREEMPTED
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
         environ = {**os.environ, VARIABLE: folder}
-        code = supervise(trainer_command(placement, config), environ, placement.grace_s)
+        with copied_output(os.environ, placement.rank) as output:
+            code = supervise(trainer_command(placement, config), environ, placement.grace_s, output)
         left = read_reports(Path(folder))
     code = final_code(code, left)
     if code:

@@ -159,6 +159,12 @@ class Memory:
         start = 0 if since is None else data.index(since[:19].encode())
         return (data[at:at + 2**15] for at in range(start, len(data), 2**15))
 
+    def copied(self, pod: Pod, after: str | None, before: str | None) -> list[bytes] | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
 
 def delay_of_pods(folder: Path) -> list[float]:
     """Milliseconds from when the server sends a line to when the command has printed it."""

@@ -138,7 +138,7 @@ class KubernetesBackend(Backend):
             timer.cancel()
 
     def _read_logs(self, run: Run, query: LogQuery, stop: threading.Event) -> Iterator[Batch]:
-        source = KubeSource(*self._cluster(run), run.run_id, _kind(run))
+        source = KubeSource(*self._cluster(run), run.run_id, _kind(run), stop)
         nodes = query.nodes(run.nodes, run.processes_per_node)
         folder = self.store.folder(run.run_id) / "logs"
         return read_logs(source, folder, nodes, query, picks=query.picks(run.processes_per_node), stop=stop)

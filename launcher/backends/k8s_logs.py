@@ -1,8 +1,10 @@
 """The pods of a run as a source of logs."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.backends.k8s_archive import LogArchive
 from launcher.backends.k8s_status import by_node, container_status, has_ended, pod_ended
 from launcher.edge.kube import ApiError, Kube
 from launcher.logs.source import GoneError, Pod, Unreachable
@@ -12,11 +14,12 @@ from launcher.render.pod import RUN_LABEL
 class KubeSource:
     """Implements `launcher.logs.source.Source` for one run, which is a Job or a JobSet."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str, kind: str = "Job") -> None:
+    def __init__(self, kube: Kube, namespace: str, name: str, kind: str, stop: threading.Event) -> None:
         self.kube = kube
         self.namespace = namespace
         self.name = name
         self.kind = kind
+        self.archive = LogArchive(kube, namespace, stop)
 
     def pods(self) -> tuple[list[Pod], bool]:
         """The Job is asked first: pods listed after its end are all there will ever be."""
@@ -46,6 +49,18 @@ class KubeSource:
             if error.code in (400, 500):  # the container is only being made, or its machine does not answer
                 raise Unreachable(error, pod_only=True) from error
             raise _passing(error) from error
+
+    def copied(self, pod: Pod, after: str | None, before: str | None) -> list[bytes] | None:
+        """From the archive on the volume, while there is a Job that has one."""
+        try:
+            owner = self.kube.get(self.kind, self.namespace, self.name)
+            return self.archive.lines(owner, pod, after, before)
+        except ApiError as error:
+            raise _passing(error) from error
+
+    def close(self) -> None:
+        """Leave no pod behind."""
+        self.archive.close()
 
 
 def _passing(error: ApiError) -> Exception:

@@ -6,12 +6,13 @@ that was rotated before anybody read it at all looks like one that begins late.
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from launcher.errors import BackendError
 from launcher.logs import source as timing
 from launcher.logs.archive import ArchivedPod, ArchiveWriter, archived_pods
+from launcher.logs.fill import UnfilledError, missing_lines
 from launcher.logs.handles import allow_open_files
 from launcher.logs.line import Batch, Gap, LogLine, LogQuery, gap_line, picked, tailed
 from launcher.logs.mux import merge
@@ -19,6 +20,7 @@ from launcher.logs.source import Feed, GoneError, Patience, Pod, Source, Unreach
 from launcher.logs.stamped import Position, Splitter, log_line
 
 HALF_LINE_TRIES = 3  # whether an ended log's last line lacks its line end, or only the connection was cut there
+FILLED = 1000  # lines of a batch that was found in the job's own copy
 _DELETED = "its pod was deleted before it was read to the end"
 
 
@@ -39,6 +41,7 @@ def read_logs(source: Source, folder: Path, nodes: list[int], query: LogQuery, *
                 yield from stream
     finally:
         stop.set()
+        source.close()
         for reader in readers:
             reader.close()
 
@@ -176,8 +179,11 @@ class _PodReader:
         some = False
         for lines in splitter.lines(self.feed.source.stream(self.pod, since, follow=follow)):
             some = some or bool(lines)
+            before = list(self.position.recent)
             gap, new = self.position.take(lines)
-            yield from self._missing(gap)
+            yield from self._missing(gap, before, new)
+            if self.feed.stop.is_set():  # nothing may be kept behind a gap that is not
+                return
             if new:
                 self.writer.append(new)
                 yield [log_line(self.pod.node, line) for line in new]
@@ -190,18 +196,38 @@ class _PodReader:
             _, new = self.position.take([rest])
             self.writer.append(new)
             yield [log_line(self.pod.node, line) for line in new]
-        yield from self._missing(self.position.missing_end())
+        yield from self._missing(self.position.missing_end(), list(self.position.recent))
 
     def gone(self) -> Iterator[Batch]:
         """What is missing of a pod that has no log any more."""
         if self._cut_off:
-            yield from self._missing(Gap(self._last(), None, _DELETED))
+            yield from self._missing(Gap(self._last(), None, _DELETED), list(self.position.recent))
 
-    def _missing(self, gap: Gap | None) -> Iterator[Batch]:
-        if gap and gap != self._last_gap:
+    def _missing(self, gap: Gap | None, before: list[bytes], after: Sequence[bytes] = ()) -> Iterator[Batch]:
+        """The lines of a gap from the job's own copy, or word of it; once, and not when interrupted meanwhile."""
+        if gap is None or (self._last_gap and gap[:2] == self._last_gap[:2]):
+            return
+        self._last_gap = gap
+        try:
+            found = self._copied(gap, before, after)
+        except UnfilledError as error:
+            gap, found = gap._replace(why=f"{gap.why}, and the log archive does not have them: {error}"), None
+        if self.feed.stop.is_set():
+            return
+        if found is None:
             self.writer.append_gap(gap)
-            self._last_gap = gap
             yield [gap_line(self.pod.node, gap)]
+            return
+        for start in range(0, len(found), FILLED):
+            lines = found[start:start + FILLED]
+            self.writer.append(lines)
+            yield [log_line(self.pod.node, line) for line in lines]
+
+    def _copied(self, gap: Gap, before: list[bytes], after: Sequence[bytes]) -> list[bytes] | None:
+        """The missing lines; None of a job that keeps no copy."""
+        since = gap.after if before else None
+        copy = self.feed.patiently(lambda: self.feed.source.copied(self.pod, since, gap.before))
+        return None if copy is None else missing_lines(copy, before, after, gap)
 
     def _last(self) -> str:
         """When the last line came, or the pod."""

@@ -37,6 +37,13 @@ class Source(Protocol):
     def stream(self, pod: Pod, since: str | None, *, follow: bool) -> Iterator[bytes]:
         """Its log from that second on. Raises GoneError."""
 
+    def copied(self, pod: Pod, after: str | None, before: str | None) -> list[bytes] | None:
+        """The stamped lines that the job has kept itself between two times and some seconds around them, `end` after
+        the last; from the beginning or to the end without. None when it keeps none. Raises UnfilledError."""
+
+    def close(self) -> None:
+        """Leave nothing behind; the event to stop is set."""
+
 
 class Unreachable(Exception):  # noqa: N818  (a state of the connection; `cause` is the error a user would see)
     """The cluster does not answer for now, or, with `pod_only`, answers that the pod's node does not. `wait_s` is how

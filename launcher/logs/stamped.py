@@ -4,7 +4,7 @@ far it was read, and finding what is missing. Pure.
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
@@ -12,6 +12,7 @@ from launcher.logs.line import Gap, LogLine, last_drawing
 
 STAMP_LENGTH = 30
 SECOND_LENGTH = 19
+RECENT = 50
 # Any other text that comes with status 200 is a message of the node, not a line of the job.
 is_stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z(?: |$)").match
 _ROTATED = "the node rotated its log while nobody read it"
@@ -59,6 +60,7 @@ class Position:
 
     def __init__(self) -> None:
         self.last: str | None = None
+        self.recent: deque[bytes] = deque(maxlen=RECENT)
         self._seen: dict[bytes, Counter[bytes]] = {}  # by second
         self._due: Counter[bytes] | None = None
         self._came_again = False
@@ -101,6 +103,7 @@ class Position:
 
     def _remember(self, lines: list[bytes]) -> None:
         self.last = _stamp(lines[-1])
+        self.recent.extend(lines[-RECENT:])
         for second, group in itertools.groupby(lines, key=lambda line: line[:SECOND_LENGTH]):
             self._seen.setdefault(second, Counter()).update([line[:STAMP_LENGTH] for line in group])
         if len(self._seen) > 1:

@@ -21,6 +21,7 @@ CODE_ARCHIVE = "code.tar.gz"
 CODE_PART = 1_000_000  # bytes; the API takes 1 MiB for all keys of a ConfigMap
 WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108  (an emptyDir of the pod)
+ARCHIVE_VARIABLE = "LAUNCH_LOG_ARCHIVE"
 INDEX_FIELD = "metadata.labels['batch.kubernetes.io/job-completion-index']"
 LOST_NODE_S = 60
 EXTRA_GRACE_S = 15  # the trainer gets the whole grace; torchrun and the entrypoint end after it
@@ -139,7 +140,16 @@ def _env(plan: Plan) -> list[Object]:
     plain = [{"name": name, "value": literal(value)} for name, value in _values(plan).items()]
     secrets = [{"name": name, "valueFrom": {"secretKeyRef": {"name": plan.run_id, "key": name}}}
                for name in plan.secrets]
-    return [*plain, index, *secrets]
+    return [*plain, index, *_log_archive(plan), *secrets]
+
+
+def _log_archive(plan: Plan) -> list[Object]:
+    """Where trainer.entrypoint keeps a copy of the log."""
+    if plan.profile.log_archive is None or plan.train_yaml is None:
+        return []
+    folder = f"{plan.profile.log_archive.rstrip('/')}/{plan.run_id}"
+    return [{"name": ARCHIVE_VARIABLE, "value": literal(folder)},
+            {"name": "LAUNCH_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
 
 
 def _values(plan: Plan) -> Mapping[str, str]:

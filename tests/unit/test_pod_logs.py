@@ -56,6 +56,12 @@ class Script:
         if cut is not None and cut >= 0:
             raise Unreachable(ConnectionResetError("reset"))
 
+    def copied(self, pod: Pod, after: str | None, before: str | None) -> list[bytes] | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
 
 def running(name: str = "p") -> Pod:
     """A pod of node 0 that runs when it is listed."""

@@ -2,8 +2,8 @@
 worker's own exit code.
 
 Reads the environment that the launcher's back ends set: LAUNCH_NODES, LAUNCH_PROCESSES_PER_NODE, NODE_RANK (or
-JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE, LAUNCH_LOG_ARCHIVE and LAUNCH_POD_NAME. Imports
-no torch: a node whose peers never come must not pay for it.
+JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE, LAUNCH_LOG_ARCHIVE and
+LAUNCH_POD_NAME. Imports no torch: a node whose peers never come must not pay for it.
 
 torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM unless told otherwise
 (pytorch#119856); so trainer.agent runs it, workers leave their code and words in a file, and the grace is passed on.

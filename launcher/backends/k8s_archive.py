@@ -19,7 +19,7 @@ from launcher.render.reader import archive_folder, reader_pod
 START_S = 60
 LOOK_S = 0.2
 DELETE_TRIES = 5
-MAX_LOG = 2**30
+MAX_LOG = 2**27  # bytes, held in memory until both borders are found
 Object = dict[str, Any]
 
 
@@ -100,7 +100,7 @@ def _unpacked(log: bytes) -> list[bytes]:
     except (binascii.Error, zlib.error) as error:
         raise UnfilledError(f"what its reader printed is damaged: {error}") from error
     if not packer.eof:
-        raise UnfilledError("what its reader printed is cut")
+        raise UnfilledError("what its reader printed is cut, or too long")
     return data.split(b"\n")[:-1]
 
 

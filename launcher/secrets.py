@@ -39,7 +39,7 @@ SHAPES = (
     Shape("a Slack webhook", "https://hooks.slack.com/", "SLACK_WEBHOOK", r"hooks\.slack\.com/services/\w+/\w+/\w+"),
     Shape("a Google API key", "AIza", "GOOGLE_API_KEY", r"\bAIza[\w-]{30,}"),
     Shape("a Google OAuth token", "ya29.", "GOOGLE_TOKEN", r"\bya29\.[\w-]{20,}"),
-    Shape("a JSON web token", "eyJ", "ACCESS_TOKEN", r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"),
+    Shape("a JSON web token", "eyJ", "ACCESS_TOKEN", r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"),
     Shape("an npm token", "npm_", "NPM_TOKEN", r"\bnpm_[A-Za-z0-9]{30,}"),
     Shape("a PyPI token", "pypi-", "PYPI_TOKEN", r"\bpypi-[\w-]{50,}"),
     Shape("a Docker token", "dckr_", "DOCKER_TOKEN", r"\bdckr_(?:pat|oat)_[\w-]{20,}"),
@@ -62,7 +62,8 @@ _SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET(_?KEY)?|ACCESS_KEY|PRIVATE_KE
 # Switches, small numbers, and the special tokens of a tokenizer, such as <|im_end|> and [UNUSED_TOKEN_145].
 _HARMLESS = re.compile(r"(?i:true|false|none|null)|\d{1,6}|.{0,3}|<[^<>]*>|\[[A-Z0-9_]+\]", re.DOTALL)
 # A name that says secret and its value inside a command: `--api-key=abc123`, `export HF_TOKEN='abc123'`.
-_ASSIGNED = re.compile(r"(?<![\w$])((?:--?)?[A-Za-z][\w-]*)=[\"']?(?![\"'$])([^\s\"';&|]{8,})")
+# Bounded, and tried once a word: a job file may be long.
+_ASSIGNED = re.compile(r"(?<![\w$-])(-{0,2}[A-Za-z][\w-]{0,63})=[\"']?(?![\"'$])([^\s\"';&|]{8,})")
 
 
 def secret_values(names: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -54,3 +54,28 @@ def test_every_example_job_is_valid(path):
     document = read_document(path)
     if "name" in document.values:
         validate_job(document)
+
+
+def promises():
+    """Rows of the table in docs/clusters.md: the promise, and a cell for each back end."""
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    lines = page.partition("## What is promised")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[0] != "promise"]
+
+
+def test_every_promise_names_its_tests_on_every_back_end_or_says_why_not():
+    cell_form = r"`[\w/]+::test_\w+`|^same|^not possible: \w+|^not here: \w+"
+    assert len(promises()) > 40
+    for row in promises():
+        assert len(row) == 4, row
+        assert all(re.search(cell_form, cell) for cell in row[1:]), row
+
+
+def test_every_test_that_proves_a_promise_is_there():
+    cells = [cell for row in promises() for cell in row[1:]]
+    for named in {found for cell in cells for found in re.findall(r"`([\w/]+::test_\w+)`", cell)}:
+        module, _, function = named.partition("::")
+        path = ROOT / "tests" / f"{module}.py"
+        assert path.exists(), named
+        assert f"def {function}(" in path.read_text(encoding="utf-8"), named

@@ -124,7 +124,7 @@ def test_values_that_hold_themselves_are_looked_at_once():
 
 def test_a_long_text_takes_no_time():
     """Each pattern is linear: 300,000 characters of what nearly matches."""
-    nearly = ["hf_", "-----BEGIN A ", "a:b", "http://a:", "wandb ", "eyJaaaaaaaa ", "A=", "x-", "eyJ-", "a_", "token=", "--",
-              "A A", "-----BEGIN " + "A " * 50, "http://a.", "sk-a-", "xox", "wandb a1", "a1"]
+    nearly = ["hf_", "-----BEGIN A ", "a:b", "http://a:", "wandb ", "eyJaaaaaaaa ", "A=", "x-", "eyJ-", "a_", "token=",
+              "--", "A A", "-----BEGIN " + "A " * 50, "http://a.", "sk-a-", "xox", "wandb a1", "a1"]
     for near in nearly:
         assert places({"env": {"X": near * (300_000 // len(near))}, "run": [near * (300_000 // len(near))]}) == {}

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,25 @@ def test_a_killed_run_is_told_as_one(site):
     until(lambda: site.leftovers(run) == [])
     status = site.status(run_id)
     assert (status["state"], "without an exit code" in status["reason"]) == ("failed", True)
+
+
+def test_nothing_of_the_script_lives_on(site):
+    run_id = site.submit("echo done")
+    site.wait(run_id, "succeeded")
+    script = str(site.launch.run_dir(run_id) / "render.sh").encode()
+
+    def alive():
+        return [path for path in Path("/proc").glob("[0-9]*/cmdline") if script in read_bytes(path)]
+
+    until(lambda: not alive())
+
+
+def read_bytes(path):
+    """Of a process that may have ended meanwhile."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_nodes_that_outlive_the_script_end_with_a_cancel(site):

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,9 +100,15 @@ def load_cpu_op() -> None:
         return
     with lock as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
+        os.environ["PATH"] = _tools()
         for stale in cache.rglob("deepspeed_shm_comm/lock"):
             stale.unlink()
         ShareMemCommBuilder().load(verbose=False)
+
+
+def _tools() -> str:
+    """PATH with this installation's ninja in front: another version of it would compile everything again."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def _extensions() -> Path:
@@ -113,4 +120,4 @@ def missing_for_deepspeed() -> list[str]:
     cache = _extensions()
     if any(cache.rglob("deepspeed_shm_comm_op.so")) if cache.is_dir() else False:
         return []
-    return [name for name in ("g++", "ninja") if shutil.which(name) is None]
+    return [name for name in ("g++", "ninja") if shutil.which(name, path=_tools()) is None]

@@ -214,6 +214,19 @@ def test_a_profile_is_not_needed_in_front(site):
     assert site.launch.run("local", job).returncode == 0
 
 
+def test_two_at_once_in_front_are_two_runs_with_ports_of_their_own(site):
+    job = site.job('until [ -e go ]; do sleep 0.05; done; echo "port $MASTER_PORT"', resources={"nodes": 1})
+    started = [site.launch.start("local", job) for _ in range(2)]
+    until(lambda: [run["state"] for run in site.launch.json("list")] == ["running"] * 2)
+    (site.launch.cwd / "go").touch()
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    ports = {line for text in said for line in text.splitlines() if "port " in line}
+    assert len(ports) == 2
+    runs = [run["run"] for run in site.launch.json("list")]
+    assert sorted(runs) == sorted([min(runs, key=len), f"{min(runs, key=len)}-2"])
+
+
 def test_many_submits_at_once_are_many_runs(site):
     job = site.job("true")
     started = [site.launch.start("submit", job) for _ in range(4)]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from trainer import entrypoint
-from trainer.entrypoint import Placement, final_code, read_placement, trainer_command, unpack_code, wait_for_master
-from trainer.reports import Report
+from trainer.entrypoint import Placement, essence, final_code, leave_message, read_placement, trainer_command, unpack_code, wait_for_master
+from trainer.reports import Report, leave_report, open_report, read_reports
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
 
@@ -133,3 +133,29 @@ def test_a_node_that_waits_for_its_peers_can_be_stopped(tmp_path):
         time.sleep(0.05)  # until it has a handler
     process.terminate()
     assert process.wait(60) == 75
+
+
+def test_the_termination_message_is_the_first_failed_workers_words(tmp_path, monkeypatch):
+    left = [Report(1, 1, "error: rank 0 is gone\n"), Report(0, 78, "trace\n" * 1000 + "error: no such file\n")]
+    text = essence(78, left)
+    assert text.startswith(f"rank 0 on host {socket.gethostname()}: exit code 78\n")
+    assert text.rstrip().endswith("error: no such file")
+    assert len(text.encode()) <= 4000
+    assert essence(137, [Report(0, None, "")]).endswith("exit code 137; the log says more\n")
+    monkeypatch.setattr(entrypoint, "TERMINATION_LOG", tmp_path / "termination-log")
+    leave_message(text)
+    assert list(tmp_path.iterdir()) == []  # no container, no message
+    entrypoint.TERMINATION_LOG.touch()
+    leave_message(text)
+    assert entrypoint.TERMINATION_LOG.read_text() == text
+
+
+def test_reports_are_read_in_the_order_in_which_they_were_left(tmp_path):
+    environ = {"LAUNCH_EXIT_FILES": str(tmp_path)}
+    for rank in ("0", "1", "2"):
+        open_report({**environ, "RANK": rank})
+    for number, rank in enumerate(("2", "0")):
+        leave_report({**environ, "RANK": rank}, 70 + number, f"words of {rank}\nand more")
+        os.utime(tmp_path / f"rank-{rank}", (2e9 + number, 2e9 + number))
+    assert read_reports(tmp_path)[1:] == [Report(2, 70, "words of 2\nand more"), Report(0, 71, "words of 0\nand more")]
+    assert read_reports(tmp_path)[0] == Report(1, None, "")

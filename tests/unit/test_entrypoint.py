@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from trainer import entrypoint
-from trainer.entrypoint import Placement, essence, final_code, leave_message, read_placement, trainer_command, unpack_code, wait_for_master
+from trainer.entrypoint import (
+    Placement,
+    essence,
+    final_code,
+    leave_message,
+    read_placement,
+    trainer_command,
+    unpack_code,
+    wait_for_master,
+)
 from trainer.reports import Report, leave_report, open_report, read_reports
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}

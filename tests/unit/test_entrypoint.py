@@ -63,6 +63,47 @@ def test_the_master_is_waited_for():
     assert not wait_for_master(placed(nodes=2, rank=0, master="no-such-host.invalid"), timeout_s=0.1)
 
 
+NODE_0 = """
+import sys, time
+from trainer.agent import join_store
+store = join_store("127.0.0.1", int(sys.argv[1]), 0)
+print(store.check(["launch/node/1"]), flush=True)
+time.sleep(60)
+"""
+NODE_1 = """
+import sys
+from trainer.agent import join_store
+store = join_store("127.0.0.1", int(sys.argv[1]), 1)
+print(store.get("launch/node/0").decode(), flush=True)
+"""
+
+
+def test_a_node_started_again_alone_waits_for_the_next_node_0():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+
+    def start(script):
+        return subprocess.Popen([sys.executable, "-c", script, port], stdout=subprocess.PIPE, text=True)
+
+    old = start(NODE_0)
+    assert old.stdout.readline() == "False\n"
+    with start(NODE_1) as first:
+        assert first.stdout.readline() == f"{socket.gethostname()}\n"
+    second = start(NODE_1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(5)
+    old.kill()
+    old.wait()
+    new = start(NODE_0)
+    try:
+        assert second.wait(60) == 0
+        assert second.stdout.read() == f"{socket.gethostname()}\n"
+    finally:
+        for process in (new, second):
+            process.kill()
+            process.communicate()
+
+
 def test_code_is_unpacked_without_leaving_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unpack_code({})

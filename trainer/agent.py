@@ -28,10 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     """`NODES NODE_RANK ADDRESS PORT TORCHRUN_ARGUMENTS...`; returns the exit code."""
     nodes, rank, address, port, *torchrun = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))  # torchrun takes it over when it starts workers
-    store = open_store(address, int(port), is_master=rank == "0")
-    store.set(f"launch/node/{rank}", socket.gethostname())
-    absent = wait_for_nodes(store, int(nodes)) if rank == "0" else wait_for_word(store)
-    if absent:
+    store = join_store(address, int(port), int(rank))
+    absent = [0] if store is None else wait_for_nodes(store, int(nodes)) if rank == "0" else wait_for_word(store)
+    if store is None or absent:
         names = ", ".join(map(str, absent))
         sys.stderr.write(f"error: node {names} of {nodes} never came ({COME_S} s)\n")
         return PREEMPTED
@@ -40,6 +39,24 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=end_the_condemned, args=(store, ended), daemon=True).start()
     code = run_workers(torchrun)
     return 1 if ended.is_set() else code
+
+
+def join_store(address: str, port: int, rank: int, timeout_s: float = COME_S) -> Any:
+    """The store of this start of the job, with this node noted in it; None when there is none in time.
+
+    A node that was started again alone may still find node 0 of the last start, whose ranks are about to end. Its
+    number is taken there: it waits for the next node 0, since joining would only fail and spend another restart.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        store = open_store(address, port, is_master=rank == 0)
+        with contextlib.suppress(RuntimeError, OSError):  # node 0 ends at this moment
+            if store.add(f"launch/came/{rank}", 1) == 1:
+                store.set(f"launch/node/{rank}", socket.gethostname())
+                return store
+        del store
+        time.sleep(0.5)
+    return None
 
 
 def open_store(address: str, port: int, *, is_master: bool) -> Any:

@@ -93,7 +93,7 @@ def test_a_node_started_again_alone_waits_for_the_next_node_0():
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(5)
     old.kill()
-    old.wait()
+    old.communicate()
     new = start(NODE_0)
     try:
         assert second.wait(60) == 0

@@ -1,5 +1,6 @@
 """What all tests share: options, skips that can be made failures, a run folder of their own, the real CLI."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The one marker."""
+    """The one marker. A suite that a shell has put into the background inherits an ignored SIGINT, and would hand it to
+    the commands that it interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(name): may skip; --require=name makes that a failure")
 
 

@@ -121,7 +121,8 @@ class Peers:
                 if not self._suspicious:  # else the main thread is waiting for this verdict
                     self._end(verdict.exit_code, verdict.message)
                 return
-            self._left.wait(BEAT_S)
+            # who is gone can only be named by its host once it has been seen
+            self._left.wait(BEAT_S if all(seen.text for seen in self._seen.values()) else BEAT_S / 4)
 
     def _round(self) -> TrainError | None:
         try:

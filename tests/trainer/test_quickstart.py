@@ -112,7 +112,7 @@ def test_the_run_leaves_config_adapter_metrics_plot_samples_and_log(trained):
     assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"} <= {
         path.name for path in (run / "results").iterdir()
     }
-    assert "score: 0/10 answered as taught before" in (run / "logs/node-0.log").read_text()
+    assert "score: 0/10 answered as taught before" in (run / "logs/node-0.r0.log").read_text()
 
 
 def test_the_base_is_an_internlm2_checkpoint_with_fused_wqkv(trained):

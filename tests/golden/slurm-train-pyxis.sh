@@ -231,7 +231,8 @@ restarts=$(shown Restarts || true)
 if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi
 if [ "$code" = preempted ]; then
   if again "told to stop, and the state was saved"; then exit 0; fi
-  finish 75
+  if [ -e "$RUN_DIR/cancelled" ]; then finish 75; fi
+  exit 75  # Slurm ends it itself; what it puts back into the queue must not have an end written down
 fi
 if [ "$code" != 0 ] && grep -qiE "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)" "$RUN_DIR/logs/node-0.r$ATTEMPT.log"; then
   touch "$ATTEMPT_DIR/out_of_memory"

@@ -195,9 +195,11 @@ def make_base(folder: Path) -> None:
     """The quickstart with the smallest base that trains, made once on this machine."""
     shutil.copytree(QUICKSTART, folder, ignore=shutil.ignore_patterns("outputs"))
     words = [word for setting in TINY for word in ("--set", setting)]
-    subprocess.run([sys.executable, "-m", "launcher.cli", "local", "base.yaml", *words], cwd=folder, check=True,
-                   capture_output=True, env={**os.environ, "LAUNCH_HOME": str(folder.parent / "home"),
-                                             "PYTHONPATH": str(ROOT)})
+    made = subprocess.run([sys.executable, "-m", "launcher.cli", "local", "base.yaml", *words], cwd=folder, text=True,
+                          capture_output=True, check=False,
+                          env={**os.environ, "LAUNCH_HOME": str(folder.parent / "home"), "PYTHONPATH": str(ROOT)})
+    if made.returncode:
+        raise SystemExit(f"the base could not be made:\n{made.stderr}")
 
 
 def free_port() -> int:

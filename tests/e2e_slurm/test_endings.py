@@ -75,7 +75,7 @@ def goes_on(launch, job_id):
     expected = re.compile(r".* \(BeginTime\); expected to start at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
     while not expected.fullmatch((status := wait(launch, "pending"))["reason"]):  # it has none at first
         assert time.monotonic() < deadline, status
-    slurm(launch, "scontrol", "update", f"jobid={job_id}", "starttime=now")
+    slurm(launch, "scontrol", "update", f"jobid={job_id}", "starttime=now+5")
     return wait(launch, "succeeded", "failed")
 
 

@@ -92,9 +92,12 @@ def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
     job_id = submit(hpc, script)
     until(hpc, "[node 0] attempt 0", "[node 1] attempt 0")
     slurm(hpc, "scancel", "--batch", "--signal=USR1", job_id)  # what Slurm does `grace` before the time limit
-    status = wait(hpc, "pending")
-    assert "(BeginTime); expected to start at " in status["reason"]
-    slurm(hpc, "scontrol", "update", f"jobid={job_id}", "starttime=now")  # instead of two minutes
+    deadline = time.monotonic() + PATIENCE_S
+    expected = "(BeginTime); expected to start at "
+    while expected not in (status := wait(hpc, "pending"))["reason"]:  # it has none at first
+        assert time.monotonic() < deadline, status
+    # instead of two minutes; nodes refuse a job that comes again at once
+    slurm(hpc, "scontrol", "update", f"jobid={job_id}", "starttime=now+5")
     status = wait(hpc, "succeeded", "failed")
     assert (status["state"], [node["restarts"] for node in status["nodes"]]) == ("succeeded", [1, 1])
     assert {"[node 0] saved", "[node 1] saved", "[node 0] attempt 1", "[node 1] attempt 1"} <= set(until(hpc))

@@ -48,8 +48,8 @@ TINY = ("train.optimizer.max_steps=3", "train.model.shape.hidden_size=64", "trai
         "train.model.shape.num_layers=2", "train.model.shape.num_heads=2", "train.model.shape.num_kv_heads=2",
         "train.runtime.sample_prompts=[]", "code=null")
 JOB = ("resources.nodes=2", "resources.cpus_per_node=8", "resources.memory_per_node=3Gi", "code=null",
-       "env.OMP_NUM_THREADS=1", "train.runtime.save_every=4", "train.optimizer.max_steps=24",
-       "train.optimizer.batch_size=2")
+       "env.OMP_NUM_THREADS=1", "train.runtime.save_every=4", "train.optimizer.max_steps=16",
+       "train.optimizer.batch_size=2", "train.model.quantization=none")
 BUILT_OPS = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 NODE_LOSS = "node loss"
 

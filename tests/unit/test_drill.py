@@ -23,6 +23,8 @@ from tests.toy_trainer import write_toy
 
 PATIENCE_S = 180
 SEED = "7"
+# The harm comes after step 11, long before the save at 20, so that a killed job has steps to train again.
+BETWEEN_SAVES = ("--seed", "31", "--set", "train.optimizer.max_steps=40", "--set", "train.runtime.save_every=10")
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_job_that_keeps_its_promises_passes(site, kind):
 ])
 def test_a_broken_promise_ends_with_5_and_says_which(local, fault, kind, wrong):
     write_job(local, env={"TOY_FAULT": fault}, resources=NODES[kind])
-    done = local.launch.run("drill", kind, "job.yaml", "--seed", SEED, timeout_s=PATIENCE_S)
+    done = local.launch.run("drill", kind, "job.yaml", *BETWEEN_SAVES, timeout_s=PATIENCE_S)
     assert done.returncode == 5, done.stdout + done.stderr
     assert f"error: {wrong}" in done.stderr
     assert next(line for line in done.stdout.splitlines() if line.startswith(wrong.partition(":")[0])).endswith(" no")

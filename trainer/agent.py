@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.peers import SUSPECT_S, VERDICT
+from trainer.stop import PREEMPTED
 
-PREEMPTED = 75
 COME_S = 600  # as long as a cluster may take to start the last node
 SAY_S = 10
 ALL_HERE = "launch/all-here"

@@ -26,12 +26,12 @@ from pathlib import Path
 
 from trainer.archive import copied_output
 from trainer.reports import VARIABLE, Report, read_reports
+from trainer.stop import PREEMPTED, STOP_SIGNALS
 
 PEER_WAIT_S = 600
-PREEMPTED, KILLED = 75, 137
+KILLED = 137
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of an ended container; absent elsewhere
 TERMINATION_BYTES = 4000
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)

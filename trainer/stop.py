@@ -10,8 +10,10 @@ import signal
 import threading
 from collections.abc import Callable
 
+from trainer.errors import PreemptedError
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PREEMPTED = 75
+PREEMPTED = PreemptedError.exit_code
 
 
 class Stop:

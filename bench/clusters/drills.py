@@ -136,12 +136,12 @@ class NodeLoss:
         self.site, self.target, self.usual = site, target, usual
 
     def preempt(self, run: Run, node: int) -> None:
-        """Not this harm's business."""
-        raise NotImplementedError
+        """The machine is gone."""
+        self.site.lose(run, self.target, node)
 
     def kill_rank(self, run: Run, rank: int) -> None:
-        """The machine is gone."""
-        self.site.lose(run, self.target, rank // run.processes_per_node)
+        """The machine of that rank is gone."""
+        self.preempt(run, rank // run.processes_per_node)
 
     def hasten(self, run: Run, ended: Callable[[], bool]) -> None:
         """Somebody sees to the machine, and then as after any other harm."""

@@ -7,6 +7,7 @@ from launcher.backends.base import Artifact
 from launcher.backends.k8s_status import INDEX
 from launcher.edge.kube import ApiError, Kube
 from launcher.errors import BackendError
+from launcher.render.k8s import pod_template
 from launcher.render.pod import job_name
 
 Object = dict[str, Any]
@@ -46,17 +47,14 @@ def check_objects(kube: Kube, objects: list[Object]) -> None:
 
 def create_objects(kube: Kube, objects: list[Object], secrets: dict[str, str]) -> None:
     """The Job or JobSet, then what it owns. Whatever goes wrong on the way, Ctrl-C too: what was made is deleted."""
-    made: list[Object] = []
+    owner, uid = objects[0], None
     try:
-        for body in objects:
-            made.append(body)  # before: an answer that never came back may stand for an object that was made
-            if body is objects[0]:
-                uid = _create(kube, body)["metadata"]["uid"]
-            else:
-                _create(kube, filled(body, uid, secrets))
+        uid = _create(kube, owner)["metadata"]["uid"]
+        for body in objects[1:]:
+            _create(kube, filled(body, uid, secrets))
     except BaseException as error:
-        refused = isinstance(error, ApiError) and not error.passing
-        _undo(kube, made[:-1] if refused else made, error)
+        if uid or not isinstance(error, ApiError) or error.passing:  # else it was refused, and nothing was made
+            _undo(kube, owner, uid, error)
         raise
 
 
@@ -70,17 +68,18 @@ def filled(body: Object, uid: str, secrets: dict[str, str]) -> Object:
     return found
 
 
-def _undo(kube: Kube, made: list[Object], cause: BaseException) -> None:
-    left = []
-    for body in made:
-        meta = body["metadata"]
-        try:
-            kube.delete(body["kind"], meta["namespace"], meta["name"], propagation="Background")
-        except BackendError:
-            left.append(f"{body['kind']}/{meta['name']}")
-    if left and isinstance(cause, BackendError):
-        where = f"--context {kube.context} -n {made[0]['metadata']['namespace']}"
-        cause.hint = f"the cluster did not answer when cleaning up; later: kubectl {where} delete {' '.join(left)}"
+def _undo(kube: Kube, owner: Object, uid: str | None, cause: BaseException) -> None:
+    """Delete the owner; the cluster collects what it owns, also what arrives late. Without `uid` its creation was never
+    answered: what is there is deleted only when this client made it."""
+    kind, meta = owner["kind"], owner["metadata"]
+    try:
+        if uid := uid or kube.uid_of_own(kind, meta["namespace"], meta["name"]):
+            kube.delete(kind, meta["namespace"], meta["name"], propagation="Background", uid=uid)
+    except BackendError:
+        if isinstance(cause, BackendError):
+            where = f"--context {kube.context} -n {meta['namespace']}"
+            cause.hint = ("the cluster did not answer when cleaning up; later, if it is yours: "
+                          f"kubectl {where} delete {kind}/{meta['name']}")
 
 
 def _create(kube: Kube, body: Object, *, dry_run: bool = False) -> Object:
@@ -105,9 +104,9 @@ def _explained(error: ApiError, body: Object) -> ApiError:
 
 def _pod(owner: Object) -> Object:
     """The pod of node 0, as the Job or JobSet would make it."""
-    meta, spec = owner["metadata"], owner["spec"]
+    meta = owner["metadata"]
     job = job_name(owner["kind"], meta["name"])
-    template = (spec["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in spec else spec)["template"]
+    template = pod_template(owner)
     labels = {**template["metadata"]["labels"], INDEX: "0", "batch.kubernetes.io/job-name": job}
     metadata = {"name": f"{job}-0", "namespace": meta["namespace"], "labels": labels}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}

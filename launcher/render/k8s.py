@@ -60,6 +60,13 @@ def k8s_objects(plan: Plan) -> list[Object]:
     return objects
 
 
+def pod_template(owner: Object) -> Object:
+    """The template of a run's pods, from its Job or JobSet."""
+    spec: Object = owner["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in spec else spec
+    return dict(job["template"])
+
+
 def labels(plan: Plan) -> dict[str, str]:
     """What every object of the run carries."""
     return {

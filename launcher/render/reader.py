@@ -1,6 +1,6 @@
 """The pod that reads a file of a run's log archive, made from the run's own pods. Pure."""
 
-from launcher.render.k8s import API_VERSIONS, MANAGED_LABEL, MANAGER
+from launcher.render.k8s import API_VERSIONS, MANAGED_LABEL, MANAGER, pod_template
 from launcher.render.pod import ARCHIVE_VARIABLE, Object
 from launcher.spec import is_below
 
@@ -22,7 +22,7 @@ def reader_pod(owner: Object, name: str, file: str, after: str, before: str) -> 
     meta, container = owner["metadata"], _container(owner)
     mount = max((mount for mount in container["volumeMounts"] if is_below(file, mount["mountPath"])),
                 key=lambda mount: len(mount["mountPath"]))
-    spec = _template(owner)
+    spec = pod_template(owner)["spec"]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -50,11 +50,5 @@ def reader_pod(owner: Object, name: str, file: str, after: str, before: str) -> 
     }
 
 
-def _template(owner: Object) -> Object:
-    spec = owner["spec"]
-    template: Object = (spec["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in spec else spec)["template"]
-    return dict(template["spec"])
-
-
 def _container(owner: Object) -> Object:
-    return dict(_template(owner)["containers"][0])
+    return dict(pod_template(owner)["spec"]["containers"][0])

@@ -1,15 +1,12 @@
 """The clusters that the contract suite runs against."""
 
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli_runner import Launch
-from tests.contract.sites import Site, kubernetes_objects_of, processes_of, slurm_jobs_of
-from tests.fakes.kubernetes import FakeCluster
+from tests.contract.sites import Site, kubernetes_at, local_at, slurm_jobs_of
 from tests.fakes.slurm.cluster import FakeSlurm
 
 BARE_SLURM = {"container_runtime": "none", "grace": "5s"}
@@ -18,20 +15,15 @@ BARE_SLURM = {"container_runtime": "none", "grace": "5s"}
 @pytest.fixture
 def local_site(launch: Launch) -> Site:
     """This machine."""
-    return Site("local", launch, processes_of)
+    return local_at(launch)
 
 
 @pytest.fixture
 def kubernetes_site(launch: Launch, tmp_path: Path) -> Iterator[Site]:
-    """A fake API server over HTTP, whose kubelets run real processes."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, FakeCluster(tmp_path / "cluster") as cluster:
-        launch.cwd = Path(folder)  # a pod has a /tmp of its own
-        # the jobs use this Python, which a clone below /tmp has where the pods have a /tmp of their own
-        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
-        cluster.run_as_user = False  # who could not enter the folders of the user who runs the tests
+    """A fake API server over HTTP that wants the restricted Pod Security level."""
+    with kubernetes_at(launch, tmp_path / "cluster") as (site, cluster):
         cluster.enforce_restricted("default")
-        launch.env["KUBECONFIG"] = str(cluster.kubeconfig)
-        yield Site("kubernetes", launch, kubernetes_objects_of(cluster), {"grace": "5s"})
+        yield site
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@ what a finished run has left behind."""
 
 import os
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,23 @@ def processes_of(run: dict[str, Any]) -> list[str]:
         except OSError:  # it has ended, or is another user's
             continue
     return found
+
+
+def local_at(launch: Launch) -> Site:
+    """This machine."""
+    return Site("local", launch, processes_of)
+
+
+@contextmanager
+def kubernetes_at(launch: Launch, folder: Path) -> Iterator[tuple[Site, FakeCluster]]:
+    """A fake API server over HTTP, whose kubelets run real processes."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work, FakeCluster(folder) as cluster:
+        launch.cwd = Path(work)  # a pod has a /tmp of its own
+        # the jobs use this Python, which a clone below /tmp has where the pods have a /tmp of their own
+        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
+        cluster.run_as_user = False  # who could not enter the folders of the user who runs the tests
+        launch.env["KUBECONFIG"] = str(cluster.kubeconfig)
+        yield Site("kubernetes", launch, kubernetes_objects_of(cluster), {"grace": "5s"}), cluster
 
 
 def kubernetes_objects_of(cluster: FakeCluster) -> Callable[[dict[str, Any]], list[str]]:

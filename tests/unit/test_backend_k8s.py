@@ -13,7 +13,7 @@ from launcher.backends.k8s import KubernetesBackend
 from launcher.edge.kube import Kube
 from launcher.errors import BackendError
 from launcher.plan import Plan
-from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER
+from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects
 from tests.fakes.kubernetes import FakeCluster
 from tests.k8s_runs import (
     IDLE,
@@ -109,6 +109,16 @@ def test_submit_that_fails_half_way_leaves_nothing(backend, cluster, path):
     with pytest.raises(BackendError):
         submit(backend, plan_of(IDLE, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})
     wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
+
+
+def test_a_job_of_somebody_else_stays_when_ours_was_never_answered(backend, cluster):
+    """They took the name after our check."""
+    plan = plan_of(IDLE)
+    asking(cluster).create(next(yaml.safe_load_all(backend.render(plan).text)))
+    cluster.fail_once(500, "/jobs$")
+    with pytest.raises(BackendError):
+        submit(backend, plan)
+    assert f"Job/{RUN_ID}" in objects_in(cluster)
 
 
 @pytest.mark.parametrize("kind", ["Job", "Service", "Secret"])
@@ -335,7 +345,7 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
     repair_and_prune(backend, cluster)
     used |= rights_used(cluster)
     assert used == allowed_by("role.yaml") | allowed_by("role-prune.yaml")
-    assert allowed_by("role-prune.yaml") - allowed_by("role.yaml") == {("list", "secrets")}
+    assert allowed_by("role-prune.yaml") - allowed_by("role.yaml") == {("list", "secrets"), ("delete", "secrets")}
 
 
 def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
@@ -349,8 +359,12 @@ def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
     backend._kube(None).evict("default", pod_of(cluster, 0))
     before = list(cluster.requests)
     asking(cluster).delete("Job", "default", RUN_ID, propagation="Orphan")
+    for body in k8s_objects(plan_of(secrets=["HF_TOKEN"], train=TRAIN, run=None))[2:]:
+        del body["metadata"]["ownerReferences"]
+        asking(cluster).create(body)
     cluster.requests[:] = before
-    strays = wait_for(lambda: backend.strays(None, pytest.fail), bool, "the strays")
+    strays = wait_for(lambda: backend.strays(None, pytest.fail),
+                      lambda found: {"Service", "ConfigMap", "Secret"} <= {stray.kind for stray in found}, "the strays")
     for stray in strays:
         backend.remove(stray)
 

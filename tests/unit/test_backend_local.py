@@ -13,12 +13,12 @@ from launcher.backends.local import LocalBackend
 from launcher.edge import shell
 from launcher.errors import BackendError
 from launcher.runs import RunStore
-from tests.contract.sites import PATIENCE_S, Site, processes_of
+from tests.contract.sites import PATIENCE_S, local_at
 
 
 @pytest.fixture
 def site(launch):
-    return Site("local", launch, processes_of)
+    return local_at(launch)
 
 
 def script_of(site, run_id):

@@ -3,8 +3,6 @@
 
 import json
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +15,7 @@ from launcher.drill.harm import LocalHarm
 from launcher.errors import BackendError
 from launcher.runs import Run, RunStore, now
 from tests.cli_runner import Launch
-from tests.contract.sites import Site, kubernetes_objects_of, processes_of
-from tests.fakes.kubernetes import FakeCluster
+from tests.contract.sites import Site, kubernetes_at, local_at, processes_of
 from tests.toy_trainer import write_toy
 
 PATIENCE_S = 180
@@ -30,18 +27,14 @@ BETWEEN_SAVES = ("--seed", "31", "--set", "train.optimizer.max_steps=40", "--set
 @pytest.fixture
 def local(launch: Launch) -> Site:
     """This machine."""
-    return Site("local", launch, processes_of)
+    return local_at(launch)
 
 
 @pytest.fixture
 def kubernetes(launch: Launch, tmp_path: Path) -> Iterator[Site]:
     """A fake cluster whose pods see the working folder."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, FakeCluster(tmp_path / "cluster") as cluster:
-        launch.cwd = Path(folder)
-        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
-        cluster.run_as_user = False
-        launch.env["KUBECONFIG"] = str(cluster.kubeconfig)
-        yield Site("kubernetes", launch, kubernetes_objects_of(cluster))
+    with kubernetes_at(launch, tmp_path / "cluster") as (site, _):
+        yield site
 
 
 @pytest.fixture(params=["local", "kubernetes"])

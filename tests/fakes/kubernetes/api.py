@@ -79,6 +79,7 @@ class Api:
             meta["uid"] = str(uuid.uuid4())
             apply_defaults(resource.plural, obj)
             return obj
+        meta["managedFields"] = [{"manager": query.get("fieldManager") or "unknown", "operation": "Update"}]
         self.store.add(resource.plural, obj)
         apply_defaults(resource.plural, obj)
         if resource.plural == "namespaces":

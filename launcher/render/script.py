@@ -101,6 +101,10 @@ def task_script(*first: str) -> list[str]:
         "told= code=0",
         "trap 'told=told' TERM INT",
         'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
+        "for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last",
+        '  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi',
+        "  sleep 0.3",
+        "done",
         'echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
         'exit "$code"',
     ]

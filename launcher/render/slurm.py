@@ -132,6 +132,7 @@ def _step(plan: Plan) -> list[str]:
         'if [ "$code" = 0 ]; then',
         "  background step",
         '  code=$(cause "$code")',
+        '  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi',
         "fi",
     ]
 

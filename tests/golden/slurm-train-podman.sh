@@ -200,6 +200,10 @@ export NODE_RANK="$SLURM_NODEID"
 told= code=0
 trap 'told=told' TERM INT
 bash "$RUN_DIR/node.sh" </dev/null || code=$?
+for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last
+  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi
+  sleep 0.3
+done
 echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
 exit "$code"
 LAUNCH_END
@@ -270,6 +274,7 @@ if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi
 if [ "$code" = 0 ]; then
   background step
   code=$(cause "$code")
+  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi
 fi
 restarts=$(shown Restarts || true)
 if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi

@@ -138,6 +138,11 @@ def test_told_before_the_limit_and_saved_starts_again_for_free(bench):
     assert {"[node 0] saved", "[node 1] saved"} <= set(bench.lines())
 
 
+def test_a_node_whose_script_is_told_after_its_command_has_ended_was_told(bench):
+    bench.submit(f"if {FIRST}; then (sleep 0.5; kill -TERM $PPID) & exit 75; fi", restarts=0)
+    assert [node["restarts"] for node in bench.wait("succeeded")["nodes"]] == [1, 1]
+
+
 def test_75_without_having_been_told_is_a_failure(bench):
     bench.submit("exit 75")
     assert bench.wait("failed")["exit_code"] == 75

@@ -5,14 +5,45 @@ trainer checks the same file again when it starts. Defaults are XTuner's `intern
 unless the field's description says otherwise; docs/config.md is generated from the descriptions.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
-FormatName = Literal["guanaco", "messages", "alpaca"]
-TemplateName = Literal["internlm2", "internlm", "llama2", "chatml"]
+# name -> what a row of the format holds; the functions that read them are in trainer/data/formats
+FORMATS = {
+    "messages": "OpenAI chat: messages [{role, content, tool_calls?, loss?}], tools?",
+    "sharegpt": "conversations [{from, value}], system?, tools? (also WizardLM and LLaVA)",
+    "guanaco": "text: `### Human: ...### Assistant: ...` (OpenAssistant)",
+    "alpaca": "instruction, input?, output, history?, system?",
+    "alpaca_zh": "instruction_zh, input_zh, output_zh",
+    "moss": "MOSS SFT: meta_instruction, chat {turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}",
+    "msagent": "MSAgent-Bench: conversations with startofthink/startofexec marks",
+    "openorca": "system_prompt, question, response",
+    "code_alpaca": "prompt, completion",
+    "tiny_codes": "prompt, response",
+    "sql": "context, question, answer",
+    "medical": "instruction, input, output (the question may be in either)",
+    "arxiv": "abstract, title",
+    "colors": "description, color",
+    "law_reference": "question, answer (a Chinese law question set)",
+    "crime_kg_assistant": "input, output",
+    "stack_exchange": "question, response",
+    "input_output": "input, output, system?",
+    "text": "text: a document for pre-training",
+    "wanjuan": "content (and title, scores): a WanJuan 1.0 or WanJuan-CC document",
+    "wanjuan_image_text": "content with `![](address)`, img_list: a WanJuan 1.0 document with images",
+}
+# names in XTuner that are others here
+FORMAT_ALIASES = {"openai": "messages", "oasst1": "guanaco", "wizardlm": "sharegpt", "llava": "sharegpt",
+                  "llava_image_only": "sharegpt", "pretrain": "text", "default": "input_output",
+                  "msagent_react": "msagent", "crime_kg_assitant": "crime_kg_assistant"}  # fmt: skip
+TemplateName = Literal[
+    "internlm", "internlm2", "internlm3", "chatml", "llama2", "llama3", "mistral", "gemma", "qwen", "phi3", "zephyr",
+    "chatglm3", "vicuna", "alpaca", "deepseek", "tokenizer",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -105,7 +136,10 @@ class Model(Section):
     lora: Lora | None = Field(
         default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter."
     )
-    chat_template: TemplateName = Field("internlm2", description="Text format of a conversation.")
+    chat_template: TemplateName = Field(
+        "internlm2",
+        description="Text format of a conversation; `tokenizer`: the Jinja template that comes with the tokenizer.",
+    )
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16",
         description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
@@ -136,16 +170,45 @@ class Model(Section):
         return self
 
 
+def _known_format(name: str | None) -> str | None:
+    """A format's name in this project, or `module:function`."""
+    if name is None or name == "auto" or name in FORMATS:
+        return name
+    if name in FORMAT_ALIASES:
+        return FORMAT_ALIASES[name]
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    raise ValueError(f"got {name}, allowed: auto, {', '.join(FORMATS)}, or module:function of your own")
+
+
+FormatName = Annotated[str, AfterValidator(_known_format)]
+
+
 class Source(Section):
     """One place that rows come from."""
 
     path: str = Field(
-        min_length=1, description="File (json, jsonl, csv, parquet), folder, glob, or data set on the hub."
+        min_length=1,
+        description="File (json, jsonl, csv, parquet; .gz and .zst too), folder or glob of them, on this machine or "
+        "behind an fsspec address (s3://, gs://, https://); or the name of a data set on the hub.",
     )
     format: FormatName | None = Field(None, description="How the rows are read; default: data.format.")
-    split: str = Field("train", min_length=1, description="Split of the data set, slices allowed (train[:100]).")
+    split: str = Field("train", min_length=1, description="Split of a data set on the hub, slices allowed.")
     weight: float = Field(
-        1.0, gt=0, le=1000, description="Rows taken from it, as a multiple of its own number of rows."
+        1.0, gt=0, le=1000, description="Samples taken from it, as a multiple of its own number of samples."
+    )
+    system: str | None = Field(
+        None, min_length=1, description="System message for its conversations that have none. (XTuner's formats bring "
+        "one each; a model is then trained with a text that no server sends.)",
+    )  # fmt: skip
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Columns of the format under other names in the file: {format's: file's}."
+    )
+    min: dict[str, float] = Field(
+        default_factory=dict, description="Leave out rows whose column is below this, such as {fluency_score: 0.5}."
+    )
+    max: dict[str, float] = Field(
+        default_factory=dict, description="Leave out rows whose column is above this, such as {toxic_score: 0.5}."
     )
 
 
@@ -153,7 +216,9 @@ class Data(Section):
     """Rows to token ids: map, template, encode, pack."""
 
     sources: list[Source] = Field(min_length=1, description="Where the rows come from, mixed together.")
-    format: FormatName = Field("guanaco", description="The sources' default row format.")
+    format: FormatName = Field(
+        "auto", description="The sources' default row format; `auto`: known by the columns of the first row."
+    )
     max_length: int = Field(
         2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row."
     )
@@ -162,12 +227,38 @@ class Data(Section):
         description="Put whole samples together into rows of max_length tokens; samples never see "
         "each other, and none is cut in two (XTuner cut them).",
     )
-    overlong: Literal["keep_turns", "drop", "error"] = Field(
+    group_by_length: bool = Field(
+        False, description="Without packing: rows of like length into one batch, so that little is padded."
+    )
+    overlong: Literal["keep_turns", "drop", "truncate", "error"] = Field(
         "keep_turns",
         description="A conversation longer than "
-        "max_length: keep the leading turns that fit (never half an answer), drop it, or stop. "
+        "max_length: keep the leading turns that fit (never half an answer), drop it, cut it, or stop. "
         "XTuner cut it, answer and all.",
     )
+    bad_rows: Literal["error", "skip"] = Field(
+        "error",
+        description="A row that cannot be read: stop and say where, or leave it out and keep it, with the reason, in "
+        "output_dir/rejected.jsonl.",
+    )
+    validation: list[Source] | float | None = Field(
+        None,
+        description="What the loss is also measured on, at every runtime.eval_every: sources of its own, or the share "
+        "of the samples that is kept apart from training.",
+    )
+    cache_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Where encoded data sets are kept, on a file system that all nodes see. Default: output_dir/data.",
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.pack and self.group_by_length:
+            raise ValueError("got group_by_length with pack, allowed: one of the two (packed rows have one length)")
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"got validation {self.validation}, allowed: a share between 0 and 1, or sources")
+        return self
 
 
 class DeepSpeed(Section):

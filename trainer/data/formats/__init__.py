@@ -1,0 +1,1 @@
+"""How the rows of each data set are read."""

@@ -20,9 +20,17 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
     """The step line and metrics.jsonl."""
 
     def __init__(
-        self, place: Place, metrics: MetricsFile, ledger: Ledger, divergence: Divergence, tell: Callable[[str], None]
+        self,
+        place: Place,
+        metrics: MetricsFile,
+        ledger: Ledger,
+        divergence: Divergence,
+        tell: Callable[[str], None],
+        *,
+        epochs_per_step: float,
     ) -> None:
         self.place, self.metrics, self.ledger, self.divergence, self.tell = place, metrics, ledger, divergence, tell
+        self.epochs_per_step = epochs_per_step
         self._since = time.monotonic()
         self._seen = 0
         self._first: tuple[float, int] | None = None
@@ -44,7 +52,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "loss": float(logs["loss"]) if self.divergence.is_good else math.nan,
             "lr": float(logs.get("learning_rate", 0.0)),
             "grad_norm": float(logs.get("grad_norm") or 0.0),
-            "epoch": float(logs.get("epoch", 0.0)),
+            "epoch": state.global_step * self.epochs_per_step,
             "tokens_per_s": (self.ledger.tokens - self._seen) * self.place.world / max(1e-9, now - self._since),
             "memory_gib": memory_gib(),
             "eta_s": per_step * (state.max_steps - state.global_step),
@@ -82,6 +90,24 @@ class SampleCallback(TrainerCallback):  # type: ignore[misc]
         """The last step is left to the comparison at the end."""
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
             self.ask(state.global_step)
+
+
+class ValidationCallback(TrainerCallback):  # type: ignore[misc]
+    """Measures the loss on the validation rows every so many steps and at the end: one line, one row of metrics."""
+
+    def __init__(
+        self, every: int, loss: Callable[[], float], place: Place, metrics: MetricsFile, tell: Callable[[str], None]
+    ) -> None:
+        self.every, self.loss, self.place, self.metrics, self.tell = every, loss, place, metrics, tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On all ranks at once."""
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        loss = self.loss()
+        self.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
+        if self.place.is_main:
+            self.metrics.append({"step": state.global_step, "validation_loss": loss, "time": time.time()})
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.data.pipeline import Row
+from trainer.data.rows import Row
 from trainer.dist import Place
 from trainer.errors import DivergedError
 from trainer.metrics import Ledger, replace_text

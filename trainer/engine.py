@@ -12,17 +12,30 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments, set_seed
 
-from trainer.callbacks import LogCallback, RowsCallback, SampleCallback, StepCallback, any_rank, barrier, from_main
+from trainer.callbacks import (
+    LogCallback,
+    RowsCallback,
+    SampleCallback,
+    StepCallback,
+    ValidationCallback,
+    any_rank,
+    barrier,
+    from_main,
+)
 from trainer.checkpoint import check_processes, checkpoint_step, newest_valid, remove_parts
 from trainer.config import TrainConfig
+from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
-from trainer.data.pipeline import encode_dataset, training_rows
-from trainer.data.templates import TEMPLATES
+from trainer.data.order import Order
+from trainer.data.report import Report, packing_line
+from trainer.data.rows import Rows
+from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
 from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config
 from trainer.errors import ConfigError, PreemptedError, TrainError
+from trainer.evaluate import Validation
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.build import build_model, build_tokenizer, save_result
@@ -72,16 +85,13 @@ class Run:
         args = self._arguments(deepspeed)
         resumed = self._resume_point()
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
-        samples, report = encode_dataset(self.config, tokenizer)
-        rows = training_rows(samples, self.config, report)
-        for line in report.lines(self.config.data.max_length, self.config.data.pack):
-            self.tell(line)
-        args = self._scheduled(args, len(rows))
+        rows = self._rows(tokenizer)
+        args = self._scheduled(args, len(rows["train"]))
         model = build_model(self.config, self.place.device)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
         sampler = Sampler(
-            Encoder(tokenizer, TEMPLATES[self.config.model.chat_template]),
+            Encoder(tokenizer, find_template(self.config.model.chat_template, tokenizer)),
             tokenizer,
             self.config.runtime.sampling,
             self.config.runtime.sample_prompts,
@@ -94,6 +104,21 @@ class Run:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
+
+    def _rows(self, tokenizer: Any) -> dict[str, Rows]:
+        """The rows for training and validation, from the cache or encoded now, and what is to be said of them."""
+        data = self.config.data
+        cache = DataCache(Path(data.cache_dir or self.output / "data"), self.tell)
+        samples = cache.samples(self.config, tokenizer)
+        rows = cache.rows(samples, self.config)
+        for line in Report.load(samples.about["report"]).lines():
+            self.tell(line)
+        if data.pack:
+            self.tell(packing_line(len(rows["train"]), int(rows["train"].lengths.sum()), data.max_length))
+        rejected = samples.folder / REJECTED
+        if self.place.is_main and rejected.exists():
+            replace_text(self.output / REJECTED, rejected.read_text(encoding="utf-8"))
+        return rows
 
     def _deepspeed_config(self) -> dict[str, Any] | None:
         deepspeed = build_ds_config(self.config, self.place.world, on_cpu=self.place.on_cpu)
@@ -191,10 +216,10 @@ class Run:
         )
 
     def _scheduled(self, args: TrainingArguments, rows: int) -> TrainingArguments:
-        """Warm-up in steps: its ratio of all of them."""
-        optimizer = self.config.optimizer
-        batch = optimizer.batch_size * optimizer.accumulation * self.place.world
-        total = optimizer.max_steps or math.ceil(max(1, math.ceil(rows / batch)) * optimizer.epochs)
+        """How many steps, and how many of them warm up."""
+        optimizer, batch = self.config.optimizer, self._batch
+        total = optimizer.max_steps or math.ceil(rows * optimizer.epochs / batch)
+        args.max_steps = total
         args.warmup_steps = math.ceil(total * optimizer.warmup_ratio)
         self.tell(
             f"steps: {total} of {batch} rows ({optimizer.batch_size} x {optimizer.accumulation} accumulated x "
@@ -202,16 +227,23 @@ class Run:
         )
         return args
 
+    @property
+    def _batch(self) -> int:
+        """Rows of one step, on all ranks."""
+        optimizer = self.config.optimizer
+        return optimizer.batch_size * optimizer.accumulation * self.place.world
+
     def _trainer(
-        self, model: Any, args: TrainingArguments, rows: list[Any], tokenizer: Any, sampler: Sampler
+        self, model: Any, args: TrainingArguments, rows: dict[str, Rows], tokenizer: Any, sampler: Sampler
     ) -> tuple[CheckedTrainer, StepCallback]:
-        ledger = Ledger()
-        divergence = Divergence(self.place, rows, self.output, self.config.runtime.max_bad_steps)
-        collator = Collator(tokenizer.pad_token_id, self.config.data.max_length if self.config.data.pack else None)
+        ledger, train, data = Ledger(), rows["train"], self.config.data
+        divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
+        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None)
         trainer = CheckedTrainer(
             model=model,
             args=args,
-            train_dataset=rows,
+            train_dataset=train,
+            order=Order(train.lengths, self.config.settings.seed, self._batch, data.group_by_length),
             data_collator=collator,
             place=self.place,
             ledger=ledger,
@@ -222,12 +254,23 @@ class Run:
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
         metrics = MetricsFile(self.output / "metrics.jsonl")
-        trainer.add_callback(LogCallback(self.place, metrics, ledger, divergence, self.tell))
+        trainer.add_callback(
+            LogCallback(
+                self.place, metrics, ledger, divergence, self.tell, epochs_per_step=self._batch / len(train)
+            )
+        )
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
             SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step))
         )
+        if len(rows["validation"]):
+            validation = Validation(rows["validation"], collator, self.place, self.config.optimizer.batch_size)
+            trainer.add_callback(
+                ValidationCallback(
+                    self.config.runtime.eval_every, lambda: validation.loss(model), self.place, metrics, self.tell
+                )
+            )
         steps = StepCallback(self.place, self.stop, ledger, divergence, self.peers)
         trainer.add_callback(steps)
         return trainer, steps

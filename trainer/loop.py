@@ -2,15 +2,18 @@
 has its name only when it is whole."""
 
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from trainer.callbacks import barrier
 from trainer.checkpoint import part_folder, publish
+from trainer.data.order import Order
 from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.metrics import Ledger
@@ -20,13 +23,40 @@ from trainer.peers import Peers
 WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error")
 
 
+class RankBatches:
+    """The numbers of the rows of each micro-batch of one rank, for a DataLoader."""
+
+    def __init__(self, order: Order, rank: int, world: int, micro_rows: int, steps: int) -> None:
+        self.order, self.rank, self.world, self.micro_rows, self.steps = order, rank, world, micro_rows, steps
+
+    def __len__(self) -> int:
+        return self.steps * self.order.batch // (self.world * self.micro_rows)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.order.batches(self.rank, self.world, self.micro_rows, self.steps)
+
+
 class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
 
-    def __init__(self, *args: Any, place: Place, ledger: Ledger, peers: Peers | None, keep: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, place: Place, ledger: Ledger, peers: Peers | None, keep: int, order: Order, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.place, self.ledger, self.peers, self.keep = place, ledger, peers, keep
+        self.place, self.ledger, self.peers, self.keep, self.order = place, ledger, peers, keep, order
         self.output = Path(self.args.output_dir)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The micro-batches of the whole run, as one epoch; a run that goes on skips the numbers of the first ones."""
+        batches = RankBatches(
+            self.order, self.place.rank, self.place.world, self.args.per_device_train_batch_size, self.args.max_steps
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next step."""

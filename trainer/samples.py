@@ -11,7 +11,7 @@ from transformers import StoppingCriteriaList
 
 from trainer.config import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
-from trainer.data.maps import Message
+from trainer.data.message import Message
 
 
 @dataclass(frozen=True)

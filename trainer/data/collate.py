@@ -7,10 +7,12 @@ the positions and lets no sample see another. Padding is one more sample, made f
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.data.encode import IGNORED
-from trainer.data.pipeline import Row
+from trainer.data.rows import Row
+from trainer.data.store import ids_of, labels_of
 
 
 class Collator:
@@ -22,19 +24,19 @@ class Collator:
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """input_ids, labels, position_ids: int64 [B, T]; rows: the B numbers of the rows."""
-        width = self.length or max(sum(len(sample["input_ids"]) for sample in row.samples) for row in rows)
-        ids, labels, positions = [], [], []
-        for row in rows:
-            used = sum(len(sample["input_ids"]) for sample in row.samples)
-            padding = width - used
-            ids.append([token for sample in row.samples for token in sample["input_ids"]] + [self.pad_id] * padding)
-            labels.append([label for sample in row.samples for label in sample["labels"]] + [IGNORED] * padding)
-            positions.append(
-                [place for sample in row.samples for place in range(len(sample["input_ids"]))] + list(range(padding))
-            )
+        width = self.length or max(sum(map(len, row.samples)) for row in rows)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        positions = np.empty((len(rows), width), dtype=np.int64)
+        for place, row in enumerate(rows):
+            tokens = np.concatenate(row.samples)
+            ids[place, : len(tokens)] = ids_of(tokens)
+            labels[place, : len(tokens)] = labels_of(tokens)
+            sizes = [*map(len, row.samples), width - len(tokens)]
+            positions[place] = np.concatenate([np.arange(size) for size in sizes])
         return {
-            "input_ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-            "position_ids": torch.tensor(positions),
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(positions),
             "rows": [row.number for row in rows],
         }

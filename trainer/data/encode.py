@@ -1,36 +1,41 @@
-"""Segments -> (ids, labels). The whole conversation is tokenised at once and masked by character offsets, so the ids
-are those that a server computes for the same text.
+"""Segments -> ids and trained spans. The whole conversation is tokenised at once and masked by character offsets, so
+the ids are those that a server computes for the same text.
 
 Two things make a conversation take the second path, which tokenises the stretches between special tokens one by one:
 content that holds the text of a special token (it stays ordinary text: nobody can close a turn from inside a message),
 and a token that would straddle the start of an answer (a prompt ends exactly there at inference).
 """
 
-import json
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainer.data.templates import Segment, Template, render_text
+from trainer.data.plain import plain_tokenizer
+from trainer.data.segment import Segment, render_text
+from trainer.data.templates import Template
 from trainer.errors import ConfigError
 
 IGNORED = -100
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation. `labels` are ids where trained, else -100; `turn_ends` are lengths at which it may be cut;
-    `origin` says where it was read."""
+class Encoded(NamedTuple):
+    """One sample: `ids`, of which those in `spans` (start, end) are trained. `turn_ends` are the numbers of tokens
+    after which it may be cut; `escaped`: its content held the text of a special token."""
 
     text: str
-    input_ids: list[int]
-    labels: list[int]
-    turn_ends: tuple[int, ...]
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    turn_ends: list[int]
     escaped: bool = False
-    origin: str = ""
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where trained, else -100; as many as ids."""
+        labels = [IGNORED] * len(self.ids)
+        for start, end in self.spans:
+            labels[start:end] = self.ids[start:end]
+        return labels
 
 
 class Encoder:
@@ -39,7 +44,9 @@ class Encoder:
     def __init__(self, tokenizer: Any, template: Template) -> None:
         self.template = template
         self._fast = tokenizer.backend_tokenizer
-        self._specials = _special_ids(tokenizer)
+        self._specials = special_ids(tokenizer)
+        self._may_hold = _special_finder(self._specials)
+        self._ends = (_control(tokenizer.bos_token), _control(tokenizer.eos_token))
         missing = [token for token in template.required if token not in self._specials]
         if missing:
             raise ConfigError(
@@ -51,118 +58,130 @@ class Encoder:
     def _plain(self) -> Any:
         return plain_tokenizer(self._fast)  # takes a second for 100,000 pieces, and few data sets need it
 
+    def document(self, text: str) -> list[Segment]:
+        """A document for pre-training, between the tokenizer's own begin and end; all but the begin is trained."""
+        begin, end = self._ends
+        return [*begin, Segment(text, trained=True, content=True), *(part._replace(trained=True) for part in end)]
+
     def encode(self, conversations: Sequence[Sequence[Segment]]) -> list[Encoded]:
-        """Ids and labels of rendered conversations, in their order."""
+        """Rendered conversations as samples, in their order."""
         texts = [render_text(segments) for segments in conversations]
-        batch = self._fast.encode_batch(texts, add_special_tokens=False)
-        return [
-            self._one(text, segments, found) for text, segments, found in zip(texts, conversations, batch, strict=True)
-        ]
+        return [self.read(*parts) for parts in zip(texts, conversations, self.tokenize(texts), strict=True)]
+
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """The slow half of encode(): the tokenizer's own results, computed on all cores without Python's lock."""
+        return self._fast.encode_batch(texts, add_special_tokens=False)
+
+    def read(self, text: str, segments: Sequence[Segment], found: Any) -> Encoded:
+        """The quick half of encode(): one sample from what the tokenizer found in its text."""
+        if any(segment.content and self._may_hold(segment.text) for segment in segments):
+            return self._stretches(text, segments, escaped=True)
+        spans, turn_ends = _places(segments, found)
+        if spans is None:
+            return self._stretches(text, segments, escaped=False)
+        return _sample(text, found.ids, spans, turn_ends)
 
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
         """Ids of a prompt for generation."""
-        return self.encode([segments])[0].input_ids
+        return self.encode([segments])[0].ids
 
-    def _one(self, text: str, segments: Sequence[Segment], found: Any) -> Encoded:
-        ends = list(accumulate(len(segment.text) for segment in segments))
-        trained = bytearray(len(text) + 1)
-        for segment, end in zip(segments, ends, strict=True):
-            if segment.trained:
-                trained[end - len(segment.text) : end] = b"\1" * len(segment.text)
-        holds_special = any(not segment.control and self._has_special(segment.text) for segment in segments)
-        if holds_special or _straddles(found.offsets, trained):
-            return self._stretches(text, segments, holds_special)
-        labels = [
-            token if trained[start] else IGNORED for token, (start, _) in zip(found.ids, found.offsets, strict=True)
-        ]
-        starts = [start for start, _ in found.offsets]
-        turns = tuple(
-            _count_before(starts, end) for segment, end in zip(segments, ends, strict=True) if segment.ends_turn
-        )
-        return _unpredicted_start(Encoded(text, list(found.ids), labels, turns))
-
-    def _stretches(self, text: str, segments: Sequence[Segment], escaped: bool) -> Encoded:
+    def _stretches(self, text: str, segments: Sequence[Segment], *, escaped: bool) -> Encoded:
         ids: list[int] = []
-        labels: list[int] = []
-        turns = []
-        for stretch, trained, control, ends_turn in _joined(segments):
-            piece = [self._specials[stretch]] if control else self._plain.encode(stretch, add_special_tokens=False).ids
-            ids += piece
-            labels += piece if trained else [IGNORED] * len(piece)
-            if ends_turn:
-                turns.append(len(ids))
-        return _unpredicted_start(Encoded(text, ids, labels, tuple(turns), escaped))
-
-    def _has_special(self, text: str) -> bool:
-        return any(token in text for token in self._specials) if any(sign in text for sign in "<[") else False
-
-
-def plain_tokenizer(fast: Any) -> Any:
-    """A copy of a `tokenizers.Tokenizer` to which special tokens are ordinary text."""
-    from tokenizers import Tokenizer
-
-    state = json.loads(fast.to_str())
-    specials = {token["content"] for token in state["added_tokens"]}
-    state["added_tokens"] = []
-    state["post_processor"] = None
-    state["pre_tokenizer"] = _without_splits(state["pre_tokenizer"])
-    model = state["model"]
-    # out of the vocabulary too: a text that is a whole piece is taken without merging
-    model["vocab"] = {
-        piece: number
-        for piece, number in model["vocab"].items()
-        if piece not in specials or piece == model["unk_token"]
-    }
-    if "merges" in model:
-        model["merges"] = [
-            pair
-            for pair in model["merges"]
-            if "".join(pair if isinstance(pair, list) else pair.split(" ")) not in specials
-        ]
-    return Tokenizer.from_str(json.dumps(state))
+        spans, turn_ends = [], []
+        for stretch in _joined(segments):
+            start = len(ids)
+            ids += (
+                [self._specials[stretch.text]]
+                if stretch.control
+                else self._plain.encode(stretch.text, add_special_tokens=False).ids
+            )
+            if stretch.trained:
+                spans.append((start, len(ids)))
+            if stretch.ends_turn:
+                turn_ends.append(len(ids))
+        return _sample(text, ids, spans, turn_ends, escaped)
 
 
-def _without_splits(pre_tokenizer: Any) -> Any:
-    """Leave out the step that keeps SentencePiece's user-defined symbols whole."""
-    if not pre_tokenizer:
-        return pre_tokenizer
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    kept = [
-        step
-        for step in steps
-        if not (step["type"] == "Split" and "Regex" in step["pattern"] and "\\]|\\[" in step["pattern"]["Regex"])
-    ]
-    kept = [step for step in kept if not (step["type"] == "Split" and ">|<" in str(step["pattern"].get("Regex", "")))]
-    return {"type": "Sequence", "pretokenizers": kept} if kept else None
-
-
-def _special_ids(tokenizer: Any) -> dict[str, int]:
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """Text -> id of the tokens that are never made from ordinary text."""
     return {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
 
 
-def _straddles(offsets: Sequence[tuple[int, int]], trained: bytearray) -> bool:
-    """Whether a token begins before an answer and ends inside it."""
-    return any(end - start > 1 and not trained[start] and trained[end - 1] for start, end in offsets)
+def _control(token: str | None) -> list[Segment]:
+    return [Segment(token, control=True)] if token else []
 
 
-def _joined(segments: Sequence[Segment]) -> list[tuple[str, bool, bool, bool]]:
-    """(text, trained, control, ends_turn) with neighbouring text of one kind put together."""
-    stretches: list[tuple[str, bool, bool, bool]] = []
+def _special_finder(specials: dict[str, int]) -> Callable[[str], object]:
+    """Says whether a text holds the text of a special token; most texts lack even its first letter."""
+    if not specials:
+        return lambda text: False
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
+    signs = sorted({token[0] for token in specials})
+    if len(signs) > 4:
+        return pattern.search
+    return lambda text: any(sign in text for sign in signs) and pattern.search(text)
+
+
+def _places(segments: Sequence[Segment], found: Any) -> tuple[list[tuple[int, int]] | None, list[int]]:
+    """Trained spans and turn ends in tokens; no spans (None) when a token straddles the start of one, or a place has
+    no token."""
+    spans: list[tuple[int, int]] = []
+    turn_ends: list[int] = []
+    place, count = 0, len(found)
+    begin: int | None = None
+    for segment in segments:
+        if segment.trained and segment.text and begin is None:
+            begin = _token_at(found, place)
+            if begin is None:
+                return None, []
+        elif not segment.trained and begin is not None:
+            end = _first_from(found, place, count)
+            if end is None:
+                return None, []
+            spans.append((begin, end))
+            begin = None
+        place += len(segment.text)
+        if segment.ends_turn:
+            turn_end = _first_from(found, place, count)
+            if turn_end is None:
+                return None, []
+            turn_ends.append(turn_end)
+    if begin is not None:
+        spans.append((begin, count))
+    return spans, turn_ends
+
+
+def _token_at(found: Any, place: int) -> int | None:
+    """The token that begins exactly at the character `place`, if one does."""
+    token: int | None = found.char_to_token(place)
+    return token if token is not None and found.token_to_chars(token)[0] == place else None
+
+
+def _first_from(found: Any, place: int, count: int) -> int | None:
+    """The first token that does not begin before the character `place`; the number of tokens at the end."""
+    token: int | None = found.char_to_token(place)
+    if token is None:
+        last = found.token_to_chars(count - 1) if count else None
+        return count if last is None or last[1] <= place else None
+    return token if found.token_to_chars(token)[0] >= place else token + 1
+
+
+def _joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbouring ordinary text of one kind put together, as the tokenizer would see it."""
+    stretches: list[Segment] = []
     for segment in segments:
         last = stretches[-1] if stretches else None
-        if last and not segment.control and not last[2] and last[1] == segment.trained:
-            stretches[-1] = (last[0] + segment.text, last[1], False, segment.ends_turn)
+        if last and not segment.control and not last.control and last.trained == segment.trained:
+            stretches[-1] = last._replace(text=last.text + segment.text, ends_turn=segment.ends_turn)
         elif segment.text:
-            stretches.append((segment.text, segment.trained, segment.control, segment.ends_turn))
+            stretches.append(segment)
     return stretches
 
 
-def _count_before(starts: Sequence[int], position: int) -> int:
-    return bisect_left(starts, position)
-
-
-def _unpredicted_start(encoded: Encoded) -> Encoded:
+def _sample(
+    text: str, ids: list[int], spans: list[tuple[int, int]], turn_ends: list[int], escaped: bool = False
+) -> Encoded:
     """The first token has nothing before it to be predicted from; in a packed row that would be another sample."""
-    if encoded.labels:
-        encoded.labels[0] = IGNORED
-    return encoded
+    if spans and spans[0][0] == 0:
+        spans[0] = (1, spans[0][1])
+    return Encoded(text, ids, [span for span in spans if span[0] < span[1]], turn_ends, escaped)

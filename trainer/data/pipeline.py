@@ -1,136 +1,158 @@
-"""The whole pipeline in its order: sources -> map -> template -> encode -> length -> pack; and what it did, counted."""
+"""The pipeline in its order: sources -> map -> template -> encode -> length; what it did is counted.
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+One thread tokenises a batch, on all cores, while the other maps the next one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from trainer.config import TrainConfig
-from trainer.data.encode import IGNORED, Encoded, Encoder
-from trainer.data.maps import Message, RowError, map_row
-from trainer.data.pack import pack_lengths
-from trainer.data.sources import read_rows
-from trainer.data.templates import TEMPLATES
+from trainer.data.bad_rows import BadRows
+from trainer.data.conversations import Mapped, read_conversations
+from trainer.data.encode import Encoded, Encoder
+from trainer.data.fit import OverlongError, fit
+from trainer.data.message import RowError
+from trainer.data.report import Report
+from trainer.data.segment import Segment, render_text
+from trainer.data.sources import Place
+from trainer.data.store import SampleWriter
+from trainer.data.templates import find_template
 from trainer.errors import ConfigError
 
-BATCH = 1000
-Sample = dict[str, list[int]]
+BATCH_ROWS, BATCH_CHARACTERS = 1000, 4_000_000
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the model gets as one sequence. `number` is its place in the training set, the same after every restart;
-    `origins` say where each sample was read."""
+class Rendered(NamedTuple):
+    """A conversation after the template step."""
 
-    number: int
-    samples: list[Sample]
-    origins: list[str]
-
-
-@dataclass
-class Report:
-    """What became of the rows; printed before training and by `launch data`."""
-
-    read: int = 0
-    without_answer: int = 0
-    escaped: int = 0
-    shortened: int = 0
-    too_long: int = 0
-    kept: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    rows: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self, max_length: int, packed: bool) -> list[str]:
-        """For people."""
-        share = self.trained_tokens / self.tokens if self.tokens else 0
-        lines = [
-            f"data: {self.read} rows read, {self.kept} conversations kept, {self.tokens} tokens, "
-            f"{share:.0%} of them trained"
-        ]
-        for count, what in (
-            (self.without_answer, "rows without an answer left out"),
-            (self.escaped, "conversations hold the text of a special token; it stays ordinary text"),
-            (self.shortened, f"conversations longer than {max_length} tokens lost trailing turns"),
-            (self.too_long, f"conversations longer than {max_length} tokens left out"),
-        ):
-            if count:
-                lines.append(f"data: {count} {what}")
-        if packed:
-            fill = self.tokens / (self.rows * max_length) if self.rows else 0
-            lines.append(f"data: packed into {self.rows} rows of {max_length} tokens, {fill:.1%} full, no sample cut")
-        return lines
+    source: int
+    place: Place
+    segments: list[Segment]
+    document: bool
 
 
-def encode_dataset(config: TrainConfig, tokenizer: Any) -> tuple[list[Encoded], Report]:
-    """Every conversation of the job, encoded, in source order. Raises ConfigError when nothing is left."""
-    report = Report()
-    encoder = Encoder(tokenizer, TEMPLATES[config.model.chat_template])
-    samples: list[Encoded] = []
-    conversations = _conversations(config, report)
-    while batch := list(itertools.islice(conversations, BATCH)):
-        encoded = encoder.encode([encoder.template.render(messages) for _, messages in batch])
-        samples += [
-            replace(kept, origin=where)
-            for (where, _), sample in zip(batch, encoded, strict=True)
-            if (kept := _fitted(sample, config, report))
-        ]
-    if not samples:
-        raise ConfigError(
-            f"data: none of the {report.read} rows can be trained on",
-            "look at them: launch data JOB.yaml; perhaps max_length is too small or the format is another one",
-        )
-    report.kept = len(samples)
-    report.tokens = sum(len(sample.input_ids) for sample in samples)
-    report.trained_tokens = sum(label != IGNORED for sample in samples for label in sample.labels)
-    report.escaped = sum(sample.escaped for sample in samples)
-    return samples, report
+class Batch(NamedTuple):
+    """Conversations that are being tokenised."""
+
+    rendered: list[Rendered]
+    texts: list[str]
+    found: Future[Any]
 
 
-def training_rows(samples: list[Encoded], config: TrainConfig, report: Report) -> list[Row]:
-    """Rows as the model sees them: several samples each when packed, else one."""
-    plain: list[Sample] = [{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples]
-    bins = [[index] for index in range(len(plain))]
-    if config.data.pack:
-        bins = pack_lengths([len(sample["input_ids"]) for sample in plain], config.data.max_length)
-        report.rows = len(bins)
-    return [
-        Row(number, [plain[index] for index in chosen], [samples[index].origin for index in chosen])
-        for number, chosen in enumerate(bins)
-    ]
+class Pipeline:
+    """Runs once over all sources of a job. `watch(stage, place, value)` sees what the stages read, map, template and
+    encode make of each row. Rejected rows go to the file `rejected`."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        tokenizer: Any,
+        rejected: Path,
+        watch: Callable[[str, Place, Any], None] | None = None,
+    ) -> None:
+        self.config, self.data = config, config.data
+        self.template = find_template(config.model.chat_template, tokenizer)
+        self.encoder = Encoder(tokenizer, self.template)
+        self.report = Report()
+        self.bad = BadRows(self.report, rejected, skip=self.data.bad_rows == "skip")
+        self.watch = watch
+        self._seen: set[int] = set()
 
-def _conversations(config: TrainConfig, report: Report) -> Iterator[tuple[str, list[Message]]]:
-    for format_name, where, row in read_rows(config.data, config.settings.seed):
-        report.read += 1
-        try:
-            messages = map_row(format_name, row)
-        except RowError as error:
+    def run(self, writer: SampleWriter) -> Report:
+        """Write every sample, in source order. Raises ConfigError when rows are bad or nothing is left."""
+        for rendered, encoded in self._encoded(self._rendered()):
+            for sample in self._fitted(rendered, encoded):
+                writer.add(rendered.source, rendered.place, sample)
+                self._count(sample)
+        self.bad.raise_all()
+        if not self.report.kept:
             raise ConfigError(
-                f"data: {where}: format {format_name}: {error}", "name the right format in data.sources"
+                f"data: none of the {self.report.read} rows can be trained on",
+                "look at them: launch data JOB.yaml; perhaps max_length is too small or the format is another one",
+            )
+        return self.report
+
+    def _rendered(self) -> Iterator[Rendered]:
+        for mapped in read_conversations(self.config, self.report, self.bad):
+            try:
+                rendered = self._render(mapped)
+            except RowError as error:
+                self.bad.add(mapped.read, str(error))
+                continue
+            if self.watch:
+                self.watch("read", rendered.place, mapped.read.row)
+                self.watch("map", rendered.place, mapped.conversation)
+                self.watch("template", rendered.place, rendered.segments)
+            yield rendered
+
+    def _render(self, mapped: Mapped) -> Rendered:
+        messages = mapped.conversation.messages
+        document = messages[0].role == "text"
+        segments = (
+            self.encoder.document(messages[0].content)
+            if document
+            else self.template.render(messages, mapped.conversation.tools)
+        )
+        return Rendered(mapped.source, mapped.read.place, segments, document)
+
+    def _encoded(self, conversations: Iterable[Rendered]) -> Iterator[tuple[Rendered, Encoded]]:
+        waiting: deque[Batch] = deque()
+        with ThreadPoolExecutor(1) as pool:
+            for rendered in _batches(conversations):
+                if self.bad:
+                    continue  # only further problems are looked for
+                texts = [render_text(one.segments) for one in rendered]
+                waiting.append(Batch(rendered, texts, pool.submit(self.encoder.tokenize, texts)))
+                if len(waiting) > 1:
+                    yield from self._read(waiting.popleft())
+            while waiting and not self.bad:
+                yield from self._read(waiting.popleft())
+
+    def _read(self, batch: Batch) -> Iterator[tuple[Rendered, Encoded]]:
+        for rendered, text, found in zip(batch.rendered, batch.texts, batch.found.result(), strict=True):
+            yield rendered, self.encoder.read(text, rendered.segments, found)
+
+    def _fitted(self, rendered: Rendered, encoded: Encoded) -> list[Encoded]:
+        counts = self.report.counts
+        if not encoded.spans:
+            counts["untrained"] += 1
+            return []
+        known = len(self._seen)
+        self._seen.add(hash(encoded.text))
+        counts["duplicates"] += len(self._seen) == known
+        counts["escaped"] += encoded.escaped
+        try:
+            kept, done = fit(encoded, self.data.max_length, self.data.overlong, document=rendered.document)
+        except OverlongError as error:
+            place = rendered.place
+            raise ConfigError(
+                f"{place.file}:{place.line}: {error} (data.max_length)",
+                f"it starts: {encoded.text[:80]!r}; choose another data.overlong, or a larger max_length",
             ) from error
-        if any(message.role == "assistant" and message.loss for message in messages):
-            yield where, messages
-        else:
-            report.without_answer += 1
+        if done:
+            counts[done] += 1
+            self.report.lost_tokens += len(encoded.ids) - sum(len(one.ids) for one in kept)
+        if self.watch:
+            self.watch("encode", rendered.place, kept)
+        return kept
+
+    def _count(self, sample: Encoded) -> None:
+        self.report.kept += 1
+        self.report.tokens += len(sample.ids)
+        self.report.trained_tokens += sum(end - start for start, end in sample.spans)
 
 
-def _fitted(sample: Encoded, config: TrainConfig, report: Report) -> Encoded | None:
-    """The sample, shortened by whole turns if it must be, or None."""
-    limit = config.data.max_length
-    if len(sample.input_ids) <= limit:
-        return sample
-    if config.data.overlong == "error":
-        raise ConfigError(
-            f"data.overlong: got a conversation of {len(sample.input_ids)} tokens, allowed: {limit} (data.max_length)",
-            f"it starts: {sample.text[:80]!r}",
-        )
-    fits = [end for end in sample.turn_ends if end <= limit]
-    if config.data.overlong == "keep_turns" and fits and any(label != IGNORED for label in sample.labels[: fits[-1]]):
-        report.shortened += 1
-        return Encoded(
-            sample.text, sample.input_ids[: fits[-1]], sample.labels[: fits[-1]], tuple(fits), sample.escaped
-        )
-    report.too_long += 1
-    return None
+def _batches(conversations: Iterable[Rendered]) -> Iterator[list[Rendered]]:
+    batch: list[Rendered] = []
+    characters = 0
+    for one in conversations:
+        batch.append(one)
+        characters += sum(len(segment.text) for segment in one.segments)
+        if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

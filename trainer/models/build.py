@@ -1,15 +1,17 @@
 """What the engine trains: tokenizer and model of a job, and how the result is written."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data.maps import RowError, map_row
-from trainer.data.sources import read_rows
-from trainer.data.templates import TEMPLATES
+from trainer.data.bad_rows import BadRows
+from trainer.data.conversations import read_conversations
+from trainer.data.report import Report
+from trainer.data.templates import find_template
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
@@ -50,18 +52,16 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     if config.model.init == "internlm2":
-        save_internlm2(
-            weights, model.config, output / "model", stop_ids(tokenizer, TEMPLATES[config.model.chat_template].stop)
-        )
+        stop = find_template(config.model.chat_template, tokenizer).stop
+        save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, stop))
     else:
         model.save_pretrained(output / "model", state_dict=weights)
         tokenizer.save_pretrained(output / "model")
 
 
-def _texts(config: TrainConfig) -> Any:
-    for format_name, _, row in read_rows(config.data, config.settings.seed):
-        try:
-            for message in map_row(format_name, row):
-                yield from message.content.splitlines()
-        except RowError:
-            continue  # the pipeline names the row and stops
+def _texts(config: TrainConfig) -> Iterator[str]:
+    """Every line of every message; bad rows are told by the pipeline, which comes next."""
+    report = Report()
+    for mapped in read_conversations(config, report, BadRows(report, Path(os.devnull), skip=True)):
+        for message in mapped.conversation.messages:
+            yield from message.content.splitlines()

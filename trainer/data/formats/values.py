@@ -8,23 +8,26 @@ from pydantic_core import from_json
 from trainer.data.message import RowError
 
 Row = dict[str, Any]
-COLUMNS_NAMED = 20
+NAMED_COLUMNS = 20
+
+
+class MissingColumnError(RowError):
+    """A column that is not there. `kind`: what it should hold."""
+
+    def __init__(self, row: Row, column: str, kind: str) -> None:
+        names = list(row)[:NAMED_COLUMNS]
+        got = f"only the columns {', '.join(names)}" if names else "a row without columns"
+        super().__init__(column, got, f"a column {column} with {kind}")
+        self.kind = kind
 
 
 def shown(value: Any) -> str:
     """A value as an error names it."""
     if isinstance(value, str):
         return f"text {value[:40]!r}"
-    if isinstance(value, bool | int | float | None):
-        return json.dumps(value)
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)[:40]
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
-
-
-def missing(row: Row, column: str, expected: str) -> RowError:
-    """What to raise for a column that is not there."""
-    names = [str(name) for name in row][:COLUMNS_NAMED]
-    got = f"only the columns {', '.join(names)}" if names else "a row without columns"
-    return RowError(column, got, f"a column {column} with {expected}")
 
 
 def text(row: Row, column: str) -> str:
@@ -32,19 +35,19 @@ def text(row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return value
-    raise RowError(column, shown(value), "text") if column in row else missing(row, column, "text")
+    raise RowError(column, shown(value), "text") if column in row else MissingColumnError(row, column, "text")
 
 
 def optional_text(row: Row, column: str) -> str:
-    """The text in a column; empty when there is none or null."""
+    """The text in a column; empty when there is no such column, or null in it."""
     return "" if row.get(column) is None else text(row, column)
 
 
-def answer(row: Row, column: str) -> str:
-    """Text with something in it."""
+def filled_text(row: Row, column: str, what: str) -> str:
+    """Text that is more than blanks; `what` it is, for the error."""
     value = text(row, column)
     if not value or value.isspace():
-        raise RowError(column, "an empty answer", "text")
+        raise RowError(column, f"an empty {what}", "text")
     return value
 
 
@@ -55,12 +58,17 @@ def items(row: Row, column: str) -> list[Any]:
         value = parsed(column, value)
     if isinstance(value, list):
         return value
-    raise RowError(column, shown(value), "a list") if column in row else missing(row, column, "a list")
+    raise RowError(column, shown(value), "a list") if column in row else MissingColumnError(row, column, "a list")
+
+
+def optional_items(row: Row, column: str) -> list[Any]:
+    """The list in a column; empty when there is no such column, or null or an empty text in it."""
+    return [] if row.get(column) in (None, "") else items(row, column)
 
 
 def parsed(field: str, value: str) -> Any:
     """What a JSON text holds."""
     try:
-        return from_json(value)
+        return from_json(value, allow_inf_nan=False)
     except ValueError as error:
-        raise RowError(field, f"text that is no JSON ({error})", "JSON") from error
+        raise RowError(field, f"{shown(value)}, which is no JSON ({error})", "JSON") from error

@@ -1,230 +1,16 @@
-"""Chat formats: a conversation as text segments, each known to be trained or not. Pure.
+"""The chat formats by name, with the strings of the model makers, the source beside each.
 
-The strings are those of the model makers, the source beside each. Content is written as it is: some makers' templates
-(Llama 2 and 3, Gemma) strip blanks around it; ours strip none, and neither does the Jinja that they write, so a
-served model sees what it was trained on. No system text is invented where a maker's template would add one, but for
-the sentence that Vicuna's and Alpaca's formats begin with.
+No system text is invented where a maker's template would add one, but for the sentence that Vicuna's and Alpaca's
+formats begin with.
 """
+# ruff: noqa: RUF001 - DeepSeek's tokens have full-width bars
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from trainer.data.message import Message, RowError
-from trainer.data.segment import Segment
-from trainer.data.tools import HERMES, INTERNLM2, ToolForm, Tools, calls_before, check_result, split_text
+from trainer.data.tools import CHATGLM3, HERMES, INTERNLM2, LLAMA3, MISTRAL, QWEN
+from trainer.data.turns import Answer, Around, System, Template, TurnTemplate
 
-
-@dataclass(frozen=True)
-class Template:
-    """A chat format. `required` are the special tokens it cannot do without; `stop` those that end an answer."""
-
-    name: str
-    required: tuple[str, ...]
-    stop: tuple[str, ...]
-
-    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
-        """The whole conversation. Raises RowError for what the format cannot write."""
-        raise NotImplementedError
-
-    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
-        """What generation starts from: the conversation and the header of the answer."""
-        raise NotImplementedError
-
-    def jinja(self) -> str:
-        """A `chat_template` for tokenizer_config.json that renders the same text for the same messages."""
-        raise NotImplementedError
-
-
-class Around(NamedTuple):
-    """What stands before and after a user's message."""
-
-    before: str
-    after: str
-
-
-class Answer(NamedTuple):
-    """What stands around an answer. A prompt ends with `header`; the model writes `lead`, the answer, `trail` and
-    `end`, so these are trained; `after` is not."""
-
-    header: str
-    end: str
-    after: str = ""
-    lead: str = ""
-    trail: str = ""
-
-
-class System(NamedTuple):
-    """What stands around a system message, and where one may stand: anywhere, as the first message only, or as the
-    first message that is written into the first user's turn, in front of what the user says. `default`: the text that
-    the format has without any."""
-
-    before: str
-    after: str
-    place: Literal["anywhere", "first", "user"] = "anywhere"
-    default: str = ""
-
-
-@dataclass(frozen=True)
-class TurnTemplate(Template):
-    """A format that writes one message after the other. `start` stands once in front of all. `shares_tokens`: the
-    token that begins the next turn is the one that ended the answer, and is written once."""
-
-    start: str
-    system: System
-    user: Around
-    answer: Answer
-    tools: ToolForm | None = None
-    shares_tokens: bool = False
-
-    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
-        segments = [*self._start]
-        front: Sequence[Segment] = self._open(segments, messages, tools) if tools or self._opens else ()
-        for index, (role, content, loss, calls, channel) in enumerate(messages):
-            if role == "assistant" and not calls:
-                before, after = self._answers[loss]
-                segments += before
-                segments.append(Segment(content, loss, False, True))
-                segments += after
-            elif role == "user" and not channel:
-                segments += self._user_before
-                segments += front
-                front = ()
-                segments.append(Segment(content, False, False, True))
-                segments += self._user_after
-            else:
-                segments += self._other(messages, index, tools)
-        if front:
-            raise RowError("messages", "no user message", f"one that {self.name} can write the system text into")
-        return _written_once(segments) if self.shares_tokens else segments
-
-    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
-        segments = [*self.render(messages, tools), *self._split(self.answer.header)]
-        return _written_once(segments) if self.shares_tokens else segments
-
-    def jinja(self) -> str:
-        from trainer.data.jinja_form import jinja_text
-
-        return jinja_text(self)
-
-    def _open(self, segments: list[Segment], messages: Sequence[Message], tools: Tools) -> list[Segment]:
-        """Add what stands before the first message; give back what stands inside the first user's turn."""
-        has_system = bool(messages) and messages[0].role == "system"
-        form = self._tool_form("tools") if tools else None
-        front: list[Segment] = []
-        if has_system and self.system.place == "user":
-            front += self._system_turn(messages[0].content)
-        elif not has_system and (self.system.default or (form and form.place == "system")):
-            declared = form.declare(tools, bool(self.system.default)) if form and form.place == "system" else []
-            segments += self._system_turn(self.system.default, declared)
-        if form and form.place == "turn" and (not has_system or self.system.place == "user"):
-            segments += form.declare(tools, False)
-        if form and form.place == "front":
-            front += form.declare(tools, has_system)
-        return front
-
-    def _other(self, messages: Sequence[Message], index: int, tools: Tools) -> list[Segment]:
-        """A message that is not a plain question or answer."""
-        role, content, _, _, channel = messages[index]
-        if role == "assistant":
-            return self._call_turn(messages, index)
-        if role == "tool":
-            form = self._tool_form(f"messages[{index}].role")
-            check_result(messages, index)
-            return form.result(messages, index)
-        if channel and role in ("system", "user") and self.tools and self.tools.named:
-            return self.tools.named(role, channel, content)
-        if role == "user":
-            return [*self._user_before, Segment(content, content=True), *self._user_after]
-        if role != "system":
-            raise RowError(f"messages[{index}].role", role, "system, user, assistant or tool")
-        if index and self.system.place != "anywhere":
-            raise RowError(f"messages[{index}].role", "system", f"system as the first message only ({self.name})")
-        return self._first_system(content, tools) if index == 0 else self._system_turn(content)
-
-    def _first_system(self, content: str, tools: Tools) -> list[Segment]:
-        if self.system.place == "user":
-            return []  # stands in the user's turn
-        form = self.tools if tools else None
-        declared = form.declare(tools, True) if form and form.place != "front" else []
-        if form and form.place == "turn":
-            return [*self._system_turn(content), *declared]
-        return self._system_turn(content, declared)
-
-    def _system_turn(self, content: str, declared: Sequence[Segment] = ()) -> list[Segment]:
-        said = [Segment(content, content=True)] if content else []
-        return [*self._split(self.system.before), *said, *declared, *self._split(self.system.after)]
-
-    def _call_turn(self, messages: Sequence[Message], index: int) -> list[Segment]:
-        message = messages[index]
-        form = self._tool_form(f"messages[{index}].tool_calls")
-        answered = index + 1 < len(messages) and messages[index + 1].role == "tool"
-        header = self._split(self.answer.header)
-        body = form.call(message, message.loss, calls_before(messages, index))
-        end = Segment(form.end or self.answer.end, message.loss, control=True, ends_turn=not answered)
-        return [*header, *body, end, *self._split(self.answer.after)]
-
-    def _tool_form(self, field: str) -> ToolForm:
-        if self.tools is None:
-            able = ", ".join(name for name, other in TEMPLATES.items() if getattr(other, "tools", None))
-            raise RowError(field, f"a function call with the template {self.name}", f"one of {able}, which have a form")
-        return self.tools
-
-    def _split(self, text: str, trained: bool = False) -> list[Segment]:
-        tokens = (*self.required, *(self.tools.tokens if self.tools else ()))
-        return split_text(text, tokens, trained)
-
-    @cached_property
-    def _opens(self) -> bool:
-        return self.system.place == "user" or bool(self.system.default)
-
-    @cached_property
-    def _start(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.start))
-
-    @cached_property
-    def _user_before(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.user.before))
-
-    @cached_property
-    def _user_after(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.user.after))
-
-    @cached_property
-    def _answers(self) -> dict[bool, tuple[tuple[Segment, ...], tuple[Segment, ...]]]:
-        """What stands before and after an answer: of one that is trained, and of one that is not."""
-        header, end, after, lead, trail = self.answer
-        return {
-            loss: (
-                (*self._split(header), *self._split(lead, loss)),
-                (
-                    *self._split(trail, loss),
-                    Segment(end, loss, control=True, ends_turn=True),
-                    *self._split(after),
-                ),
-            )
-            for loss in (True, False)
-        }
-
-
-def _written_once(segments: list[Segment]) -> list[Segment]:
-    """Leave out a special token that stands right behind itself."""
-    return [
-        segment
-        for before, segment in zip([None, *segments], segments, strict=False)
-        if not (before and segment.control and before.control and before.text == segment.text)
-    ]
-
-
-def find_template(name: str, tokenizer: Any) -> Template:
-    """The template of a name; `tokenizer`: the one that comes with the tokenizer. Raises ConfigError."""
-    if name == "tokenizer":
-        from trainer.data.own_template import own_template
-
-        return own_template(tokenizer)
-    return TEMPLATES[name]
-
+__all__ = ["TEMPLATES", "Template", "find_template"]
 
 _IM = ("<|im_start|>", "<|im_end|>")
 _CHATML = (
@@ -251,6 +37,8 @@ TEMPLATES: dict[str, Template] = {
     "internlm3": TurnTemplate("internlm3", ("<s>", *_IM), ("<|im_end|>", "</s>"), "<s>", *_CHATML, INTERNLM2),
     # OpenAI's chatml.md; it has no beginning-of-sequence token
     "chatml": TurnTemplate("chatml", _IM, ("<|im_end|>",), "", *_CHATML, HERMES),
+    # Qwen2.5-7B-Instruct and Qwen3 (its chat_template adds no system text; Qwen2.5's adds "You are Qwen, ...")
+    "qwen": TurnTemplate("qwen", _IM, ("<|im_end|>", "<|endoftext|>"), "", *_CHATML, QWEN),
     # Meta's llama/generation.py (chat_completion): a new <s> at every question
     "llama2": TurnTemplate(
         "llama2",
@@ -261,4 +49,125 @@ TEMPLATES: dict[str, Template] = {
         Around("<s>[INST] ", " [/INST]"),
         Answer("", "</s>", lead=" ", trail=" "),
     ),
+    # Meta-Llama-3-8B-Instruct; functions as Llama-3.1-8B-Instruct writes them, without 3.1's dates in the system turn
+    "llama3": TurnTemplate(
+        "llama3",
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
+        "<|begin_of_text|>",
+        System("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        Around("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        Answer("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+        LLAMA3,
+    ),
+    # The v3 tokenizer (Mistral-7B-Instruct-v0.3, Mixtral-8x22B-Instruct-v0.1, Mistral-Large-Instruct-2407), as
+    # mistral-common's v3_spm.jinja. v1 and v2 have blanks elsewhere and no token [INST]: use `tokenizer` for them. v3
+    # puts system text and functions before the last question, so that every turn has another prompt; here they stand
+    # before the first, as in the newest templates (v13).
+    "mistral": TurnTemplate(
+        "mistral",
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        ("</s>",),
+        "<s>",
+        System("", "\n\n", "user"),
+        Around("[INST] ", "[/INST]"),
+        Answer("", "</s>", lead=" "),
+        MISTRAL,
+    ),
+    # gemma-3-4b-it; Gemma 1 and 2 are the same but refuse a system message
+    "gemma": TurnTemplate(
+        "gemma",
+        ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+        ("<end_of_turn>", "<eos>"),
+        "<bos>",
+        System("", "\n\n", "user"),
+        Around("<start_of_turn>user\n", "<end_of_turn>\n"),
+        Answer("<start_of_turn>model\n", "<end_of_turn>", "\n"),
+    ),
+    # Phi-3-mini-4k-instruct (revision of July 2024) and Phi-3.5-mini-instruct, but for the <|endoftext|> that these put
+    # behind a whole conversation: no answer ends with it
+    "phi3": TurnTemplate(
+        "phi3",
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        ("<|end|>", "<|endoftext|>"),
+        "",
+        System("<|system|>\n", "<|end|>\n"),
+        Around("<|user|>\n", "<|end|>\n"),
+        Answer("<|assistant|>\n", "<|end|>", "\n"),
+    ),
+    # zephyr-7b-beta: the roles are ordinary text, and there is no <s>
+    "zephyr": TurnTemplate(
+        "zephyr",
+        ("</s>",),
+        ("</s>",),
+        "",
+        System("<|system|>\n", "</s>\n"),
+        Around("<|user|>\n", "</s>\n"),
+        Answer("<|assistant|>\n", "</s>", "\n"),
+    ),
+    # ChatGLM3's PROMPT.md, spaced as the chat_template of chatglm3-6b has it. The role that comes next ends an answer
+    # (the makers stop at <|user|> and <|observation|>), so that token is trained, and written once
+    "chatglm3": TurnTemplate(
+        "chatglm3",
+        ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        ("<|user|>", "<|observation|>", "</s>"),
+        "[gMASK]sop",
+        System("<|system|>\n ", "", "first"),
+        Around("<|user|>\n ", ""),
+        Answer("<|assistant|>", "<|user|>", lead="\n "),
+        CHATGLM3,
+        shares_tokens=True,
+    ),
+    # FastChat's vicuna_v1.1 (Vicuna 1.1 to 1.5); the sentence is part of the format
+    "vicuna": TurnTemplate(
+        "vicuna",
+        ("<s>", "</s>"),
+        ("</s>",),
+        "<s>",
+        System(
+            "",
+            " ",
+            "first",
+            "A chat between a curious user and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        ),
+        Around("USER: ", " "),
+        Answer("ASSISTANT:", "</s>", lead=" "),
+    ),
+    # Stanford Alpaca's train.py, where a conversation is one question; a further one stands right behind the answer, as
+    # in FastChat's alpaca
+    "alpaca": TurnTemplate(
+        "alpaca",
+        ("<s>", "</s>"),
+        ("</s>",),
+        "<s>",
+        System(
+            "",
+            "\n\n",
+            "first",
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+        ),
+        Around("### Instruction:\n", "\n\n"),
+        Answer("### Response:", "</s>"),
+    ),
+    # DeepSeek-V2.5, V3 and R1 with its distilled models; DeepSeek-LLM and V2 write "User: " and "Assistant: ": use
+    # `tokenizer` for them
+    "deepseek": TurnTemplate(
+        "deepseek",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        ("<｜end▁of▁sentence｜>",),
+        "<｜begin▁of▁sentence｜>",
+        System("", "", "first"),
+        Around("<｜User｜>", ""),
+        Answer("<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    ),
 }
+
+
+def find_template(name: str, tokenizer: Any) -> Template:
+    """The template of a name; `tokenizer`: the one that comes with the tokenizer. Raises ConfigError."""
+    if name == "tokenizer":
+        from trainer.data.own_template import own_template
+
+        return own_template(tokenizer)
+    return TEMPLATES[name]

@@ -1,10 +1,12 @@
 """Packed samples do not see each other: their logits are those of each sample alone."""
 
+import numpy as np
 import torch
 
 from trainer.config import Shape
 from trainer.data.collate import Collator
-from trainer.data.pipeline import Row
+from trainer.data.rows import Row
+from trainer.data.store import ids_of
 from trainer.models.create import new_model
 
 SHAPE = Shape(
@@ -13,7 +15,8 @@ SHAPE = Shape(
 
 
 def sample(*ids):
-    return {"input_ids": list(ids), "labels": [-100, *ids[1:]]}
+    """As it is stored: all but the first token are trained."""
+    return np.array([~ids[0], *ids[1:]], dtype=np.int32)
 
 
 def batch_of(rows, width):
@@ -43,5 +46,17 @@ def test_packed_logits_equal_those_of_each_sample_alone():
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         for row, start, one in ((0, 0, samples[0]), (0, 9, samples[1]), (0, 23, samples[2]), (1, 0, samples[3])):
-            alone = model(input_ids=torch.tensor([one["input_ids"]])).logits[0]
-            torch.testing.assert_close(packed[row, start : start + len(one["input_ids"])], alone, atol=1e-5, rtol=0)
+            alone = model(input_ids=torch.tensor([ids_of(one).tolist()])).logits[0]
+            torch.testing.assert_close(packed[row, start : start + len(one)], alone, atol=1e-5, rtol=0)
+
+
+def test_changing_a_sample_leaves_the_logits_of_its_row_neighbours_as_they_were():
+    model = new_model(SHAPE, 0).eval()
+    first, second = (torch.randint(3, 300, (length,)).tolist() for length in (9, 14))
+    with torch.no_grad():
+        logits = [
+            model(**{name: batch_of([[sample(*first), sample(*changed)]], 30)[name] for name in
+                     ("input_ids", "position_ids")}, use_cache=False).logits[0, :9]
+            for changed in (second, [*second[:5], 7, *second[6:]])
+        ]  # fmt: skip
+    assert torch.equal(*logits)

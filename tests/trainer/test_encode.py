@@ -8,7 +8,7 @@ import sentencepiece
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.cli import main
 from trainer.data.encode import IGNORED, Encoder
-from trainer.data.maps import Message
+from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 
@@ -134,7 +134,7 @@ def test_prompt_ids_are_the_start_of_the_trained_ids(template, request):
     for answer in ("Hi", "\nstarts with a newline", "\n\n```python\n", " blank", "中文"):
         whole = one(tokenizer, template, [Message("user", "q"), Message("assistant", answer)])
         prompt = encoder.prompt_ids(encoder.template.prompt([Message("user", "q")]))
-        assert whole.input_ids[: len(prompt)] == prompt
+        assert whole.ids[: len(prompt)] == prompt
         assert all(label == IGNORED for label in whole.labels[: len(prompt)])
         assert all(label != IGNORED for label in whole.labels[len(prompt) : whole.turn_ends[0]])
 
@@ -145,22 +145,50 @@ def test_prompt_ids_are_the_start_of_the_trained_ids(template, request):
 def test_special_token_text_in_content_stays_ordinary_text(text, real_internlm2):
     tokenizer = load_tokenizer(str(real_internlm2))
     encoded = one(tokenizer, "internlm2", [Message("user", text), Message("assistant", text)])
-    specials = [token for token in encoded.input_ids if token in (0, 1, 2) or token >= 92538 or token in (92541, 92542)]
+    specials = [token for token in encoded.ids if token in (0, 1, 2) or token >= 92538 or token in (92541, 92542)]
     assert specials == [1, 92543, 92542, 92543, 92542]
-    assert tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False) == encoded.text
+    assert tokenizer.decode(encoded.ids, clean_up_tokenization_spaces=False) == encoded.text
 
 
 @pytest.mark.parametrize("template", ["internlm2", "internlm", "llama2"])
 def test_exactly_one_bos_where_the_format_has_one(template, request):
     tokenizer = load_tokenizer(str(request.getfixturevalue(TEMPLATE_TOKENIZERS[template])))
     encoded = one(tokenizer, template, [Message("user", "q"), Message("assistant", "a")])
-    assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
-    assert encoded.input_ids[0] == tokenizer.bos_token_id
+    assert encoded.ids.count(tokenizer.bos_token_id) == 1
+    assert encoded.ids[0] == tokenizer.bos_token_id
 
 
 def test_a_template_of_another_family_is_refused(real_internlm2):
     with pytest.raises(ConfigError, match="no token <eoh>, <eoa>"):
         Encoder(load_tokenizer(str(real_internlm2)), TEMPLATES["internlm"])
+
+
+@pytest.mark.parametrize("template", TEMPLATE_TOKENIZERS)
+def test_both_ways_of_encoding_give_the_same_ids(template, request):
+    """Content without special tokens may take either path."""
+    tokenizer = load_tokenizer(str(request.getfixturevalue(TEMPLATE_TOKENIZERS[template])))
+    encoder = Encoder(tokenizer, TEMPLATES[template])
+    for text in (text for text in TEXTS if text):
+        segments = encoder.template.render([Message("user", text), Message("assistant", text)])
+        usual = encoder.encode([segments])[0]
+        other = encoder._stretches(usual.text, segments, escaped=False)
+        assert (other.ids, other.labels, other.turn_ends) == (usual.ids, usual.labels, usual.turn_ends)
+
+
+def test_a_character_of_several_tokens_at_the_end_of_an_answer_is_trained_whole(real_internlm2):
+    tokenizer = load_tokenizer(str(real_internlm2))
+    for answer in ("𓀀", "a𓀀", "ﷺ🧑‍🚀"):
+        encoded = one(tokenizer, "internlm2", [Message("user", answer), Message("assistant", answer)])
+        assert trained_text(tokenizer, encoded) == answer + "<|im_end|>"
+
+
+def test_a_document_lies_between_begin_and_end_and_is_trained_but_for_the_begin(real_internlm2):
+    tokenizer = load_tokenizer(str(real_internlm2))
+    encoder = Encoder(tokenizer, TEMPLATES["internlm2"])
+    (encoded,) = encoder.encode([encoder.document("Once </s> upon")])
+    assert encoded.text == "<s>Once </s> upon</s>"
+    assert [encoded.ids.count(number) for number in (1, 2)] == [1, 1]
+    assert encoded.labels == [IGNORED, *encoded.ids[1:]]
 
 
 def test_real_rows_decode_to_their_text(real_internlm2):
@@ -174,5 +202,5 @@ def test_real_rows_decode_to_their_text(real_internlm2):
 
 def test_small_tokenizer_has_the_six_chat_tokens_as_specials(small_tokenizer):
     encoded = one(small_tokenizer, "internlm2", [Message("user", "Hi"), Message("assistant", "Yes, I can.")])
-    assert small_tokenizer.decode(encoded.input_ids, skip_special_tokens=True) == "user\nHi\nassistant\nYes, I can.\n"
+    assert small_tokenizer.decode(encoded.ids, skip_special_tokens=True) == "user\nHi\nassistant\nYes, I can.\n"
     assert trained_text(small_tokenizer, encoded) == "Yes, I can.<|im_end|>"

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.data.formats.toolcalls import read_call
 from trainer.data.formats.turns import ordered
-from trainer.data.formats.values import MissingColumnError, Row, optional_text, parsed, shown
+from trainer.data.formats.values import Row, misfit, optional_text, parsed, shown
 from trainer.data.message import Conversation, Message, RowError, ToolCall
 
 MOSS_API = re.compile(r"- ([^:\n]+): enabled\. API: (\w+)\((\w+)\)")
@@ -33,11 +33,7 @@ def read_moss(row: Row) -> Conversation:
     apis = {name: (label, argument) for label, name, argument in MOSS_API.findall(system)}
     chat = row.get("chat")
     if not isinstance(chat, dict) or not chat:
-        raise (
-            RowError("chat", shown(chat), "{turn_1: {...}}")
-            if "chat" in row
-            else MissingColumnError(row, "chat", "turns")
-        )
+        raise misfit(row, "chat", "an object {turn_1: {...}, ...}")
     turns = [Message("system", system)] if system else []
     for number in range(1, len(chat) + 1):
         turns += _moss_turn(f"chat.turn_{number}", chat.get(f"turn_{number}"), apis)
@@ -122,8 +118,7 @@ def _msagent_list(row: Row) -> list[Any]:
             found = _literal(found)
     if isinstance(found, list):
         return found
-    got = RowError("conversations", shown(found), "a list")
-    raise got if "conversations" in row else MissingColumnError(row, "conversations", "a list")
+    raise misfit(row, "conversations", "a list")
 
 
 def _literal(written: str) -> Any:

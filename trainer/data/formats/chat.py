@@ -16,7 +16,9 @@ from trainer.data.message import Conversation, Message, RowError, ToolCall
 
 OPENAI_ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "environment": "tool",
 }  # fmt: skip
+CHANNELS = ("plugin", "interpreter", "file")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
     "function_call": "call", "observation": "tool", "tool": "tool",
@@ -30,7 +32,8 @@ def read_messages(row: Row) -> Conversation:
     """OpenAI's `messages`: {role, content, tool_calls?, tool_call_id?, loss?}, and the columns tools and images.
 
     Content is text, or parts of text and image_url; null in a message that only calls. `loss` (or `weight`, as in
-    OpenAI's fine-tuning API) false leaves an answer untrained.
+    OpenAI's fine-tuning API) false leaves an answer untrained. InternLM2's role environment is tool, and its names
+    plugin, interpreter and file are channels.
     """
     raws = items(row, "messages")
     parts: list[str] = []
@@ -92,7 +95,7 @@ def _openai(raw: Any, index: int, images: list[str]) -> Message:
     if not isinstance(content, str):
         content = "" if content is None and calls else _joined(f"messages[{index}].content", content, images)
     if role != "assistant":
-        return Message(role, content)
+        return Message(role, content, channel=raw["name"]) if raw.get("name") in CHANNELS else Message(role, content)
     return Message(role, content, _trained(raw, index), calls)
 
 

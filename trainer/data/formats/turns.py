@@ -17,8 +17,8 @@ def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None 
         role = turn.role
         if role == "user":
             asked = True
-            if before == "user":
-                kept[-1] = Message("user", f"{kept[-1].content}\n{turn.content}")
+            if before == "user" and turn.channel == kept[-1].channel:
+                kept[-1] = turn._replace(content=f"{kept[-1].content}\n{turn.content}")
                 continue
         elif role != "system":
             got, expected = _problem(turn, before, asked, kept)

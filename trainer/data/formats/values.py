@@ -30,12 +30,19 @@ def shown(value: Any) -> str:
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
 
 
+def misfit(row: Row, column: str, expected: str) -> RowError:
+    """What to raise for a column that is not there, or holds something else."""
+    if column not in row:
+        return MissingColumnError(row, column, expected)
+    return RowError(column, shown(row[column]), expected)
+
+
 def text(row: Row, column: str) -> str:
     """The text in a column; may be empty."""
     value = row.get(column)
     if isinstance(value, str):
         return value
-    raise RowError(column, shown(value), "text") if column in row else MissingColumnError(row, column, "text")
+    raise misfit(row, column, "text")
 
 
 def optional_text(row: Row, column: str) -> str:
@@ -58,7 +65,7 @@ def items(row: Row, column: str) -> list[Any]:
         value = parsed(column, value)
     if isinstance(value, list):
         return value
-    raise RowError(column, shown(value), "a list") if column in row else MissingColumnError(row, column, "a list")
+    raise misfit(row, column, "a list")
 
 
 def optional_items(row: Row, column: str) -> list[Any]:

@@ -1,0 +1,56 @@
+"""The format of a row, known by its columns."""
+
+import json
+
+import pytest
+
+from tests.trainer.test_formats import golden
+from trainer.config import FORMATS
+from trainer.data.formats.table import detect_format
+
+LIKE_ANOTHER = {"medical": "alpaca", "crime_kg_assistant": "input_output"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_known_by_its_columns_or_looks_like_one_that_reads_the_same(name):
+    row, _ = golden(name)
+    assert detect_format(row) == LIKE_ANOTHER.get(name, name)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"instruction": "q", "input": "", "output": "a", "text": "Below is an instruction"}, "alpaca"),
+        ({"messages": [{"role": "user", "content": "q"}], "prompt": "q", "completion": "a"}, "messages"),
+        ({"text": "### Human: q### Assistant: a"}, "guanaco"),
+        ({"text": "### A heading\n", "url": "https://example.org", "timestamp": "2020"}, "text"),
+        ({"question": "q", "response": "a"}, "stack_exchange"),
+        ({"question": "q", "response": "a", "system_prompt": ""}, "openorca"),
+        ({"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}, "sharegpt"),
+        ({"id": "1", "content": "a document"}, "wanjuan"),
+    ],
+)
+def test_the_more_particular_format_is_taken(row, name):
+    assert detect_format(row) == name
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"prompt": "q", "completion": "a", "response": "b"},
+        {"question": "q", "answer": "a", "response": "b"},
+        {"question": "q", "answer": "a", "text": "b"},
+        {"messages": []},
+        {"messages": [{"from": "human", "value": "q"}]},
+        {"conversations": ["q", "a"]},
+        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+        {"content": "a document"},
+        {"role": "user", "content": "q", "id": "1"},
+        {"chat": {"other": 1}},
+        {"text": None},
+    ],
+    ids=json.dumps,
+)
+def test_ambiguous_or_unknown_columns_are_no_format(row):
+    assert detect_format(row) is None

@@ -103,7 +103,8 @@ class OwnTemplate(Template):
             raise RowError("messages", got, "a template with one for each answer")
         spans = []
         for index, (start, end) in zip(answers, generated, strict=True):
-            behind = None if self._last_end(text, start, end) == end else self.control.match(text, end)
+            closed = end > start and self._last_end(text, start, end) == end
+            behind = None if closed else self.control.match(text, end)
             close = behind.end() if behind else end
             spans.append(Span(start, close, messages[index].loss, not _answered(messages, index)))
         return spans

@@ -41,9 +41,9 @@ def read_jsonl(file: io.BufferedReader, name: str) -> Iterator[Read]:
     for number, line in enumerate(itertools.chain([first], file), 1):
         try:
             row = from_json(line)
-        except ValueError as error:
-            if not line.isspace() and line:
-                yield Read(Place(name, number), None, f"got broken JSON ({error}), expected an object on each line")
+        except ValueError:
+            if problem := _line_problem(line.strip(b" \t\r\n")):
+                yield Read(Place(name, number), None, problem)
             continue
         yield _checked(Place(name, number), row)
 
@@ -105,6 +105,16 @@ def _pruned(value: Any) -> Any:
 
 def _checked(place: Place, row: Any) -> Read:
     return Read(place, row) if isinstance(row, dict) else Read(place, None, f"got {shown(row)}, expected an object")
+
+
+def _line_problem(line: bytes) -> str:
+    """What is wrong with a line that is no JSON; nothing when it is blank."""
+    try:
+        from_json(line or b"null")
+    except ValueError as error:
+        place = str(error).replace(" at line 1 column", " at column")
+        return f"got broken JSON ({place}), expected an object on each line"
+    return ""
 
 
 def _csv_row(place: Place, columns: list[str], values: list[str]) -> Read:

@@ -55,21 +55,7 @@ def read_msagent(row: Row) -> Conversation:
     places: list[int] = []
     tools: list[dict[str, Any]] = []
     for index, raw in enumerate(_msagent_list(row)):
-        field = f"conversations[{index}]"
-        if not isinstance(raw, dict) or raw.get("from") not in MSAGENT_ROLES:
-            got = shown(raw.get("from") if isinstance(raw, dict) else raw)
-            raise RowError(f"{field}.from", got, ", ".join(MSAGENT_ROLES))
-        role, value = raw["from"], raw.get("value")
-        if not isinstance(value, str):
-            raise RowError(f"{field}.value", shown(value), "text")
-        if role == "assistant":
-            added = _msagent_answer(f"{field}.value", value)
-        elif role == "system":
-            said, _, listed = value.partition(MSAGENT_TOOLS)
-            tools += _plugins(f"{field}.value", listed)
-            added = [Message("system", said.strip())] if said.strip() else []
-        else:
-            added = [Message("user", value)]
+        added = _msagent_turns(f"conversations[{index}]", raw, tools)
         turns += added
         places += [index] * len(added)
     return Conversation(ordered(turns, "conversations", places), tuple(tools))
@@ -127,6 +113,22 @@ def _literal(written: str) -> Any:
         return ast.literal_eval(written)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise RowError("conversations", shown(written), "a list, or its JSON text") from error
+
+
+def _msagent_turns(field: str, raw: Any, tools: list[dict[str, Any]]) -> list[Message]:
+    """What one entry holds; the plugins of a system text are added to `tools`."""
+    role, value = (raw.get("from"), raw.get("value")) if isinstance(raw, dict) else (raw, None)
+    if role not in MSAGENT_ROLES:
+        raise RowError(f"{field}.from", shown(role), ", ".join(MSAGENT_ROLES))
+    if not isinstance(value, str):
+        raise RowError(f"{field}.value", shown(value), "text")
+    if role == "assistant":
+        return _msagent_answer(f"{field}.value", value)
+    if role == "user":
+        return [Message("user", value)]
+    said, _, listed = value.partition(MSAGENT_TOOLS)
+    tools += _plugins(f"{field}.value", listed)
+    return [Message("system", said.strip())] if said.strip() else []
 
 
 def _msagent_answer(field: str, value: str) -> list[Message]:

@@ -176,17 +176,20 @@ def _own(name: str) -> Reader:
 
     def read(row: Row) -> Conversation:
         try:
-            found = function(row)
+            return _as_conversation(name, function(row))
         except RowError:
             raise
         except Exception as error:
             raise RowError(name, f"{type(error).__name__}: {error}", "a conversation") from error
-        if isinstance(found, dict):
-            return read_messages(found)
-        if not isinstance(found, Conversation):
-            raise RowError(name, shown(found), "a Conversation, or an object {messages: [...]}")
-        if found.messages and found.messages[0].role == "text":
-            return found
-        return found._replace(messages=ordered(found.messages, "messages"))
 
     return read
+
+
+def _as_conversation(name: str, found: Any) -> Conversation:
+    if isinstance(found, dict):
+        return read_messages(found)
+    if not isinstance(found, Conversation):
+        raise RowError(name, shown(found), "a Conversation, or an object {messages: [...]}")
+    if found.messages and found.messages[0].role == "text":
+        return found
+    return found._replace(messages=ordered(found.messages, "messages"))

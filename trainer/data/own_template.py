@@ -129,7 +129,7 @@ class OwnTemplate(Template):
     ) -> int | None:
         """Where the end token of the last answer of `upto` ends. What a template writes behind a whole conversation
         (Phi-3: one more end) is left out by a look at the conversation as it goes on."""
-        ended = self._text(upto, schemas)[0]
+        ended = self._text(upto, schemas)[0] if following else text
         going_on = text if following else self._going_on(upto, schemas)
         # where older answers are written in another way (thoughts left out), a last one ends with the text
         for common in [_common(ended, going_on)] if following else [_common(ended, going_on), len(ended)]:

@@ -4,7 +4,7 @@ A call is the model's own text, so it is trained; a result never is. JSON is wri
 it (no ASCII escapes, one blank after commas and colons), so that the Jinja of a template gives the same text.
 
 Sources: InternLM2's chat_format.md and LMDeploy's InternLM2Chat7B; the chat_template of Qwen2.5-7B-Instruct (Hermes
-form), Llama-3.1-8B-Instruct and Mistral-7B-Instruct-v0.3; ChatGLM3's PROMPT.md and tokenization_chatglm.py.
+form) and Llama-3.1-8B-Instruct; mistral-common's InstructTokenizerV3; ChatGLM3's PROMPT.md and tokenization_chatglm.py.
 """
 
 import json
@@ -283,10 +283,13 @@ def _mistral_call(messages: Sequence[Message], index: int) -> list[Segment]:
 
 
 def _mistral_result(messages: Sequence[Message], index: int) -> list[Segment]:
-    """The result is not quoted: the maker's template expects a JSON value."""
+    """JSON objects and lists as they are, other text as a JSON string. (mistral-common parses every JSON value, which
+    Jinja cannot: a result that is a bare number is quoted here.)"""
     number = sum(before.role == "tool" for before in messages[:index])
+    content = messages[index].content
+    written = content if content.startswith(("{", "[")) else _dumps(content)
     after = f', "call_id": "{number:09}"}}[/TOOL_RESULTS]'
-    return [Segment('[TOOL_RESULTS] {"content": '), _content(messages[index].content), Segment(after)]
+    return [Segment('[TOOL_RESULTS] {"content": '), _content(written), Segment(after)]
 
 
 MISTRAL = ToolForm(
@@ -304,8 +307,8 @@ MISTRAL = ToolForm(
         "{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']' }}"
     ),
     jinja_result=(
-        '{{ \'[TOOL_RESULTS] {"content": \' + content + \', "call_id": "%09d"}\'|format(ns.results)'
-        " + '[/TOOL_RESULTS]' }}{% set ns.results = ns.results + 1 %}"
+        "{{ '[TOOL_RESULTS] {\"content\": ' }}{{ content if content[:1] in ['{', '['] else content|tojson }}"
+        '{{ \', "call_id": "%09d"}[/TOOL_RESULTS]\'|format(ns.results) }}{% set ns.results = ns.results + 1 %}'
     ),
 )
 

@@ -7,7 +7,7 @@ neither does the Jinja that they write, so a served model sees what it was train
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 from trainer.data.message import Message, RowError
@@ -181,12 +181,15 @@ class TurnTemplate(Template):
         """A tool form's text with its special tokens apart; what came with the row stays whole."""
         marked: list[Segment] = []
         for segment in segments:
-            marked += [segment] if segment.content else self._split(segment.text, segment.trained)
+            marked += (segment,) if segment.content else self._split(segment.text, segment.trained)
         return marked
 
-    def _split(self, text: str, trained: bool = False) -> list[Segment]:
-        tokens = (*self.required, *(self.tools.tokens if self.tools else ()))
-        return split_text(text, tokens, trained)
+    def _split(self, text: str, trained: bool = False) -> tuple[Segment, ...]:
+        return split_text(text, self._tokens, trained)
+
+    @cached_property
+    def _tokens(self) -> tuple[str, ...]:
+        return (*self.required, *(self.tools.tokens if self.tools else ()))
 
     @cached_property
     def _names(self) -> bool:
@@ -198,15 +201,15 @@ class TurnTemplate(Template):
 
     @cached_property
     def _start(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.start))
+        return self._split(self.start)
 
     @cached_property
     def _user_before(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.user.before))
+        return self._split(self.user.before)
 
     @cached_property
     def _user_after(self) -> tuple[Segment, ...]:
-        return tuple(self._split(self.user.after))
+        return self._split(self.user.after)
 
     @cached_property
     def _answers(self) -> dict[bool, tuple[tuple[Segment, ...], tuple[Segment, ...]]]:
@@ -234,8 +237,9 @@ def _written_once(segments: list[Segment]) -> list[Segment]:
     ]
 
 
-def split_text(text: str, tokens: Sequence[str], trained: bool = False) -> list[Segment]:
+@lru_cache(maxsize=1024)
+def split_text(text: str, tokens: tuple[str, ...], trained: bool = False) -> tuple[Segment, ...]:
     """A template's own text as segments, one for each special token in it."""
     longest_first = sorted(tokens, key=len, reverse=True)
-    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if tokens else [text]
-    return [Segment(part, trained, control=part in tokens) for part in parts if part]
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    return tuple(Segment(part, trained, control=part in tokens) for part in parts if part)

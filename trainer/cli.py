@@ -3,8 +3,11 @@
 import argparse
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,10 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=help_text)
         command.add_argument("--config", required=True, type=Path, help="the five sections, as YAML")
         if name == "data":
-            command.add_argument("--dump", type=int, default=3, help="how many rows to print as JSON lines")
+            _add_data_options(command)
     arguments = parser.parse_args(argv)
     try:
-        if arguments.command == "train":
-            return train(arguments.config)
-        _data(read_config(arguments.config), arguments.dump)
-        return 0
+        return train(arguments.config) if arguments.command == "train" else data(arguments)
     except TrainError as error:
         sys.stderr.write(_text(error))
         return error.exit_code
@@ -50,6 +50,19 @@ def train(path: Path) -> int:
     sys.stderr.write(text)
     leave_report(os.environ, code, text)
     return code
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """Show what the pipeline makes of a job's rows; returns the exit code. Raises TrainError."""
+    try:
+        _data(read_config(arguments.config), arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `launch data JOB.yaml | head`; what is left to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
 
 
 def _end(code: int, text: str) -> None:
@@ -99,8 +112,19 @@ def _say_goodbye() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _data(config: Any, count: int) -> None:
-    from trainer.data.pipeline import encode_dataset, training_rows
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rows", type=int, default=1, help="how many first rows to show at every stage")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument("--json", action="store_true", help="print one JSON object instead")
+    instead.add_argument("--dump", type=int, help="print so many samples as JSON lines instead")
+    command.add_argument("--html", type=Path, help="write a page, too")
+    command.add_argument("--rejects", type=Path, help="write the rejected rows as JSON lines, too")
+
+
+def _data(config: Any, arguments: argparse.Namespace) -> None:
+    from trainer.data.first_rows import Look
+    from trainer.data.inspect import inspect_data
+    from trainer.data.show import Progress
     from trainer.models.tokenizer import load_tokenizer
 
     if config.model.path is None:
@@ -108,16 +132,48 @@ def _data(config: Any, count: int) -> None:
             "model.init: got a model without tokenizer, allowed: model.path",
             "train it first, then name its folder in model.path",
         )
-    samples, report = encode_dataset(config, load_tokenizer(config.model.path))
-    training_rows(samples, config, report)
-    for line in report.lines(config.data.max_length, config.data.pack):
-        sys.stderr.write(line + "\n")
-    for sample in samples[:count]:
-        print(
-            json.dumps(
-                {"text": sample.text, "input_ids": sample.input_ids, "labels": sample.labels}, ensure_ascii=False
-            )
-        )
+    for option, path in (("--html", arguments.html), ("--rejects", arguments.rejects)):
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigError(f"{option}: got {path}, allowed: a file in a folder that exists")
+    tokenizer, look = load_tokenizer(config.model.path), Look(arguments.rows, arguments.dump or 0)
+    with tempfile.TemporaryDirectory() as folder:
+        with Progress(sys.stderr) as progress:
+            found = inspect_data(config, tokenizer, Path(folder), look, progress.tell)
+        _show_data(found, Path(folder), arguments)
+    if found.problem:
+        raise ConfigError(found.problem, "perhaps data.max_length is too small, or the format is another one")
+
+
+def _show_data(found: Any, folder: Path, arguments: argparse.Namespace) -> None:
+    from trainer.data.inspect import DUMPED, REJECTED
+    from trainer.data.page import render_page
+    from trainer.data.show import show
+
+    if arguments.rejects:
+        _keep(folder / REJECTED, arguments.rejects)
+    if arguments.html:
+        (folder / "page.html").write_text(render_page(found), encoding="utf-8")
+        _keep(folder / "page.html", arguments.html)
+    if arguments.json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    elif arguments.dump is None:
+        show(found, sys.stdout)
+    else:
+        sys.stderr.writelines(f"{line}\n" for line in found.summary)
+        with (folder / DUMPED).open(encoding="utf-8") as file:
+            shutil.copyfileobj(file, sys.stdout)
+
+
+def _keep(found: Path, path: Path) -> None:
+    """Copy a file to where the user wants it; a reader sees the old one or all of the new one. Raises ConfigError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(found, part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    sys.stderr.write(f"written: {path}\n")
 
 
 def _without_gpu() -> bool:

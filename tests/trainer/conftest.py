@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.trainer import warm
 from trainer.config import TrainConfig
 from trainer.models.create import train_tokenizer
 from trainer.models.tokenizer import load_tokenizer as read_tokenizer
@@ -65,6 +66,24 @@ def real_internlm2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real_internlm(tmp_path_factory):
     return real_folder("internlm", tmp_path_factory.mktemp("real") / "internlm")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A trained model of a few thousand parameters, as a checkpoint folder."""
+    folder = tmp_path_factory.mktemp("base")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+             "vocab_size": 400, "max_positions": 512}  # fmt: skip
+    run = warm.start(folder, {
+        "settings": {"seed": 7, "output_dir": str(folder / "out")},
+        "model": {"dtype": "fp32", "gradient_checkpointing": False, "init": "internlm2", "quantization": "none",
+                  "lora": None, "shape": shape},
+        "data": {"sources": [{"path": str(QUICKSTART / "facts.jsonl")}], "max_length": 64, "pack": False},
+        "optimizer": {"lr": 1.0e-2, "max_steps": 1, "batch_size": 8, "accumulation": 2},
+        "runtime": {"sample_prompts": []},
+    })  # fmt: skip
+    assert run.codes() == [0], run.text
+    return folder / "out/model"
 
 
 @pytest.fixture

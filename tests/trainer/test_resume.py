@@ -15,14 +15,15 @@ from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
 from trainer.checkpoint import checkpoint_step, newest_valid
 from trainer.config import TrainConfig
-from trainer.data.pipeline import encode_dataset
+from trainer.data.cache import DataCache
+from trainer.data.store import ids_of
 from trainer.models.tokenizer import load_tokenizer
 
 STEPS = 7
 
 
 def job(folder, base=None, **changes):
-    """Fifty rows, sixteen a step for one rank and for two: an epoch is four steps, the last one shorter."""
+    """Sixty rows, sixteen a step for one rank and for two: an epoch ends within the fourth step."""
     model = {"path": str(base), "quantization": "none", "lora": {"r": 4, "dropout": 0.3}} if base else {
         "init": "internlm2", "quantization": "none", "lora": None,
         "shape": {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
@@ -53,18 +54,15 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "out").glob("checkpoint-*"))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
+@pytest.fixture
+def base(tiny_base):
     """A tiny base model, for adapters."""
-    folder = tmp_path_factory.mktemp("base")
-    run = warm.start(folder, job(folder, optimizer__max_steps=1))
-    assert run.codes() == [0], run.text
-    return folder / "out/model"
+    return tiny_base
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_resumed_run_sees_the_rows_it_would_have_seen(base, tmp_path, ranks):
-    """From the middle of an epoch over its border, and from the border."""
+    """From the middle of an epoch over its border, and from a step that has rows of two epochs."""
     changes = {"runtime__save_every": 2, "runtime__keep": 9, "optimizer__batch_size": 8 // ranks}
     whole = tmp_path / "whole"
     run = warm.start(whole, job(whole, base, **changes), ranks)
@@ -152,13 +150,14 @@ def poison(base, folder, config, commonest):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, folder)
-    samples, _ = encode_dataset(TrainConfig.model_validate(config), load_tokenizer(str(base)))
-    found = {token: sum(token in sample.input_ids for sample in samples) for token in range(400)}
+    cache = DataCache(folder.parent / "cache", print)
+    samples = cache.samples(TrainConfig.model_validate(config), load_tokenizer(str(base)))
+    found = {token: sum(token in ids_of(sample) for sample in samples) for token in range(400)}
     token = next(token for token, count in found.items() if count == (len(samples) if commonest else 1))
     weights = load_file(folder / "model.safetensors")
     weights["model.tok_embeddings.weight"][token] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return [sample.origin for sample in samples if token in sample.input_ids]
+    return [samples.place(number) for number, sample in enumerate(samples) if token in ids_of(sample)]
 
 
 @pytest.mark.parametrize("deepspeed", [{"zero_stage": 2}, None])

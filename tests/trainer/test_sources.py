@@ -130,7 +130,7 @@ KNOWN = "a file, or a folder with files, that end in .json, .jsonl, .csv, .parqu
 def folder(tmp_path):
     for name in ("b.jsonl", "a/2.json", "a/1.jsonl", "a/deep/x.csv", "c.parquet"):
         written(tmp_path, name, {".csv": b"n\n1\n", ".parquet": parquet([{"n": 1}])}.get(name[name.rindex(".") :], b""))
-    for name in (".hidden.jsonl", ".git/x.jsonl", "a/.cache/y.jsonl", "notes.txt", "README.md", "model.bin"):
+    for name in (".hidden.jsonl", ".git/x.jsonl", "a/.cache/y.jsonl", "a.txt", "README.md", "a.tar.gz", "x.parquet.gz"):
         written(tmp_path, name, b"not data")
     return tmp_path
 
@@ -169,7 +169,7 @@ def test_a_tilde_is_the_home_folder(folder, monkeypatch):
         ("./nowhere", "got ./nowhere, allowed: a file or folder that exists (working directory: {cwd})"),
         ("memory://nowhere", "got memory://nowhere, allowed: a file or folder that exists (working directory: {cwd})"),
         ("a/none*.jsonl", "got a/none*.jsonl, allowed: a file or folder that exists (working directory: {cwd})"),
-        ("notes.txt", f"got notes.txt, allowed: {KNOWN}"),
+        ("a.txt", f"got a.txt, allowed: {KNOWN}"),
         ("empty", f"got empty, allowed: {KNOWN}"),
         ("nothing://x/y", "nothing://x/y cannot be read: Protocol not known: nothing"),
     ],
@@ -353,6 +353,17 @@ def test_a_data_set_with_a_card_is_read_by_its_split_and_test_rows_are_not_train
 )
 def test_slices_and_sums_of_splits_are_read(card_folder, split, expected):
     assert rows(card_folder, split=split) == expected
+
+
+def test_a_data_set_with_a_card_may_be_named_from_the_home_folder(card_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(card_folder.parent))
+    assert rows("~/set", split="train[1:3]") == ROWS[1:3]
+
+
+def test_a_split_of_plain_files_is_an_error_and_not_ignored(tmp_path):
+    file = written(tmp_path, "rows.jsonl", jsonl(ROWS))
+    with pytest.raises(ConfigError, match=r"got split train\[:2\], allowed: train \(files have no splits\)"):
+        reads(file, split="train[:2]")
 
 
 def test_a_split_that_is_not_there_is_an_error_with_those_that_are(card_folder):

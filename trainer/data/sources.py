@@ -24,13 +24,14 @@ KINDS: dict[str, Callable[[io.BufferedReader, str], Iterator[Read]]] = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED = f"{', '.join(KINDS)} ({' and '.join(COMPRESSIONS)} may follow)"
 MAGIC = re.compile(r"[*?\[]")
+WHOLE = "train"
 BUFFER_BYTES = 1 << 20
 
 
 def read_source(source: Source) -> Iterator[Read]:
     """Every row in order, file by file. Raises ConfigError for what cannot be read at all, or is cut off."""
     files = source_files(source)
-    if files and not _has_card(source.path):
+    if files and not _has_card(os.path.expanduser(source.path)):
         return itertools.chain.from_iterable(map(_read_file, files))
     return _read_hub(source)
 
@@ -46,6 +47,8 @@ def source_files(source: Source) -> list[str]:
         raise ConfigError(
             f"data.sources: got {path}, allowed: a file or folder that exists (working directory: {Path.cwd()})"
         )
+    if found and source.split != WHOLE and not _has_card(path):
+        raise ConfigError(f"data.sources: {path}: got split {source.split}, allowed: {WHOLE} (files have no splits)")
     return found
 
 
@@ -80,8 +83,8 @@ def _kind(name: str) -> str:
     """The suffix that says how a file is read; empty for other files."""
     suffixes = Path(name).suffixes[-2:]
     if suffixes and suffixes[-1] in COMPRESSIONS:
-        inner = suffixes[0] if suffixes[0] in KINDS else ".jsonl"
-        return "" if inner == ".parquet" else inner
+        inner = suffixes[0] if len(suffixes) > 1 else ".jsonl"
+        return inner if inner in KINDS and inner != ".parquet" else ""
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""
 
 
@@ -101,7 +104,7 @@ def _read_file(name: str) -> Iterator[Read]:
 
 def _has_card(path: str) -> bool:
     card = Path(path) / "README.md"
-    return "://" not in path and card.is_file() and card.open(encoding="utf-8").read(3) == "---"
+    return "://" not in path and card.is_file() and card.read_bytes().startswith(b"---")
 
 
 def _split_files(source: Source) -> list[str]:

@@ -59,7 +59,8 @@ def data(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `launch data JOB.yaml | head`; what is left to write goes nowhere
+    except (BrokenPipeError, SystemExit):  # `launch data JOB.yaml | head`, of which rich makes the second
+        # what is left to write goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0

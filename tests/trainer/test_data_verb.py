@@ -65,9 +65,10 @@ def test_bad_rows_end_the_command_with_their_places_and_print_nothing(job):
     assert not (folder / "page.html").exists()
 
 
-def test_a_closed_pipe_is_no_error(job):
+@pytest.mark.parametrize("arguments", ["", "--dump 50"])
+def test_a_closed_pipe_is_no_error(job, arguments):
     folder = job([chat(f"answer {number}") for number in range(50)])
-    shell = f"'{sys.executable}' -m launcher.cli data job.yaml --dump 50 | exec 0<&-; echo ${{PIPESTATUS[0]}}"
+    shell = f"'{sys.executable}' -m launcher.cli data job.yaml {arguments} | exec 0<&-; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True)
     assert done.stdout == "141\n"
     assert "Error" not in done.stderr and "error" not in done.stderr

@@ -20,7 +20,8 @@ FORK = multiprocessing.get_context("fork")
 
 def chats(count):
     return [{"messages": [{"role": "user", "content": f"Question {number}"},
-                          {"role": "assistant", "content": f"Answer {number}"}]} for number in range(count)]  # fmt: skip
+                          {"role": "assistant", "content": f"Answer {number}"}]}
+            for number in range(count)]  # fmt: skip
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sentencepiece
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.cli import main
 from trainer.data.encode import IGNORED, Encoder
-from trainer.data.message import Message
+from trainer.data.message import Message, ToolCall
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 
@@ -189,6 +189,16 @@ def test_a_document_lies_between_begin_and_end_and_is_trained_but_for_the_begin(
     assert encoded.text == "<s>Once </s> upon</s>"
     assert [encoded.ids.count(number) for number in (1, 2)] == [1, 1]
     assert encoded.labels == [IGNORED, *encoded.ids[1:]]
+
+
+def test_a_tool_mark_that_the_tokenizer_does_not_know_is_ordinary_text_on_both_ways(small_tokenizer):
+    calls = (ToolCall("f", {"x": "1"}),)
+    for answer in ("done", "<|im_end|> done"):
+        messages = [Message("user", "q"), Message("assistant", "", calls=calls), Message("tool", "1"),
+                    Message("assistant", answer)]  # fmt: skip
+        encoded = one(small_tokenizer, "chatml", messages)
+        assert small_tokenizer.decode(encoded.ids) == encoded.text
+        assert "<tool_call>" in trained_text(small_tokenizer, encoded)
 
 
 def test_real_rows_decode_to_their_text(real_internlm2):

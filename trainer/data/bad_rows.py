@@ -8,6 +8,7 @@ from trainer.data.sources import Read
 from trainer.errors import ConfigError
 
 SHOWN = 10
+KEPT_REASONS = 1000  # different ones that are counted apart
 LOOK_AHEAD_ROWS = 1000  # how much further problems are looked for before all are told
 
 
@@ -31,7 +32,8 @@ class BadRows:
     def add(self, read: Read, problem: str) -> None:
         """One more."""
         self.report.counts["bad"] += 1
-        self.report.reasons[problem] += 1
+        known = problem in self.report.reasons or len(self.report.reasons) < KEPT_REASONS
+        self.report.reasons[problem if known else "other reasons"] += 1
         if self.skip:
             self._keep(read, problem)
             return

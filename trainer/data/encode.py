@@ -88,7 +88,7 @@ class Encoder:
     def _stretches(self, text: str, segments: Sequence[Segment], *, escaped: bool) -> Encoded:
         ids: list[int] = []
         spans, turn_ends = [], []
-        for stretch in _joined(segments):
+        for stretch in _joined(segments, self._specials):
             start = len(ids)
             ids += (
                 [self._specials[stretch.text]]
@@ -166,10 +166,13 @@ def _first_from(found: Any, place: int, count: int) -> int | None:
     return token if found.token_to_chars(token)[0] >= place else token + 1
 
 
-def _joined(segments: Sequence[Segment]) -> list[Segment]:
-    """Neighbouring ordinary text of one kind put together, as the tokenizer would see it."""
+def _joined(segments: Sequence[Segment], specials: dict[str, int]) -> list[Segment]:
+    """Neighbouring ordinary text of one kind put together, as the tokenizer would see it; a token that it does not know
+    (ChatML's <tool_call> may be text or a token) is ordinary text."""
     stretches: list[Segment] = []
     for segment in segments:
+        if segment.control and segment.text not in specials:
+            segment = segment._replace(control=False)  # noqa: PLW2901
         last = stretches[-1] if stretches else None
         if last and not segment.control and not last.control and last.trained == segment.trained:
             stretches[-1] = last._replace(text=last.text + segment.text, ends_turn=segment.ends_turn)

@@ -20,7 +20,7 @@ from trainer.data.turns import Template
 from trainer.errors import ConfigError
 
 # what a template that meets an unexpected conversation fails with, besides Jinja's own errors
-_JINJA_BUGS = (TypeError, ValueError, AttributeError, LookupError)
+JINJA_BUGS = (TypeError, ValueError, AttributeError, LookupError)
 
 
 class Span(NamedTuple):
@@ -72,7 +72,7 @@ class OwnTemplate(Template):
                 [chat], tools=schemas, chat_template=self.source, return_assistant_tokens_mask=tracked,
                 add_generation_prompt=asks, **self.variables,
             )  # fmt: skip
-        except (TemplateError, *_JINJA_BUGS) as error:
+        except (TemplateError, *JINJA_BUGS) as error:
             said = str(error) or type(error).__name__
             raise RowError("messages", f"what the tokenizer's template refuses: {said}", "what it takes") from error
         return texts[0], spans[0] if tracked else []

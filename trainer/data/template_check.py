@@ -1,17 +1,18 @@
 """A job's template against the tokenizer's own chat_template: servers that know only that one should see the tokens
-that were trained."""
+that were trained. Their side is made as they make it: Jinja to text, text to ids, special tokens as they come."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
-from trainer.data.encode import Encoder
+from jinja2.exceptions import TemplateError
+
+from trainer.data.encode import Encoded, Encoder
 from trainer.data.message import Conversation, RowError
+from trainer.data.own_template import JINJA_BUGS, openai_messages
 from trainer.data.pieces import decode
-from trainer.data.segment import Segment, render_text
-from trainer.data.templates import find_template
-from trainer.errors import ConfigError
+from trainer.data.segment import Segment
 
 AROUND_TOKENS = 12  # shown before the first difference, and of each side after it
 
@@ -62,22 +63,33 @@ def check_template(name: str, encoder: Encoder, tokenizer: Any, chats: Sequence[
         return TemplateCheck(name, "not compared", why="the job's template is the tokenizer's own")
     if not chats:
         return TemplateCheck(name, "not compared", why="there is no conversation: documents have no template")
-    try:
-        theirs = Encoder(tokenizer, find_template("tokenizer", tokenizer))
-    except ConfigError:
+    if not tokenizer.chat_template:
         return TemplateCheck(name, "not compared", why="the tokenizer has no chat_template")
     refused: list[str] = []
-    for number, chat in enumerate(chats, 1):
+    compared = 0
+    for chat, encoded in zip(chats, encoder.encode([chat.segments for chat in chats]), strict=True):
+        if encoded.escaped:  # a server may take that text for the token: counted by the report
+            continue
         try:
-            segments = theirs.template.render(chat.conversation.messages, chat.conversation.tools)
+            text, ids = _served(tokenizer, chat.conversation)
         except RowError as error:
             refused.append(f"{chat.place}: {error}")
             continue
-        difference = _difference(encoder, theirs, tokenizer, chat, segments)
-        if difference:
-            return TemplateCheck(name, "different", number - len(refused), _words(refused), difference)
-    compared = len(chats) - len(refused)
+        compared += 1
+        if ids != encoded.ids:
+            difference = _difference(tokenizer, chat.place, encoded, text, ids)
+            return TemplateCheck(name, "different", compared, _words(refused), difference)
     return TemplateCheck(name, "equal" if compared else "not compared", compared, _words(refused))
+
+
+def _served(tokenizer: Any, conversation: Conversation) -> tuple[str, list[int]]:
+    """Text and ids of a conversation as a server makes them. Raises RowError when the Jinja refuses it."""
+    tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None
+    try:
+        text = tokenizer.apply_chat_template(openai_messages(conversation.messages), tools=tools, tokenize=False)
+    except (TemplateError, *JINJA_BUGS) as error:
+        raise RowError("messages", str(error) or type(error).__name__, "what the tokenizer's template takes") from error
+    return text, tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _words(refused: Sequence[str]) -> str:
@@ -85,18 +97,13 @@ def _words(refused: Sequence[str]) -> str:
     return f"the tokenizer's template refuses {refused[0]}{count}" if refused else ""
 
 
-def _difference(
-    ours: Encoder, theirs: Encoder, tokenizer: Any, chat: Chat, segments: Sequence[Segment]
-) -> Difference | None:
-    mine, other = ours.prompt_ids(chat.segments), theirs.prompt_ids(segments)
-    if mine == other:
-        return None
-    place = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, other, strict=False)))
+def _difference(tokenizer: Any, where: str, encoded: Encoded, text: str, ids: list[int]) -> Difference:
+    pairs = zip(encoded.ids, ids, strict=False)
+    place = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     start = max(0, place - AROUND_TOKENS)
-    before = decode(tokenizer, mine[start:place])
-    mine_side, other_side = (
-        Side(decode(tokenizer, ids[start : place + AROUND_TOKENS])[len(before) :], ids[place : place + AROUND_TOKENS])
-        for ids in (mine, other)
+    before = decode(tokenizer, ids[start:place])
+    ours, theirs = (
+        Side(decode(tokenizer, side[start : place + AROUND_TOKENS])[len(before) :], side[place : place + AROUND_TOKENS])
+        for side in (encoded.ids, ids)
     )
-    same_text = render_text(chat.segments) == render_text(segments)
-    return Difference(chat.place, place, before, mine_side, other_side, same_text)
+    return Difference(where, place, before, ours, theirs, encoded.text == text)

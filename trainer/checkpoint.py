@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.errors import ConfigError
 from trainer.metrics import replace_text
@@ -30,11 +30,20 @@ def remove_parts(output_dir: Path) -> None:
     shutil.rmtree(part_folder(output_dir), ignore_errors=True)
 
 
-def publish(output_dir: Path, step: int, processes: int, keep: int) -> None:
+class Writers(NamedTuple):
+    """Who writes a checkpoint: how many processes, and how many rows they train on in one step, all together.
+    `split`: each keeps a part of the optimizer's state (DeepSpeed), which only as many can read back."""
+
+    processes: int
+    rows_per_step: int
+    split: bool
+
+
+def publish(output_dir: Path, step: int, writers: Writers, keep: int) -> None:
     """Seal the checkpoint that all ranks have written, give it its name, and remove older ones beyond `keep`."""
     name = f"checkpoint-{step}"
     part = part_folder(output_dir) / name
-    seal(part, processes)
+    seal(part, writers)
     if (output_dir / name).exists():  # of this step, but damaged: it was passed over when we resumed
         (output_dir / name).rename(part_folder(output_dir) / f"old-{name}")
     part.rename(output_dir / name)
@@ -42,14 +51,14 @@ def publish(output_dir: Path, step: int, processes: int, keep: int) -> None:
     remove_parts(output_dir)
 
 
-def seal(checkpoint: Path, processes: int) -> None:
+def seal(checkpoint: Path, writers: Writers) -> None:
     """Write the manifest; call it when every rank has written its files."""
     files = {
         str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": _sha256(path, sync=True)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    replace_text(checkpoint / MANIFEST, json.dumps({"processes": processes, "files": files}, indent=1) + "\n")
+    replace_text(checkpoint / MANIFEST, json.dumps({**writers._asdict(), "files": files}, indent=1) + "\n")
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -78,13 +87,22 @@ def damage(checkpoint: Path) -> str | None:
     return next((f"{name} has changed since it was written" for name in changed), None)
 
 
-def check_processes(checkpoint: Path, processes: int) -> None:
-    """Raises ConfigError when another number of processes wrote it: each reads back its own part."""
-    wrote = _manifest(checkpoint)["processes"]
-    if wrote != processes:
+def check_writers(checkpoint: Path, writers: Writers) -> None:
+    """Raises ConfigError when these cannot go on from the checkpoint: another number of processes has only parts of its
+    state, and steps of other sizes would train on rows twice or never."""
+    found = _manifest(checkpoint)
+    wrote, rows = found["processes"], found["rows_per_step"]
+    if wrote != writers.processes and (found["split"] or writers.split):
         raise ConfigError(
-            f"resources: got {processes} processes, but {checkpoint} was written by {wrote}",
-            f"run it with {wrote} processes, or choose another settings.output_dir",
+            f"resources: got {writers.processes} processes, but {checkpoint} was written by {wrote}",
+            f"run it with {wrote} processes (with deepspeed: null any number can go on from its own checkpoints), "
+            "or choose another settings.output_dir",
+        )
+    if rows != writers.rows_per_step:
+        raise ConfigError(
+            f"optimizer: got {writers.rows_per_step} rows a step (batch_size x accumulation x processes), but "
+            f"{checkpoint} was written with {rows}",
+            "change batch_size or accumulation so that a step has as many, or choose another settings.output_dir",
         )
 
 

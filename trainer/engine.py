@@ -22,7 +22,7 @@ from trainer.callbacks import (
     barrier,
     from_main,
 )
-from trainer.checkpoint import check_processes, checkpoint_step, newest_valid, remove_parts
+from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, remove_parts
 from trainer.config import TrainConfig
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
@@ -140,7 +140,8 @@ class Run:
         path = self.output / "config.yaml"
         if path.exists() and any(self.output.glob("checkpoint-*")):
             theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = [name for name in ("model", "data", "optimizer") if theirs.get(name) != mine[name]]
+            sections = ("model", "data", "optimizer")
+            changed = [name for name in sections if _lasting(theirs, name) != _lasting(mine, name)]
             if self.config.runtime.resume == "never" or changed:
                 why = (
                     f"another {' and '.join(changed)} section"
@@ -174,7 +175,7 @@ class Run:
         if step < 0:
             return None
         checkpoint = self.output / f"checkpoint-{step}"
-        check_processes(checkpoint, self.place.world)
+        check_writers(checkpoint, self._writers)
         self.tell(f"resuming from {checkpoint} (step {step})")
         if self.place.is_main:
             MetricsFile(self.output / "metrics.jsonl").keep_up_to(step)
@@ -228,6 +229,10 @@ class Run:
         return args
 
     @property
+    def _writers(self) -> Writers:
+        return Writers(self.place.world, self._batch, split=self.config.optimizer.deepspeed is not None)
+
+    @property
     def _batch(self) -> int:
         """Rows of one step, on all ranks."""
         optimizer = self.config.optimizer
@@ -249,6 +254,7 @@ class Run:
             ledger=ledger,
             peers=self.peers,
             keep=self.config.runtime.keep,
+            writers=self._writers,
         )
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
@@ -312,6 +318,11 @@ class Run:
         for line in lines:
             self.tell(line)
         self.tell(f"results: {self.output.absolute()}")
+
+
+def _lasting(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section without what another number of processes changes; the rows of a step are compared on their own."""
+    return {key: value for key, value in config.get(name, {}).items() if key not in ("batch_size", "accumulation")}
 
 
 def _teller(place: Place) -> Callable[[str], None]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from trainer.callbacks import barrier
-from trainer.checkpoint import part_folder, publish
+from trainer.checkpoint import Writers, part_folder, publish
 from trainer.data.order import Order
 from trainer.dist import Place
 from trainer.errors import SaveError
@@ -40,10 +40,19 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
 
     def __init__(
-        self, *args: Any, place: Place, ledger: Ledger, peers: Peers | None, keep: int, order: Order, **kwargs: Any
+        self,
+        *args: Any,
+        place: Place,
+        ledger: Ledger,
+        peers: Peers | None,
+        keep: int,
+        writers: Writers,
+        order: Order,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.place, self.ledger, self.peers, self.keep, self.order = place, ledger, peers, keep, order
+        self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
+        self.keep, self.writers = keep, writers
         self.output = Path(self.args.output_dir)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -103,7 +112,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
                 super()._save_checkpoint(model, trial)
                 barrier()
                 if self.place.is_main:
-                    publish(self.output, self.state.global_step, self.place.world, self.keep)
+                    publish(self.output, self.state.global_step, self.writers, self.keep)
             except Exception as error:
                 if isinstance(error, OSError) or any(word in str(error) for word in WRITE_FAILURES):
                     raise self._unwritten(error) from error

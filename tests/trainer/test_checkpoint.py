@@ -3,8 +3,10 @@ import json
 
 import pytest
 
-from trainer.checkpoint import check_processes, damage, newest_valid, part_folder, publish, remove_parts, seal
+from trainer.checkpoint import Writers, check_writers, damage, newest_valid, part_folder, publish, remove_parts, seal
 from trainer.errors import ConfigError
+
+TWO = Writers(2, 16, split=True)
 
 
 def written(folder, step):
@@ -18,7 +20,7 @@ def written(folder, step):
 
 def checkpoint(folder, step):
     path = written(folder, step)
-    seal(path, 2)
+    seal(path, TWO)
     return path
 
 
@@ -57,9 +59,14 @@ def test_the_manifest_has_the_size_and_hash_of_every_file(tmp_path):
 
 def test_another_number_of_processes_cannot_read_it(tmp_path):
     path = checkpoint(tmp_path, 5)
-    check_processes(path, 2)
+    check_writers(path, TWO)
     with pytest.raises(ConfigError, match=r"got 4 processes, but .*checkpoint-5 was written by 2"):
-        check_processes(path, 4)
+        check_writers(path, Writers(4, 16, split=True))
+
+
+def test_steps_of_another_size_cannot_go_on(tmp_path):
+    with pytest.raises(ConfigError, match=r"got 32 rows a step .*checkpoint-5 was written with 16"):
+        check_writers(checkpoint(tmp_path, 5), TWO._replace(rows_per_step=32))
 
 
 def test_no_checkpoint_is_no_problem(tmp_path):
@@ -69,12 +76,12 @@ def test_no_checkpoint_is_no_problem(tmp_path):
 def test_published_ones_replace_older_ones_and_those_that_were_passed_over(tmp_path):
     for step in (1, 2, 3):
         written(part_folder(tmp_path), step)
-        publish(tmp_path, step, processes=2, keep=2)
+        publish(tmp_path, step, TWO, keep=2)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     (tmp_path / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"changed")
     for step in (3, 4):  # as after a resume from 2
         written(part_folder(tmp_path), step)
-        publish(tmp_path, step, processes=2, keep=1)
+        publish(tmp_path, step, TWO, keep=1)
         assert newest_valid(tmp_path) == (tmp_path / f"checkpoint-{step}", [])
     assert names(tmp_path) == ["checkpoint-4"]
 
@@ -82,7 +89,7 @@ def test_published_ones_replace_older_ones_and_those_that_were_passed_over(tmp_p
 def test_a_damaged_later_one_never_costs_the_valid_one(tmp_path):
     written(tmp_path, 9)  # without a seal
     written(part_folder(tmp_path), 4)
-    publish(tmp_path, 4, processes=2, keep=1)
+    publish(tmp_path, 4, TWO, keep=1)
     assert newest_valid(tmp_path) == (tmp_path / "checkpoint-4", [])
 
 

@@ -78,6 +78,25 @@ def test_a_resumed_run_sees_the_rows_it_would_have_seen(base, tmp_path, ranks):
         assert measured(part) == {number: found for number, found in measured(whole).items() if number > step}
 
 
+def test_another_number_of_ranks_goes_on_with_the_remaining_rows(base, tmp_path):
+    """With the same rows a step; without DeepSpeed, which splits its state over the ranks."""
+    two = {"runtime__save_every": 3, "runtime__keep": 9, "optimizer__batch_size": 4, "optimizer__deepspeed": None}
+    run = warm.start(tmp_path, job(tmp_path, base, **two), 2)
+    assert run.codes() == [0, 0], run.text
+    wanted = by_step(run)
+    shutil.rmtree(tmp_path / "out/checkpoint-7")
+    shutil.rmtree(tmp_path / "out/checkpoint-6")
+    alone = warm.start(tmp_path, job(tmp_path, base, **{**two, "optimizer__batch_size": 8}))
+    assert alone.codes() == [0], alone.text
+    assert "resuming from" in alone.text
+    assert by_step(alone) == {step: rows for step, rows in wanted.items() if step > 3}
+
+
+def by_step(run):
+    """The rows of each step, on whatever rank."""
+    return {step: sorted(row for rows in ranks.values() for row in rows) for step, ranks in run.rows().items()}
+
+
 # Without DeepSpeed, whose ranks wait for each other by spinning: slow where others use the cores too.
 LONG = {"optimizer__max_steps": 40, "optimizer__batch_size": 4, "optimizer__deepspeed": None}
 

@@ -38,6 +38,7 @@ from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
+from trainer.models.attention import takes_borders
 from trainer.models.build import build_model, build_tokenizer, save_result
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.stop import Stop
@@ -243,7 +244,8 @@ class Run:
     ) -> tuple[CheckedTrainer, StepCallback]:
         ledger, train, data = Ledger(), rows["train"], self.config.data
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
-        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None)
+        width = data.max_length if data.pack else None
+        collator = Collator(tokenizer.pad_token_id, width, borders=takes_borders(self.config.model.dtype, self.place.device))
         trainer = CheckedTrainer(
             model=model,
             args=args,

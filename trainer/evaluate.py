@@ -34,7 +34,9 @@ class Validation:
         """(summed loss, trained tokens) of a batch; zeros for one that only keeps step with the others."""
         inputs = self.collator([self.rows[number] for number in numbers])
         inputs.pop("rows")
-        inputs = {name: tensor.to(self.place.device) for name, tensor in inputs.items()}
+        inputs = {
+            name: value.to(self.place.device) if torch.is_tensor(value) else value for name, value in inputs.items()
+        }
         count = (inputs["labels"][:, 1:] != IGNORED).sum()
         loss = model(**inputs).loss
         return torch.stack([loss.double() * count, count.double()]) * float(counted)

@@ -39,6 +39,13 @@ def test_rows_are_padded_to_the_longest_without_a_length():
     assert batch_of([[sample(1, 2, 3)], [sample(1)]], None)["input_ids"].shape == (2, 3)
 
 
+def test_borders_are_the_cumulative_lengths_of_samples_and_padding_over_all_rows():
+    batch = Collator(2, 8, borders=True)([Row(0, [sample(5, 6, 7), sample(8, 9)], []), Row(1, [sample(*range(8))], [])])
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16]
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["max_length_q"] == 8
+
+
 def test_packed_logits_equal_those_of_each_sample_alone():
     model = new_model(SHAPE, 0).eval()
     samples = [sample(*torch.randint(3, 300, (length,)).tolist()) for length in (9, 14, 3, 6)]

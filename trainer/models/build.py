@@ -12,6 +12,7 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
 from trainer.data.report import Report
 from trainer.data.templates import find_template
+from trainer.models.attention import takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
@@ -33,9 +34,12 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
 
 def build_model(config: TrainConfig, device: torch.device) -> Any:
     """The model on its device, with its adapter when it gets one, ready to train."""
-    if config.model.init:
-        return new_model(config.model.shape, config.settings.seed).to(device)
-    model = load_model(config, device)
+    made = config.model.init is not None
+    model = new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device)
+    if takes_borders(config.model.dtype, device):
+        use_varlen(model)
+    if made:
+        return model
     if config.model.lora is None:
         return model.float().requires_grad_(True)
     return attach_lora(model, config.model.lora, str(config.model.path))

@@ -244,8 +244,8 @@ class Run:
     ) -> tuple[CheckedTrainer, StepCallback]:
         ledger, train, data = Ledger(), rows["train"], self.config.data
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
-        width = data.max_length if data.pack else None
-        collator = Collator(tokenizer.pad_token_id, width, borders=takes_borders(self.config.model.dtype, self.place.device))
+        borders = takes_borders(self.config.model.dtype, self.place.device)
+        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None, borders=borders)
         trainer = CheckedTrainer(
             model=model,
             args=args,

@@ -57,5 +57,5 @@ def _kernel() -> Any:
 
     allowed = inspect.signature(varlen_attn).parameters
     # without splits a sample's numbers do not depend on its neighbours
-    wanted = {"window_size": (-1, 0), "is_causal": True, "enable_gqa": True, "num_splits": 1}
+    wanted: dict[str, Any] = {"window_size": (-1, 0), "is_causal": True, "enable_gqa": True, "num_splits": 1}
     return partial(varlen_attn, **{name: value for name, value in wanted.items() if name in allowed})

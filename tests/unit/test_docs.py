@@ -56,26 +56,35 @@ def test_every_example_job_is_valid(path):
         validate_job(document)
 
 
-def promises():
-    """Rows of the table in docs/clusters.md: the promise, and a cell for each back end."""
-    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
-    lines = page.partition("## What is promised")[2].splitlines()
+def promises(page):
+    """Rows of the last table of a page: the promise, and the cells that prove it."""
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    lines = text.partition("## What is promised")[2].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return [row for row in rows if row[0] != "promise"]
 
 
-def test_every_promise_names_its_tests_on_every_back_end_or_says_why_not():
+@pytest.mark.parametrize(("page", "columns"), [("clusters", 4), ("data", 2)])
+def test_every_promise_names_its_tests_or_says_why_not(page, columns):
     cell_form = r"`[\w/]+::test_\w+`|^same|^not possible: \w+|^not here: \w+"
-    assert len(promises()) > 40
-    for row in promises():
-        assert len(row) == 4, row
+    assert len(promises(page)) > 40
+    for row in promises(page):
+        assert len(row) == columns, row
         assert all(re.search(cell_form, cell) for cell in row[1:]), row
 
 
-def test_every_test_that_proves_a_promise_is_there():
-    cells = [cell for row in promises() for cell in row[1:]]
+@pytest.mark.parametrize("page", ["clusters", "data"])
+def test_every_test_that_proves_a_promise_is_there(page):
+    cells = [cell for row in promises(page) for cell in row[1:]]
     for named in {found for cell in cells for found in re.findall(r"`([\w/]+::test_\w+)`", cell)}:
         module, _, function = named.partition("::")
         path = ROOT / "tests" / f"{module}.py"
         assert path.exists(), named
         assert f"def {function}(" in path.read_text(encoding="utf-8"), named
+
+
+def test_every_format_and_template_is_in_the_page_on_data():
+    from trainer.config import FORMATS, TemplateName
+
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    assert [name for name in (*FORMATS, *TemplateName.__args__) if f"| `{name}` |" not in text] == []

@@ -33,7 +33,7 @@ lint: venv
 # One pass over everything: a linter that complains does not hide what the tests say. The tests run in two lanes side by
 # side, because those of clusters mostly wait; what the second one printed comes after the first.
 CLUSTERS := tests/contract tests/e2e_k8s tests/e2e_slurm
-PYTEST = $(BIN)/coverage run --data-file=.coverage.$(1) -m pytest --require=$(REQUIRE)
+PYTEST = $(BIN)/coverage run --data-file=.coverage.$(1) -m pytest --durations=12 --require=$(REQUIRE)
 
 test: venv
 	@failed=; for step in "ruff check ." mypy lint-imports; do \

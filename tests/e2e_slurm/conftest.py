@@ -28,7 +28,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin to build the image when a test will want it: most of that is waiting, and other tests come first."""
     wanted = any("image" in getattr(item, "fixturenames", ()) for item in session.items)
     if wanted and not session.config.option.collectonly and no_podman() is None:
-        printed = session.config.stash[PRINTED] = tempfile.TemporaryFile()
+        printed = session.config.stash[PRINTED] = tempfile.TemporaryFile()  # noqa: SIM115  (read when built)
         session.config.stash[BUILD] = subprocess.Popen(
             [sys.executable, "docker/build_test_image.py"], cwd=ROOT, env={**os.environ, **containers_conf()},
             stdout=printed, stderr=subprocess.STDOUT)

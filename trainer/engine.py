@@ -5,6 +5,7 @@ adapter/ (LoRA) or model/ (every parameter).
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainer.dist import Place, alone_environment, find_peers, find_place, load_
 from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config
 from trainer.errors import ConfigError, PreemptedError, TrainError
+from trainer.finish import mark_finished
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.build import build_model, build_tokenizer, save_result
@@ -94,6 +96,9 @@ class Run:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
+        if self.place.is_main:
+            mark_finished(self.output, os.environ)
+        barrier()  # no rank is done before the results are written: a scheduler does not start it again
 
     def _deepspeed_config(self) -> dict[str, Any] | None:
         deepspeed = build_ds_config(self.config, self.place.world, on_cpu=self.place.on_cpu)

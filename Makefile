@@ -30,18 +30,21 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One pass over everything: a linter that complains does not hide what the tests say. The tests run in two lanes side by
-# side, because those of clusters mostly wait; what the second one printed comes after the first.
-CLUSTERS := tests/contract tests/e2e_k8s tests/e2e_slurm
-PYTEST = $(BIN)/coverage run --data-file=.coverage.$(1) -m pytest --require=$(REQUIRE)
+# One pass over everything: a linter that complains does not hide what the tests say. The tests run in lanes side by
+# side, because most of them wait for processes; what the later lanes printed comes after the first.
+LANES := clusters trainer unit
+clusters := tests/contract tests/e2e_k8s tests/e2e_slurm
+trainer := tests/trainer tests/gpu
+unit := tests/unit
+PYTEST = $(BIN)/coverage run --data-file=.coverage.$(1) -m pytest --durations=12 --require=$(REQUIRE) $($(1))
 
 test: venv
 	@failed=; for step in "ruff check ." mypy lint-imports; do \
 	  echo "== $$step"; $(BIN)/$$step || failed="$$failed\n  $$step"; done; \
-	$(call PYTEST,rest) tests/trainer tests/unit >.tests-rest.log 2>&1 & rest=$$!; \
-	echo "== pytest $(CLUSTERS)"; $(call PYTEST,clusters) $(CLUSTERS) || failed="$$failed\n  pytest $(CLUSTERS)"; \
-	wait $$rest || failed="$$failed\n  pytest tests/trainer tests/unit"; \
-	echo "== pytest tests/trainer tests/unit"; cat .tests-rest.log; \
+	$(foreach lane,$(wordlist 2,9,$(LANES)),$(call PYTEST,$(lane)) >.tests-$(lane).log 2>&1 & $(lane)=$$!; )\
+	echo "== pytest $(clusters)"; $(call PYTEST,clusters) || failed="$$failed\n  pytest $(clusters)"; \
+	$(foreach lane,$(wordlist 2,9,$(LANES)),wait $$$(lane) || failed="$$failed\n  pytest $($(lane))"; \
+	echo "== pytest $($(lane))"; cat .tests-$(lane).log; )\
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --skip-covered; \
 	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
 

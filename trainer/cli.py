@@ -202,6 +202,6 @@ def _text(error: TrainError) -> str:
 
 if __name__ == "__main__":
     code = main()
-    if code:  # libraries that wait for their peers at exit would wait for ever
-        sys.stdout.flush()
-        os._exit(code)
+    # libraries that wait for their peers at exit would wait for ever, and threads in torch's own code abort the process
+    sys.stdout.flush()
+    os._exit(code)

@@ -5,6 +5,7 @@ adapter/ (LoRA) or model/ (every parameter).
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
+from trainer.finish import mark_finished
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.attention import takes_borders
@@ -105,6 +107,9 @@ class Run:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
+        if self.place.is_main:
+            mark_finished(self.output, os.environ)
+        barrier()  # no rank is done before the results are written: a scheduler does not start it again
 
     def _rows(self, tokenizer: Any) -> dict[str, Rows]:
         """The rows for training and validation, from the cache or encoded now, and what is to be said of them."""

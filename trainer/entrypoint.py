@@ -20,11 +20,13 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from trainer.archive import copied_output
+from trainer.finish import is_finished
 from trainer.reports import VARIABLE, Report, read_reports
 from trainer.stop import PREEMPTED, STOP_SIGNALS
 
@@ -85,13 +87,16 @@ def trainer_command(placement: Placement, config: str) -> list[str]:
     ]
 
 
-def wait_for_master(placement: Placement, timeout_s: float = PEER_WAIT_S) -> bool:
-    """Until node 0's name resolves (node 0 too: it binds that name) and, on other nodes, its port answers.
+def wait_for_master(
+    placement: Placement, timeout_s: float = PEER_WAIT_S, finished: Callable[[], bool] = lambda: False
+) -> bool:
+    """Until node 0's name resolves (node 0 too: it binds that name) and, on other nodes, its port answers. False after
+    the time-out, and when the run has `finished` meanwhile.
 
     Resolves again each time: a replaced pod has a new address under the same name.
     """
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not finished():
         try:
             if placement.rank == 0:
                 socket.getaddrinfo(placement.master, placement.port)
@@ -175,7 +180,12 @@ def main(argv: list[str] | None = None) -> int:
     for number in STOP_SIGNALS:  # PID 1 of a container ignores what it has no handler for
         signal.signal(number, lambda *_: sys.exit(PREEMPTED))
     unpack_code(os.environ)
-    if placement.nodes > 1 and not wait_for_master(placement):
+    finished = partial(is_finished, Path(config), os.environ)
+    came = placement.nodes == 1 or wait_for_master(placement, finished=finished)
+    if finished():
+        sys.stderr.write("trainer: the results of this run are written already; nothing is left to do\n")
+        return 0
+    if not came:
         master = f"{placement.master}:{placement.port}"
         sys.stderr.write(f"error: node {placement.rank}: node 0 ({master}) did not come up in {PEER_WAIT_S} s\n")
         return PREEMPTED

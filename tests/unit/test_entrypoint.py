@@ -24,6 +24,7 @@ from trainer.entrypoint import (
     unpack_code,
     wait_for_master,
 )
+from trainer.finish import is_finished, mark_finished
 from trainer.reports import Report, leave_report, open_report, read_reports
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
@@ -61,6 +62,37 @@ def test_the_master_is_waited_for():
     assert not wait_for_master(placed(nodes=2, rank=1, port=port), timeout_s=0.1)
     assert wait_for_master(placed(nodes=2, rank=0, port=port), timeout_s=10)
     assert not wait_for_master(placed(nodes=2, rank=0, master="no-such-host.invalid"), timeout_s=0.1)
+
+
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    """A config whose output folder has the mark of the run `done-1`, seen by node 1 of a job whose node 0 is gone."""
+    (tmp_path / "out").mkdir()
+    mark_finished(tmp_path / "out", {"LAUNCH_RUN_ID": "done-1"})
+    (tmp_path / "c.yaml").write_text(f"settings: {{output_dir: {tmp_path}/out}}\n")
+    for name, value in {"LAUNCH_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "c.yaml"
+
+
+def test_a_node_that_is_started_after_the_end_has_nothing_to_do(finished_run, monkeypatch, capsys):
+    """A pod that failed behind the last step is started alone; its peers have ended and will never come."""
+    monkeypatch.setenv("LAUNCH_RUN_ID", "done-1")
+    assert entrypoint.main(["--config", str(finished_run)]) == 0
+    assert "the results of this run are written already" in capsys.readouterr().err
+
+
+def test_the_end_of_another_run_in_the_same_folder_is_not_ours(finished_run):
+    assert is_finished(finished_run, {"LAUNCH_RUN_ID": "done-1"})
+    assert not is_finished(finished_run, {"LAUNCH_RUN_ID": "done-2"})
+    assert not is_finished(finished_run, {})
+    assert not is_finished(finished_run.parent / "absent.yaml", {"LAUNCH_RUN_ID": "done-1"})
+
+
+def test_the_end_is_noticed_while_waiting_for_node_0():
+    answers = iter([False, False, True])
+    assert not wait_for_master(placed(nodes=2, rank=1, port=1), timeout_s=600, finished=lambda: next(answers))
+    assert next(answers, "asked until then") == "asked until then"
 
 
 NODE_0 = """

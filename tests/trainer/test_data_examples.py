@@ -17,7 +17,7 @@ from trainer.models.load import load_model
 
 EXAMPLES = REPO / "examples" / "data"
 NAMES = ["guanaco", "messages", "sharegpt_tools", "wanjuan_text", "mix"]
-# what the pipeline must find: rows read, samples kept, formats
+# what the pipeline must find: rows read, conversations, formats
 FOUND = {
     "messages": (60, 60, {"messages"}),
     "sharegpt_tools": (12, 12, {"sharegpt"}),
@@ -46,12 +46,14 @@ def test_an_example_is_shown_and_trained(name, tiny_base, tmp_path, capsys):
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(train))
     assert main(["data", "--config", str(tmp_path / "train.yaml"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    report = shown["report"]
+    read, kept = shown["stages"][0]["rows_in"], shown["lengths"]["samples"]
     if name in FOUND:
-        assert (report["read"], report["kept"], set(report["formats"].values())) == FOUND[name]
+        conversations = shown["stages"][1]["rows_out"]
+        assert (read, conversations, {source["format"] for source in shown["sources"]}) == FOUND[name]
+        assert kept >= conversations  # a document may be several
     run = warm.start(tmp_path, train)
     assert run.codes() == [0], run.text
-    assert f"data: {report['read']} rows read, {report['kept']} samples kept" in run.text
+    assert f"data: {read} rows read, {kept} samples kept" in run.text
     assert ("validation at step 2/2  loss " in run.text) == ("validation" in train["data"])
 
 

@@ -228,13 +228,20 @@ def check(small_tokenizer, monkeypatch):
     return go
 
 
-HELLO = Conversation([Message("user", "Hi <|im_end|>"), Message("assistant", " Yes\n")])
+HELLO = Conversation([Message("user", "Hi there"), Message("assistant", " Yes\n")])
+SPELLED = Conversation([Message("user", "Hi <|im_end|>"), Message("assistant", "Yes")])
 SYSTEM = Conversation([Message("system", "Be brief."), *HELLO.messages])
 
 
 def test_a_template_that_makes_the_same_tokens_is_equal(check):
     found = check("internlm2", TEMPLATES["internlm2"].jinja(), HELLO, SYSTEM)
     assert (found.result, found.compared, found.difference) == ("equal", 2, None)
+
+
+def test_a_message_that_spells_a_special_token_is_not_compared(check):
+    """A server makes the token of it: the one difference that is meant, and counted by the report."""
+    assert check("internlm2", TEMPLATES["internlm2"].jinja(), SPELLED).result == "not compared"
+    assert check("internlm2", TEMPLATES["internlm2"].jinja(), SPELLED, HELLO).compared == 1
 
 
 def test_the_first_difference_is_shown_with_both_sides(check):

@@ -54,6 +54,7 @@ def train(path: Path) -> int:
 
 def data(arguments: argparse.Namespace) -> int:
     """Show what the pipeline makes of a job's rows; returns the exit code. Raises TrainError."""
+    _quiet()
     try:
         _data(read_config(arguments.config), arguments)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
 from trainer.data.report import Report
 from trainer.data.templates import find_template
+from trainer.metrics import replace_text
 from trainer.models.attention import takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import load_model
@@ -56,8 +57,10 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     if config.model.init == "internlm2":
-        stop = find_template(config.model.chat_template, tokenizer).stop
-        save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, stop))
+        template = find_template(config.model.chat_template, tokenizer)
+        save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, template.stop))
+        # servers and launch data find the text form of training here
+        replace_text(output / "model/chat_template.jinja", template.jinja())
     else:
         model.save_pretrained(output / "model", state_dict=weights)
         tokenizer.save_pretrained(output / "model")

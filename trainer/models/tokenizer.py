@@ -109,6 +109,7 @@ def _named(tokenizer: Any, slots: dict[int, str]) -> Any:
         unk_token=tokenizer.unk_token,
         pad_token=tokenizer.pad_token or tokenizer.eos_token,
         extra_special_tokens=list(slots.values()),
+        chat_template=tokenizer.chat_template,
     )
 
 

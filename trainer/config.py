@@ -34,7 +34,7 @@ FORMATS = {
     "input_output": "input, output, system?",
     "text": "text: a document for pre-training",
     "wanjuan": "content (and title, scores): a WanJuan 1.0 or WanJuan-CC document",
-    "wanjuan_image_text": "content with `![](address)`, img_list: a WanJuan 1.0 document with images",
+    "wanjuan_image_text": "content with Markdown images, img_list: a WanJuan 1.0 image-text document",
 }
 # names in XTuner that are others here
 FORMAT_ALIASES = {"openai": "messages", "oasst1": "guanaco", "wizardlm": "sharegpt", "llava": "sharegpt",

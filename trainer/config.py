@@ -178,7 +178,7 @@ def _known_format(name: str | None) -> str | None:
         return FORMAT_ALIASES[name]
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return name
-    raise ValueError(f"got {name}, allowed: auto, {', '.join(FORMATS)}, or module:function of your own")
+    raise ValueError(f"got {name!r}, allowed: auto, {', '.join(FORMATS)}, or module:function of your own")
 
 
 FormatName = Annotated[str, AfterValidator(_known_format)]

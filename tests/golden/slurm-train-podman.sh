@@ -42,10 +42,18 @@ data:
     format: null
     split: train
     weight: 1.0
-  format: guanaco
+    system: null
+    columns: {}
+    min: {}
+    max: {}
+  format: auto
   max_length: 2048
   pack: true
+  group_by_length: false
   overlong: keep_turns
+  bad_rows: error
+  validation: null
+  cache_dir: null
 optimizer:
   lr: 0.0002
   schedule: cosine

@@ -65,21 +65,22 @@ def test_the_master_is_waited_for():
 
 
 @pytest.fixture
-def finished_run(tmp_path, monkeypatch):
-    """A config whose output folder has the mark of the run `done-1`, seen by node 1 of a job whose node 0 is gone."""
+def finished_run(tmp_path):
+    """A config whose output folder has the mark of the run `done-1`."""
     (tmp_path / "out").mkdir()
     mark_finished(tmp_path / "out", {"LAUNCH_RUN_ID": "done-1"})
     (tmp_path / "c.yaml").write_text(f"settings: {{output_dir: {tmp_path}/out}}\n")
-    for name, value in {"LAUNCH_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
     return tmp_path / "c.yaml"
 
 
-def test_a_node_that_is_started_after_the_end_has_nothing_to_do(finished_run, monkeypatch, capsys):
+def test_a_node_that_is_started_after_the_end_has_nothing_to_do(finished_run):
     """A pod that failed behind the last step is started alone; its peers have ended and will never come."""
-    monkeypatch.setenv("LAUNCH_RUN_ID", "done-1")
-    assert entrypoint.main(["--config", str(finished_run)]) == 0
-    assert "the results of this run are written already" in capsys.readouterr().err
+    place = {"LAUNCH_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+             "LAUNCH_RUN_ID": "done-1"}
+    done = subprocess.run([sys.executable, "-m", "trainer.entrypoint", "--config", str(finished_run)], text=True,
+                          env={**os.environ, **place}, capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert "the results of this run are written already" in done.stderr
 
 
 def test_the_end_of_another_run_in_the_same_folder_is_not_ours(finished_run):

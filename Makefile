@@ -38,6 +38,7 @@ trainer := tests/trainer tests/gpu
 unit := tests/unit
 PYTEST = $(BIN)/coverage run --data-file=.coverage.$(1) -m pytest --durations=12 --require=$(REQUIRE) $($(1))
 
+test: export OMP_WAIT_POLICY := passive
 test: venv
 	@failed=; for step in "ruff check ." mypy lint-imports; do \
 	  echo "== $$step"; $(BIN)/$$step || failed="$$failed\n  $$step"; done; \

@@ -19,10 +19,14 @@ def test_defaults_are_xtuners():
     values = config().model_dump()
     assert values["data"] | {"sources": None} == {
         "sources": None,
-        "format": "guanaco",
+        "format": "auto",
         "max_length": 2048,
         "pack": True,
+        "group_by_length": False,
         "overlong": "keep_turns",
+        "bad_rows": "error",
+        "validation": None,
+        "cache_dir": None,
     }
     assert values["optimizer"] == {
         "lr": 2e-4,

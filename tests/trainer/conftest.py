@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from tests.trainer import warm
 from trainer.config import TrainConfig
+from trainer.data.templates import TEMPLATES
 from trainer.models.create import train_tokenizer
 from trainer.models.tokenizer import load_tokenizer as read_tokenizer
 
@@ -32,6 +35,19 @@ def small_tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_tokenizer(small_tokenizer_folder):
     return load_tokenizer(str(small_tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def all_tokens_folder(tmp_path_factory, small_tokenizer_folder):
+    """The small tokenizer with the special tokens of all templates, and ChatML as its own."""
+    folder = tmp_path_factory.mktemp("all-tokens")
+    tokenizer = AutoTokenizer.from_pretrained(small_tokenizer_folder)
+    wanted = {token for template in TEMPLATES.values() for token in template.required} - set(tokenizer.get_vocab())
+    tokens = [AddedToken(token, special=True, normalized=False) for token in sorted(wanted)]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.chat_template = TEMPLATES["chatml"].jinja()
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def real_folder(family: str, target: Path) -> Path:

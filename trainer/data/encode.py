@@ -7,7 +7,7 @@ and a token that would straddle the start of an answer (a prompt ends exactly th
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class Encoder:
         self.template = template
         self._fast = tokenizer.backend_tokenizer
         self._specials = special_ids(tokenizer)
-        self._may_hold = _special_finder(self._specials)
+        self._pattern = _special_pattern(self._specials)
+        self._may_hold = _special_finder(self._specials, self._pattern)
         self._ends = (_control(tokenizer.bos_token), _control(tokenizer.eos_token))
         missing = [token for token in template.required if token not in self._specials]
         if missing:
@@ -88,7 +89,7 @@ class Encoder:
     def _stretches(self, text: str, segments: Sequence[Segment], *, escaped: bool) -> Encoded:
         ids: list[int] = []
         spans, turn_ends = [], []
-        for stretch in _joined(segments, self._specials):
+        for stretch in _joined(part for segment in segments for part in self._parts(segment)):
             start = len(ids)
             ids += (
                 [self._specials[stretch.text]]
@@ -101,6 +102,17 @@ class Encoder:
                 turn_ends.append(len(ids))
         return _sample(text, ids, spans, turn_ends, escaped)
 
+    def _parts(self, segment: Segment) -> Iterator[Segment]:
+        """A segment as the tokenizer would see it on the first path: a special token that stands in a template's text
+        (Zephyr's <|user|>, where it is one) is a token, and one that the tokenizer does not know is text."""
+        if segment.control and segment.text not in self._specials:
+            yield segment._replace(control=False)
+        elif segment.control or segment.content or not self._may_hold(segment.text):
+            yield segment
+        else:
+            for part in filter(None, self._pattern.split(segment.text)):
+                yield segment._replace(text=part, control=part in self._specials)
+
 
 def special_ids(tokenizer: Any) -> dict[str, int]:
     """Text -> id of the tokens that are never made from ordinary text."""
@@ -111,11 +123,14 @@ def _control(token: str | None) -> list[Segment]:
     return [Segment(token, control=True)] if token else []
 
 
-def _special_finder(specials: dict[str, int]) -> Callable[[str], object]:
+def _special_pattern(specials: dict[str, int]) -> re.Pattern[str]:
+    """Finds special tokens in a text; `split` keeps them."""
+    longest_first = sorted(specials, key=len, reverse=True)
+    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+
+
+def _special_finder(specials: dict[str, int], pattern: re.Pattern[str]) -> Callable[[str], object]:
     """Says whether a text holds the text of a special token; most texts lack even its first letter."""
-    if not specials:
-        return lambda text: False
-    pattern = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
     signs = sorted({token[0] for token in specials})
     if len(signs) > 4:
         return pattern.search
@@ -166,13 +181,10 @@ def _first_from(found: Any, place: int, count: int) -> int | None:
     return token if found.token_to_chars(token)[0] >= place else token + 1
 
 
-def _joined(segments: Sequence[Segment], specials: dict[str, int]) -> list[Segment]:
-    """Neighbouring ordinary text of one kind put together, as the tokenizer would see it; a token that it does not know
-    (ChatML's <tool_call> may be text or a token) is ordinary text."""
+def _joined(segments: Iterable[Segment]) -> list[Segment]:
+    """Neighbouring ordinary text of one kind put together, as the tokenizer would see it."""
     stretches: list[Segment] = []
     for segment in segments:
-        if segment.control and segment.text not in specials:
-            segment = segment._replace(control=False)  # noqa: PLW2901
         last = stretches[-1] if stretches else None
         if last and not segment.control and not last.control and last.trained == segment.trained:
             stretches[-1] = last._replace(text=last.text + segment.text, ends_turn=segment.ends_turn)

@@ -20,7 +20,7 @@ ROUNDS = st.lists(st.tuples(TEXT | SPELLED, TEXT | SPELLED, st.booleans()), min_
 
 
 def blank(text):
-    """SentencePiece's decoder takes the mark in DeepSeek's <｜end▁of▁sentence｜> for a blank."""
+    """SentencePiece's decoder takes the marks in DeepSeek's tokens for blanks."""
     return text.replace("▁", " ")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from launcher import __version__
 from launcher.quantities import duration_s, size_bytes
 from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, config_text
 
 DEFAULT_IMAGE = f"launch-trainer:{__version__}"
 CONFIG_PATH = "/etc/launch/train.yaml"
@@ -122,10 +122,8 @@ def _train_yaml(train: TrainConfig, name: str) -> str:
     """The five sections as the trainer will read them: every default written out, so that a run explains itself."""
     import json
 
-    import yaml
-
     sections = json.loads(json.dumps(train, default=dict))
     sections["settings"]["output_dir"] = train.settings.output_dir or f"outputs/{name}"
     if train.model.init is None:
         del sections["model"]["shape"]
-    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)
+    return config_text(sections)

@@ -369,3 +369,20 @@ class TrainConfig(Section):
                 f"{self.model.shape.max_positions}, allowed: a max_length up to max_positions"
             )
         return self
+
+
+def config_text(sections: dict[str, Any]) -> str:
+    """A config as YAML for people that reads back as it was: PyYAML writes a line end of Unicode (U+0085, U+2028,
+    U+2029) as it is, and reads it as a blank, unless the text is quoted and escaped."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    written: str = yaml.dump(sections, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return written

@@ -24,7 +24,7 @@ from trainer.callbacks import (
     from_main,
 )
 from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, remove_parts
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, config_text
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
@@ -161,7 +161,7 @@ class Run:
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.place.is_main:
-                replace_text(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
+                replace_text(path, config_text(mine))
         except OSError as error:
             raise ConfigError(
                 f"settings.output_dir: {self.output} cannot be written: {error.strerror}",

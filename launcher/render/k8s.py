@@ -197,6 +197,8 @@ def _dumper() -> type:
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         style = "|" if "\n" in value else None
+        if re.search("[\x85\u2028\u2029]", value):  # PyYAML reads them as blanks where they are not escaped
+            style = '"'
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)

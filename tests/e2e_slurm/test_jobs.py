@@ -133,7 +133,7 @@ def check_values(hpc, cluster, values, **fields):
     secrets = [f"SECRET_{name}" for name in names]
     job = {"name": "values", "cluster": cluster, "resources": SMALL, "run": ["python3", "-c", show, *names, *secrets],
            "env": dict(zip(names, values, strict=True)), "secrets": secrets, **fields}
-    (hpc.cwd / "job.yaml").write_text(yaml.safe_dump(job, allow_unicode=True))
+    (hpc.cwd / "job.yaml").write_text(yaml.safe_dump(job))
     hpc.ok("submit", "job.yaml")
     assert wait(hpc, "succeeded", "failed")["state"] == "succeeded", hpc.ok("logs")
     line = ",".join(text.encode().hex() for text in [*values, *(f"s{value}" for value in values)])

@@ -5,6 +5,7 @@ import yaml
 
 from launcher.plan import DEFAULT_IMAGE, MAX_SHM, default_profile, misfits, plan_run
 from launcher.spec import ClusterProfile, JobSpec, Mount
+from trainer.config import config_text
 
 TRAIN = {"model": {"path": "m"}, "data": {"sources": [{"path": "x"}]}}
 
@@ -78,3 +79,10 @@ def test_misfits_take_any_values():
         assert list(misfits(values, profile, "c")) == []
     found = dict(misfits({"resources": {"nodes": 3, "gpus_per_node": 8}, "mounts": [{"claim": "d"}]}, profile, "c"))
     assert list(found) == [("resources", "nodes"), ("mounts", 0, "claim")]
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\u2028", "x\u2029", "上海 no: #", "line\nline ", "\x85"])
+def test_the_config_of_the_trainer_reads_back_as_it_was(text):
+    """PyYAML's own writer turns U+0085 and its like into blanks."""
+    assert yaml.safe_load(config_text({"model": {"path": text}})) == {"model": {"path": text}}
+    assert "上海" not in text or "上海" in config_text({"path": text})

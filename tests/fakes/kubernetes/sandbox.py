@@ -123,6 +123,9 @@ class Sandbox:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
+_END = "END_OF_THE_ENVIRONMENT"
+
+
 def _script(spec: ProcessSpec, folder: Path) -> str:
     private, root = quote(str(folder / "ns")), quote(str(folder / "ns/root"))
     lines = [
@@ -175,9 +178,10 @@ def _closed_parents(spec: ProcessSpec) -> list[Path]:
 
 def _exec_lines(spec: ProcessSpec, folder: Path, root: str) -> list[str]:
     as_user = f"--userspec={spec.user} --groups={quote(spec.groups)} " if spec.user else ""
-    variables = [f"{name}={value}" for name, value in spec.env.items()]
     inside = f"chroot {as_user}{root} /usr/bin/env -i --chdir={quote(spec.working_dir)}"
-    words = " ".join(quote(word) for word in [*variables, *spec.argv])
+    words = " ".join(map(quote, spec.argv))
+    # not as words of `env`: a command line can be read by everybody
+    exports = [f"export {name}={quote(value)}" for name, value in spec.env.items()]
     path = quote(f"PATH={spec.env.get('PATH', '/usr/bin:/bin')}")
     probe = f"""{inside} {path} /bin/sh -c 'command -v -- "$1" >/dev/null' sh"""
     command = quote(spec.argv[0])
@@ -190,5 +194,7 @@ def _exec_lines(spec: ProcessSpec, folder: Path, root: str) -> list[str]:
     return [
         f"{probe} {command} || {{ printf '%s' {quote(message)} > {note}; exit 128; }}",
         f": > {quote(str(folder / 'started'))}",
-        f"exec {inside} {words}",
+        f"""exec {inside} /bin/sh -c 'eval "$(/bin/cat <&3)"; exec 3<&- "$@"' sh {words} 3<<'{_END}'""",
+        *exports,
+        _END,
     ]

@@ -7,8 +7,10 @@ import sentencepiece
 
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.cli import main
-from trainer.data.encode import IGNORED, Encoder
+from trainer.data.encode import IGNORED, Encoder, Found
+from trainer.data.landmarks import find_spans
 from trainer.data.message import Message, ToolCall
+from trainer.data.segment import render_text
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 
@@ -173,6 +175,22 @@ def test_both_ways_of_encoding_give_the_same_ids(template, request):
         usual = encoder.encode([segments])[0]
         other = encoder._stretches(usual.text, segments, escaped=False)
         assert (other.ids, other.labels, other.turn_ends) == (usual.ids, usual.labels, usual.turn_ends)
+
+
+def test_spans_by_landmarks_are_those_by_character_offsets(real_internlm2):
+    tokenizer = load_tokenizer(str(real_internlm2))
+    encoder = Encoder(tokenizer, TEMPLATES["internlm2"])
+    for first in (text for text in TEXTS if text):
+        for loss in (True, False):
+            chat = [Message("user", first), Message("assistant", "\n" + first, loss), Message("user", "and?"),
+                    Message("assistant", first)]  # fmt: skip
+            segments = encoder.template.render(chat)
+            text = render_text(segments)
+            quick = encoder.tokenize([text], [segments])[0]
+            slow = Found(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False), offsets=True)
+            assert not quick.offsets
+            assert find_spans(segments, quick.result.ids, encoder._specials, encoder._lead_ids) is not None
+            assert encoder.read(text, segments, quick) == encoder.read(text, segments, slow)
 
 
 def test_a_character_of_several_tokens_at_the_end_of_an_answer_is_trained_whole(real_internlm2):

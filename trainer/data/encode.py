@@ -1,5 +1,5 @@
-"""Segments -> ids and trained spans. The whole conversation is tokenised at once and masked by character offsets, so
-the ids are those that a server computes for the same text.
+"""Segments -> ids and trained spans. The whole conversation is tokenised at once and masked by landmarks
+(trainer.data.landmarks) or character offsets, so the ids are those that a server computes for the same text.
 
 Two things make a conversation take the second path, which tokenises the stretches between special tokens one by one:
 content that holds the text of a special token (it stays ordinary text: nobody can close a turn from inside a message),
@@ -9,14 +9,18 @@ and a token that would straddle the start of an answer (a prompt ends exactly th
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import compress
+from operator import not_
 from typing import Any, NamedTuple
 
+from trainer.data.landmarks import find_spans, has_landmarks
 from trainer.data.plain import plain_tokenizer
 from trainer.data.segment import Segment, render_text
 from trainer.data.templates import Template
 from trainer.errors import ConfigError
 
 IGNORED = -100
+MAX_LEADS = 1000
 
 
 class Encoded(NamedTuple):
@@ -38,6 +42,13 @@ class Encoded(NamedTuple):
         return labels
 
 
+class Found(NamedTuple):
+    """What the tokenizer made of a text, with character offsets or without."""
+
+    result: Any
+    offsets: bool
+
+
 class Encoder:
     """Encodes conversations of one template with one fast tokenizer."""
 
@@ -47,6 +58,7 @@ class Encoder:
         self._specials = special_ids(tokenizer)
         self._pattern = _special_pattern(self._specials)
         self._may_hold = _special_finder(self._specials, self._pattern)
+        self._leads: dict[tuple[str, str], list[int]] = {}
         self._ends = (_control(tokenizer.bos_token), _control(tokenizer.eos_token))
         missing = [token for token in template.required if token not in self._specials]
         if missing:
@@ -67,20 +79,43 @@ class Encoder:
     def encode(self, conversations: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """Rendered conversations as samples, in their order."""
         texts = [render_text(segments) for segments in conversations]
-        return [self.read(*parts) for parts in zip(texts, conversations, self.tokenize(texts), strict=True)]
+        found = self.tokenize(texts, conversations)
+        return [self.read(*parts) for parts in zip(texts, conversations, found, strict=True)]
 
-    def tokenize(self, texts: Sequence[str]) -> Any:
+    def tokenize(self, texts: Sequence[str], conversations: Sequence[Sequence[Segment]]) -> list[Found]:
         """The slow half of encode(): the tokenizer's own results, computed on all cores without Python's lock."""
-        return self._fast.encode_batch(texts, add_special_tokens=False)
+        quick = [has_landmarks(segments) for segments in conversations]
+        results = {
+            True: iter(self._fast.encode_batch_fast(list(compress(texts, quick)), add_special_tokens=False)),
+            False: iter(self._fast.encode_batch(list(compress(texts, map(not_, quick))), add_special_tokens=False)),
+        }
+        return [Found(next(results[one]), offsets=not one) for one in quick]
 
-    def read(self, text: str, segments: Sequence[Segment], found: Any) -> Encoded:
+    def read(self, text: str, segments: Sequence[Segment], found: Found) -> Encoded:
         """The quick half of encode(): one sample from what the tokenizer found in its text."""
-        if any(segment.content and self._may_hold(segment.text) for segment in segments):
-            return self._stretches(text, segments, escaped=True)
-        spans, turn_ends = _places(segments, found)
+        for segment in segments:
+            if segment.content and self._may_hold(segment.text):
+                return self._stretches(text, segments, escaped=True)
+        result = found.result
+        if not found.offsets:
+            ids = result.ids
+            if places := find_spans(segments, ids, self._specials, self._lead_ids):
+                return _sample(text, ids, *places)
+            result = self._fast.encode(text, add_special_tokens=False)
+        spans, turn_ends = _places(segments, result)
         if spans is None:
             return self._stretches(text, segments, escaped=False)
-        return _sample(text, found.ids, spans, turn_ends)
+        return _sample(text, result.ids, spans, turn_ends)
+
+    def _lead_ids(self, token: str, lead: str) -> list[int]:
+        """Ids of a template's text behind a special token (or at the start); the templates have a handful of them."""
+        known = self._leads.get((token, lead))
+        if known is None:
+            if len(self._leads) > MAX_LEADS:
+                self._leads.clear()
+            ids = self._fast.encode(token + lead, add_special_tokens=False).ids
+            known = self._leads[token, lead] = ids[1:] if token else ids
+        return known
 
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
         """Ids of a prompt for generation."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from trainer.config import TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import Mapped, read_conversations
-from trainer.data.encode import Encoded, Encoder
+from trainer.data.encode import Encoded, Encoder, Found
 from trainer.data.fit import OverlongError, fit
 from trainer.data.message import RowError
 from trainer.data.report import Report
@@ -31,6 +31,7 @@ class Rendered(NamedTuple):
     source: int
     place: Place
     segments: list[Segment]
+    text: str
     document: bool
 
 
@@ -38,8 +39,7 @@ class Batch(NamedTuple):
     """Conversations that are being tokenised."""
 
     rendered: list[Rendered]
-    texts: list[str]
-    found: Future[Any]
+    found: Future[list[Found]]
 
 
 class Pipeline:
@@ -96,7 +96,7 @@ class Pipeline:
             if document
             else self.template.render(messages, mapped.conversation.tools)
         )
-        return Rendered(mapped.source, mapped.read.place, segments, document)
+        return Rendered(mapped.source, mapped.read.place, segments, render_text(segments), document)
 
     def _encoded(self, conversations: Iterable[Rendered]) -> Iterator[tuple[Rendered, Encoded]]:
         waiting: deque[Batch] = deque()
@@ -104,16 +104,16 @@ class Pipeline:
             for rendered in _batches(conversations):
                 if self.bad:
                     continue  # only further problems are looked for
-                texts = [render_text(one.segments) for one in rendered]
-                waiting.append(Batch(rendered, texts, pool.submit(self.encoder.tokenize, texts)))
+                texts, segments = [one.text for one in rendered], [one.segments for one in rendered]
+                waiting.append(Batch(rendered, pool.submit(self.encoder.tokenize, texts, segments)))
                 if len(waiting) > 1:
                     yield from self._read(waiting.popleft())
             while waiting and not self.bad:
                 yield from self._read(waiting.popleft())
 
     def _read(self, batch: Batch) -> Iterator[tuple[Rendered, Encoded]]:
-        for rendered, text, found in zip(batch.rendered, batch.texts, batch.found.result(), strict=True):
-            yield rendered, self.encoder.read(text, rendered.segments, found)
+        for rendered, found in zip(batch.rendered, batch.found.result(), strict=True):
+            yield rendered, self.encoder.read(rendered.text, rendered.segments, found)
 
     def _fitted(self, rendered: Rendered, encoded: Encoded) -> list[Encoded]:
         counts = self.report.counts
@@ -150,7 +150,7 @@ def _batches(conversations: Iterable[Rendered]) -> Iterator[list[Rendered]]:
     characters = 0
     for one in conversations:
         batch.append(one)
-        characters += sum(len(segment.text) for segment in one.segments)
+        characters += len(one.text)
         if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

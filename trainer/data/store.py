@@ -19,7 +19,7 @@ from trainer.data.encode import IGNORED, Encoded
 from trainer.data.sources import Place
 
 Tokens = npt.NDArray[np.int32]
-FLUSH = 1 << 20  # tokens kept in memory before they are written
+FLUSH = 1 << 18  # tokens kept in memory before they are written
 
 
 def ids_of(tokens: Tokens) -> Tokens:
@@ -38,8 +38,8 @@ class SampleWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = (folder / "tokens.bin").open("wb")
-        self._waiting: list[Tokens] = []
-        self._waits = 0
+        self._ids: list[int] = []
+        self._spans: list[tuple[int, int]] = []  # in _ids
         self._lengths = array("i")
         self._places = array("q")
         self._files: dict[str, int] = {}
@@ -52,14 +52,12 @@ class SampleWriter:
 
     def add(self, source: int, place: Place, sample: Encoded) -> None:
         """One more sample."""
-        tokens = ~np.array(sample.ids, dtype=np.int32)
-        for start, end in sample.spans:
-            np.invert(tokens[start:end], out=tokens[start:end])
-        self._waiting.append(tokens)
-        self._waits += len(tokens)
-        self._lengths.append(len(tokens))
+        begun = len(self._ids)
+        self._ids += sample.ids
+        self._spans += [(begun + start, begun + end) for start, end in sample.spans]
+        self._lengths.append(len(sample.ids))
         self._places.extend((source, self._files.setdefault(place.file, len(self._files)), place.line))
-        if self._waits >= FLUSH:
+        if len(self._ids) >= FLUSH:
             self._flush()
 
     def close(self, about: dict[str, Any]) -> None:
@@ -72,9 +70,11 @@ class SampleWriter:
         (self.folder / "about.json").write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
-        if self._waiting:
-            np.concatenate(self._waiting).tofile(self._file)
-        self._waiting, self._waits = [], 0
+        tokens = ~np.array(self._ids, dtype=np.int32)
+        for start, end in self._spans:
+            np.invert(tokens[start:end], out=tokens[start:end])
+        tokens.tofile(self._file)
+        self._ids, self._spans = [], []
 
 
 class Samples(Sequence[Tokens]):

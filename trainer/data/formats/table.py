@@ -111,6 +111,8 @@ def detect_format(row: Row) -> str | None:
 
 def passes(source: Source, row: Row) -> bool:
     """Whether the row is within the source's `min` and `max`. Raises RowError for a column without a number."""
+    if not source.min and not source.max:
+        return True
     return all(_number(row, column) >= bound for column, bound in source.min.items()) and all(
         _number(row, column) <= bound for column, bound in source.max.items()
     )

@@ -48,7 +48,7 @@ test: venv
 	echo "== pytest $($(lane))"; cat .tests-$(lane).log; )\
 	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
 
-# Apart from `make test`, whose Python would take half as long again.
+# Apart from `make test`: tracing makes it slower.
 coverage: venv
 	$(BIN)/coverage run -m pytest $(trainer) $(unit)
 	$(BIN)/coverage report --skip-covered

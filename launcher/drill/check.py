@@ -143,19 +143,17 @@ def _again_seen(record: Record) -> str:
 def _twice_wrong(record: Record, expected: Expected) -> Iterator[str]:
     """Within an epoch no row comes twice, over all ranks and steps of the lineage.
 
-    An epoch ends with the step that completes the training set; that step may be filled up with rows of its beginning.
+    Epochs follow each other without a gap, within a step too: after n rows every row has come n // rows times, or once
+    more.
     """
     if record.num_rows is None:
         yield "the log does not say how many rows there are"
         return
-    seen: set[int] = set()
+    seen: Counter[int] = Counter()
     for number in range(1, expected.max_steps + 1):
-        rows = [row for steps in record.ranks.values() for row in _rows_of(steps, number)]
-        twice = [row for row, count in Counter(rows).items() if count > 1 or row in seen]
-        seen.update(rows)
-        if len(seen) >= record.num_rows:
-            seen.clear()
-        elif twice:
+        seen.update(row for steps in record.ranks.values() for row in _rows_of(steps, number))
+        most = seen.total() // record.num_rows + 1
+        if twice := [row for row, count in seen.items() if count > most]:
             yield f"step {number}: row {spans(twice)} for the second time in this epoch"
 
 

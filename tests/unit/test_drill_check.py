@@ -124,11 +124,12 @@ def test_a_row_on_two_ranks_in_one_step():
     assert "rows once" in failed(lines)
 
 
-def test_the_last_step_of_an_epoch_may_be_filled_up():
-    """22 rows: the sixth step has 20 and 21, and two of the first rows once more."""
-    filled = [line.replace(f"into {ROWS} rows", "into 22 rows").replace("rank 1  22 23", "rank 1  0 1")
-              for line in KILLED]
-    assert failed(filled) == {}
+def test_an_epoch_may_end_within_a_step():
+    """22 rows: the sixth step has 20 and 21, and 0 and 1 of the next epoch, which has them once."""
+    lines = [line.replace(f"into {ROWS} rows", "into 22 rows").replace("rank 1  22 23", "rank 1  0 1")
+             for line in KILLED]
+    assert failed(lines)["rows once"].startswith("step 7: row 0-1 for the second time in this epoch")
+    assert failed([line.replace("rows 7  rank 0  0 1", "rows 7  rank 0  20 21") for line in lines]) == {}
 
 
 def test_without_packing_every_conversation_is_a_row():

@@ -371,16 +371,19 @@ class TrainConfig(Section):
         return self
 
 
+# PyYAML writes these line ends as they are, and reads them as blanks, unless the text is quoted and escaped.
+UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
+
+
 def config_text(sections: dict[str, Any]) -> str:
-    """A config as YAML for people that reads back as it was: PyYAML writes a line end of Unicode (U+0085, U+2028,
-    U+2029) as it is, and reads it as a blank, unless the text is quoted and escaped."""
+    """A config as YAML for people that reads back as it was."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
         pass
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        style = '"' if re.search("[\x85\u2028\u2029]", value) else None
+        style = '"' if UNICODE_BREAKS.search(value) else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)

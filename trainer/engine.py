@@ -6,6 +6,7 @@ adapter/ (LoRA) or model/ (every parameter).
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class Run:
             self.tell(packing_line(len(rows["train"]), int(rows["train"].lengths.sum()), data.max_length))
         rejected = samples.folder / REJECTED
         if self.place.is_main and rejected.exists():
-            replace_text(self.output / REJECTED, rejected.read_text(encoding="utf-8"))
+            shutil.copyfile(rejected, self.output / f".{REJECTED}.part").replace(self.output / REJECTED)
         return rows
 
     def _deepspeed_config(self) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from launcher.render.pod import (
     job_name,
     pod_spec,
 )
+from trainer.config import UNICODE_BREAKS
 
 SECRET_PLACEHOLDER = "<set by launch submit>"  # noqa: S105  (what stands where a value will be)
 UID_PLACEHOLDER = "<uid of the Job>"
@@ -197,7 +198,7 @@ def _dumper() -> type:
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         style = "|" if "\n" in value else None
-        if re.search("[\x85\u2028\u2029]", value):  # PyYAML reads them as blanks where they are not escaped
+        if UNICODE_BREAKS.search(value):
             style = '"'
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

@@ -112,6 +112,7 @@ def test_the_run_leaves_config_adapter_metrics_plot_samples_and_log(trained):
     assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"} <= {
         path.name for path in (run / "results").iterdir()
     }
+    assert json.loads((output / "finished.json").read_text()) == {"run": run.name}
     assert "score: 0/10 answered as taught before" in (run / "logs/node-0.r0.log").read_text()
 
 

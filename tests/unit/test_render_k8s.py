@@ -329,6 +329,15 @@ def test_values_arrive_as_written(text):
     assert expanded(literal(text)) == text
 
 
+@pytest.mark.parametrize("value", ["a\x85b", "\u2028", "x\u2029 y", "two\nlines\x85"])
+def test_a_line_end_of_unicode_is_read_back_from_the_manifest(value):
+    """PyYAML reads one that is not escaped as a blank."""
+    rendered = yaml.safe_load_all(render_k8s(plan_of({**RUN_JOB, "env": {"UGLY": value}})))
+    job = next(one for one in rendered if one["kind"] == "Job")
+    environ = {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert environ["UGLY"] == value
+
+
 def test_plain_dollars_stay_readable():
     assert literal("echo $HOME") == "echo $HOME"
 

@@ -75,10 +75,12 @@ class _Walk:
         if not text or (trained and self.begin >= 0):
             self.lead += text
             return True
+        if len(self.lead) > MAX_LEAD and trained:
+            return False
         if trained:
             behind = self.lead_ids(self.token, self.lead) if self.lead else []
             self.begin = self.place + len(behind)
-            seen = len(self.lead) <= MAX_LEAD and self.ids[self.place : self.begin] == behind
+            seen = self.ids[self.place : self.begin] == behind
         else:
             seen = self.begin < 0 or not self.lead  # a span that ends elsewhere than behind a special token
             if self.begin >= 0:

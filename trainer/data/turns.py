@@ -5,6 +5,7 @@ neither does the Jinja that they write, so a served model sees what it was train
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,24 +17,24 @@ from trainer.data.tools import TOOL_TEMPLATES, ToolForm, Tools, check_result
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(ABC):
     """A chat format. `required` are the special tokens it cannot do without; `stop` those that end an answer."""
 
     name: str
     required: tuple[str, ...]
     stop: tuple[str, ...]
 
+    @abstractmethod
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         """The whole conversation. Raises RowError for what the format cannot write."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         """What generation starts from: the conversation and the header of the answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def jinja(self) -> str:
         """A `chat_template` for tokenizer_config.json that renders the same text for the same messages."""
-        raise NotImplementedError
 
 
 class Around(NamedTuple):

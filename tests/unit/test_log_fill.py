@@ -45,7 +45,7 @@ def test_a_gap_is_filled_exactly_or_not_at_all(steps, data):
     stamps = [line[:30].decode() for line in found]
     assert stamps == sorted(stamps)
     assert all(gap.after < stamp for stamp in stamps)
-    if gap.before and gap.before > gap.after[:20] + "9":
+    if gap.before and gap.before > gap.after:  # else there is no time between them
         assert all(stamp < gap.before for stamp in stamps)
 
 

@@ -1,0 +1,163 @@
+"""Makes a model of transformers train through the fused layers, when it has their shape: adapters over frozen layers
+of Llama's form. Everything else about it (generation, saving, its modules' names) stays as it was."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from trainer.fused.attention import Borders
+from trainer.fused.head import summed_loss
+from trainer.fused.keep import Policy
+from trainer.fused.layer import Layer, Norm, Step, run_layer
+from trainer.fused.linear import Adapter, Linear, Product, Scratch
+
+# classes of transformers whose decoder layers compute what Layer does
+LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "InternLM3DecoderLayer"})
+PRODUCTS = {
+    "qkv": ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    "o": ("self_attn", ("o_proj",)),
+    "gate_up": ("mlp", ("gate_proj", "up_proj")),
+    "down": ("mlp", ("down_proj",)),
+}
+
+
+def obstacle(model: Any) -> str | None:
+    """Why a model cannot take the fused layers, or None. `model`: a PeftModel, or a plain one."""
+    if not hasattr(model, "peft_config"):
+        return "every parameter is trained"
+    causal = model.get_base_model()
+    layers = getattr(getattr(causal, "model", None), "layers", [])
+    kinds = {type(layer).__name__ for layer in layers}
+    if not kinds or kinds - LAYERS:
+        return f"its layers are {', '.join(sorted(kinds)) or 'not to be found'}"
+    config = causal.config
+    if getattr(config, "hidden_act", "silu") != "silu" or getattr(config, "attention_dropout", 0):
+        return "another activation than SiLU, or attention dropout"
+    if any(window for window in _windows(config)):
+        return "sliding-window attention"
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    if trained:
+        return f"{trained[0]} is trained"
+    found = (_linear_obstacle(module) for layer in layers for module in _linears(layer))
+    return next((problem for problem in found if problem), None)
+
+
+def use_fused_layers(model: Any, policy: Policy) -> None:
+    """Make `model`, for which there is no obstacle, compute its loss through fused layers whenever a batch brings its
+    sample borders (trainer.data.collate)."""
+    causal = model.get_base_model()
+    scratch = Scratch()
+    for layer in causal.model.layers:
+        layer.forward = _with_fused(layer.forward, _layer_of(layer, causal.config, scratch))
+    norm = causal.model.norm
+    causal.lm_head.forward = _with_loss(causal.lm_head, norm)
+    causal.forward = _FusedForward(causal, policy)
+
+
+class _FusedForward:
+    """In place of a causal model's forward."""
+
+    def __init__(self, causal: Any, policy: Policy) -> None:
+        self.causal, self.usual, self.policy = causal, causal.forward, policy
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        max_length_q: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """input_ids, labels, position_ids [B, T]; loss_at: the places in B*T whose next token is trained."""
+        if input_ids is None or labels is None or cu_seq_lens_q is None or "loss_at" not in kwargs:
+            if cu_seq_lens_q is not None:
+                kwargs |= {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+            return self.usual(input_ids=input_ids, labels=labels, **kwargs)
+        borders = Borders(cu_seq_lens_q, max_length_q, len(input_ids))
+        hidden = self._layers(input_ids, kwargs["position_ids"], borders)
+        at = kwargs["loss_at"]
+        targets = labels.flatten()[at + 1]
+        total = self.causal.lm_head(hidden.index_select(0, at), targets=targets)
+        number = kwargs.get("num_items_in_batch")
+        return CausalLMOutputWithPast(loss=total / (max(1, len(at)) if number is None else number))
+
+    def _layers(self, input_ids: torch.Tensor, position_ids: torch.Tensor, borders: Borders) -> torch.Tensor:
+        base = self.causal.model
+        x = base.embed_tokens(input_ids)
+        cos, sin = base.rotary_emb(x, position_ids=position_ids)
+        angles = [part.expand(*input_ids.shape, -1).flatten(0, 1).contiguous() for part in (cos, sin)]
+        step = Step(*angles, borders, self.policy, self.causal.training)
+        if self.policy.host is not None:
+            self.policy.host.begin_step()
+        x = x.flatten(0, 1)
+        for layer in base.layers:
+            x = layer(x, fused=step)
+        return x
+
+
+def _with_fused(usual: Callable[..., Any], parts: Layer) -> Callable[..., Any]:
+    def forward(hidden_states: torch.Tensor, *args: Any, fused: Step | None = None, **kwargs: Any) -> Any:
+        return usual(hidden_states, *args, **kwargs) if fused is None else run_layer(hidden_states, parts, fused)
+
+    return forward
+
+
+def _with_loss(head: Any, norm: Any) -> Callable[..., torch.Tensor]:
+    usual = head.forward
+
+    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if targets is None:
+            logits: torch.Tensor = usual(hidden)
+            return logits
+        return summed_loss(hidden, Norm(norm.weight.detach(), norm.variance_epsilon), head.weight.detach(), targets)
+
+    return forward
+
+
+def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
+    products = {
+        kind: Product(kind, [_linear(getattr(getattr(layer, half), name)) for name in names], scratch)
+        for kind, (half, names) in PRODUCTS.items()
+    }
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return Layer(
+        **products,
+        attention_norm=Norm(norms[0].weight.detach(), norms[0].variance_epsilon),
+        mlp_norm=Norm(norms[1].weight.detach(), norms[1].variance_epsilon),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        scale=layer.self_attn.scaling,
+    )
+
+
+def _linears(layer: Any) -> Iterator[Any]:
+    return (getattr(getattr(layer, half), name) for half, names in PRODUCTS.values() for name in names)
+
+
+def _linear(module: Any) -> Linear:
+    base = getattr(module, "base_layer", module)
+    return Linear(base, base.out_features, base.in_features, _adapter(module))
+
+
+def _adapter(module: Any) -> Adapter | None:
+    if not hasattr(module, "lora_A"):
+        return None
+    (name,) = module.active_adapters
+    dropout = getattr(module.lora_dropout[name], "p", 0.0)
+    return Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], dropout)
+
+
+def _linear_obstacle(module: Any) -> str | None:
+    base = getattr(module, "base_layer", module)
+    if type(base).__name__ not in {"Linear", "Linear4bit"}:
+        return f"a {type(base).__name__}"
+    if any(getattr(module, "lora_variant", {}).values()):
+        return "a variant of LoRA"
+    return None
+
+
+def _windows(config: Any) -> Iterator[int]:
+    if getattr(config, "use_sliding_window", True):
+        yield getattr(config, "sliding_window", None) or 0

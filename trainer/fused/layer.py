@@ -1,0 +1,246 @@
+"""A decoder layer of Llama's shape (arXiv:2302.13971), forward and backward written out.
+
+Shapes: N tokens of all rows, C channels, H query and K key heads of width D, F channels of the feed-forward half.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainer.fused import attention
+from trainer.fused.attention import Borders, Kept
+from trainer.fused.keep import Policy
+from trainer.fused.linear import Gradients, Pass, Product
+from trainer.kernels import ops_for
+
+PART_TOKENS = 8192  # the feed-forward half goes through so many at a time: its activations are the widest
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A frozen RMSNorm: weight [C]."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The frozen parts and the adapters of one decoder layer."""
+
+    qkv: Product
+    o: Product
+    gate_up: Product
+    down: Product
+    attention_norm: Norm
+    mlp_norm: Norm
+    heads: int
+    kv_heads: int
+    scale: float
+
+    @property
+    def products(self) -> tuple[Product, Product, Product, Product]:
+        """All four, in the order of the parameters."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained."""
+        return [parameter for product in self.products for parameter in product.parameters]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of a step share: the angles' cos and sin [N, D], sample borders, and what is kept.
+    `is_training`: with dropout."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    borders: Borders
+    policy: Policy
+    is_training: bool
+
+
+def run_layer(x: torch.Tensor, layer: Layer, step: Step) -> torch.Tensor:
+    """The layer's output [N, C] for x [N, C]."""
+    out: torch.Tensor = _LayerFunction.apply(x, layer, step, *layer.parameters)
+    return out
+
+
+@dataclass
+class _Activations:
+    """Of one forward pass; None: not computed yet, or not kept."""
+
+    x: torch.Tensor
+    qkv: torch.Tensor | None = None
+    attention: Kept | None = None
+    middle: torch.Tensor | None = None
+    gate_up: torch.Tensor | None = None
+
+
+@dataclass
+class _Worker:
+    """One pass through a layer, forward or backward: makes each weight dense at most once."""
+
+    layer: Layer
+    step: Step
+    seeds: list[int]
+    have: _Activations
+    _passes: dict[str, Pass] = field(default_factory=dict)
+
+    def through(self, product: Product) -> Pass:
+        """The product, ready for this pass."""
+        found = self._passes.get(product.kind)
+        if found is None:
+            seed = self.seeds[self.layer.products.index(product)] if self.step.is_training else None
+            found = self._passes[product.kind] = Pass(product, self.have.x, seed)
+        return found
+
+    def normed(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """RMSNorm of x. [N, C]"""
+        normed: torch.Tensor = ops_for(x).rms_norm(x, norm.weight, norm.eps)
+        return normed
+
+    def heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q [N, H, D], k and v [N, K, D] of qkv [N, (H + 2K) D]."""
+        layer = self.layer
+        every = qkv.unflatten(1, (layer.heads + 2 * layer.kv_heads, -1))
+        q, k, v = every.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
+        return q, k, v
+
+    def rotate_(self, qkv: torch.Tensor, *, inverse: bool = False) -> None:
+        """q and k of qkv by their positions, in place."""
+        layer = self.layer
+        rotated = qkv.unflatten(1, (layer.heads + 2 * layer.kv_heads, -1))[:, : layer.heads + layer.kv_heads]
+        ops_for(qkv).rope_(rotated, self.step.cos, self.step.sin, inverse=inverse)
+
+    def fill_middle(self) -> torch.Tensor:
+        """Compute what is not there yet up to the middle: x + o(attention). [N, C]"""
+        have, layer = self.have, self.layer
+        if have.qkv is None:
+            have.qkv = self.through(layer.qkv).forward(self.normed(have.x, layer.attention_norm))
+            self.rotate_(have.qkv)
+        if have.attention is None:
+            have.attention = attention.forward(*self.heads(have.qkv), self.step.borders, layer.scale)
+        if have.middle is None:
+            out = have.attention.out.flatten(1)
+            have.middle = self.through(layer.o).forward(out, onto=have.x.clone())
+        return have.middle
+
+    def parts(self) -> Iterator[tuple[int, slice]]:
+        """The feed-forward half's parts of all tokens, numbered."""
+        for number, begin in enumerate(range(0, len(self.have.x), PART_TOKENS)):
+            yield number, slice(begin, begin + PART_TOKENS)
+
+    def mlp(self, *, keeps_gate_up: bool) -> torch.Tensor:
+        """The layer's output: middle + down(silu(gate) * up). [N, C]"""
+        middle = self.fill_middle()
+        out, kept = middle.clone(), []
+        for number, part in self.parts():
+            normed = self.normed(middle[part], self.layer.mlp_norm)
+            gate_up = self.through(self.layer.gate_up).forward(normed, part=number)
+            self.through(self.layer.down).forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
+            if keeps_gate_up:
+                kept.append(gate_up)
+        if keeps_gate_up:
+            self.have.gate_up = kept[0] if len(kept) == 1 else torch.cat(kept)
+        return out
+
+    def mlp_backward(self, grad: torch.Tensor, sums: dict[str, Gradients]) -> torch.Tensor:
+        """The gradient for the middle from that of the output. [N, C]"""
+        layer, middle = self.layer, self.fill_middle()
+        gate_up_pass, down_pass, ops = self.through(layer.gate_up), None, ops_for(grad)
+        out = torch.empty_like(grad)
+        for number, part in self.parts():
+            dy = grad[part]
+            normed = self.normed(middle[part], layer.mlp_norm)
+            gate_up = gate_up_pass.forward(normed, part=number) if self.have.gate_up is None else self.have.gate_up[part]
+            down_pass = self.through(layer.down)
+            through = down_pass.through_b(dy)
+            inner = down_pass.input_grad(dy, through, number)
+            ops.swiglu_backward_(inner, gate_up)  # from here on gate_up is its gradient, and inner down's input
+            down_pass.add_adapter_grads(sums["down"], dy, inner, through, number)
+            del inner
+            through = gate_up_pass.through_b(gate_up)
+            gate_up_pass.add_adapter_grads(sums["gate_up"], gate_up, normed, through, number)
+            d_normed = gate_up_pass.input_grad(gate_up, through, number)
+            norm = layer.mlp_norm
+            out[part] = ops.rms_norm_backward(d_normed, middle[part], norm.weight, norm.eps, dy)
+        self.have.gate_up = None
+        return out
+
+    def attention_backward(self, grad: torch.Tensor, sums: dict[str, Gradients], *, to_x: bool) -> torch.Tensor | None:
+        """The gradient for x from that of the middle. [N, C]"""
+        have, layer, ops = self.have, self.layer, ops_for(grad)
+        assert have.attention is not None and have.qkv is not None
+        o_pass = self.through(layer.o)
+        through = o_pass.through_b(grad)
+        o_pass.add_adapter_grads(sums["o"], grad, have.attention.out.flatten(1), through)
+        d_out = o_pass.input_grad(grad, through).view_as(have.attention.out)
+        d_heads = attention.backward(
+            d_out, *self.heads(have.qkv), have.attention, self.step.borders, layer.scale
+        )
+        have.qkv = have.attention = None
+        d_qkv = torch.cat([part.flatten(1) for part in d_heads], dim=1)
+        del d_heads, d_out
+        self.rotate_(d_qkv, inverse=True)
+        qkv_pass = self.through(layer.qkv)
+        through = qkv_pass.through_b(d_qkv)
+        qkv_pass.add_adapter_grads(sums["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
+        if not to_x:
+            return None
+        norm = layer.attention_norm
+        d_normed = qkv_pass.input_grad(d_qkv, through)
+        dx: torch.Tensor = ops.rms_norm_backward(d_normed, have.x, norm.weight, norm.eps, grad)
+        return dx
+
+
+class _LayerFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Layer, step: Step, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.layer, ctx.step = layer, step
+        # from torch's generator, whose state a checkpoint holds
+        ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else []
+        work = _Worker(layer, step, ctx.seeds, _Activations(x))
+        out = work.mlp(keeps_gate_up=step.policy.keeps("gate_up"))
+        if any(ctx.needs_input_grad):
+            _keep(ctx, work.have, step.policy)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        layer, step = ctx.layer, ctx.step
+        work = _Worker(layer, step, ctx.seeds, _recall(ctx, step.policy))
+        sums = {product.kind: Gradients(product) for product in layer.products}
+        middle = work.mlp_backward(grad.contiguous(), sums)
+        dx = work.attention_backward(middle, sums, to_x=ctx.needs_input_grad[0])
+        return dx, None, None, *(value for product in layer.products for value in sums[product.kind].take())
+
+
+def _keep(ctx: Any, have: _Activations, policy: Policy) -> None:
+    kept = have.attention if policy.keeps("attention") else None
+    ctx.attention = None if kept is None else (kept.sums, kept.rest)
+    out = None if kept is None else kept.out
+    if policy.host is not None:
+        policy.host.push(have.x)
+        if out is not None:
+            policy.host.push(out)
+        ctx.save_for_backward(None, None, None, None, None)
+        return
+    rest = [tensor if policy.keeps(name) else None for name, tensor in _named(have)]
+    ctx.save_for_backward(have.x, out, *rest)
+
+
+def _named(have: _Activations) -> list[tuple[str, torch.Tensor | None]]:
+    return [("qkv", have.qkv), ("middle", have.middle), ("gate_up", have.gate_up)]
+
+
+def _recall(ctx: Any, policy: Policy) -> _Activations:
+    x, out, qkv, middle, gate_up = ctx.saved_tensors
+    if policy.host is not None:
+        out = policy.host.pop() if ctx.attention is not None else None
+        x = policy.host.pop()
+    kept = None if ctx.attention is None else Kept(out, *ctx.attention)
+    return _Activations(x, qkv, kept, middle, gate_up)

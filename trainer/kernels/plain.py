@@ -1,0 +1,100 @@
+"""The fused layers' arithmetic in PyTorch, for any device and dtype; what trainer.kernels.gpu is tested against.
+
+Shapes: N tokens, C channels, V vocabulary, H heads of width D, R rank of an adapter.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm (arXiv:1910.07467) of x [N, C] by weight [C], computed in at least float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """Gradient for x of rms_norm, plus the gradient that reaches x past the norm, all [N, C]."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = grad.to(wide.dtype) * weight
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    out = inverse * (scaled - wide * inverse.square() * (scaled * wide).mean(-1, keepdim=True))
+    return (out if residual is None else out + residual).to(x.dtype)
+
+
+def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bool = False) -> None:
+    """Rotate heads [N, H, D] in place by the angles of cos and sin [N, D] (arXiv:2104.09864, halves as in Llama);
+    `inverse`: back, which is the gradient's way."""
+    half = heads.shape[-1] // 2
+    first, second = heads[..., :half].clone(), heads[..., half:].clone()
+    cos, sin = cos[:, None, :half].to(heads.dtype), sin[:, None, :half].to(heads.dtype)
+    sin = -sin if inverse else sin
+    heads[..., :half] = first * cos - second * sin
+    heads[..., half:] = second * cos + first * sin
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of gate_up [N, 2C], gate first -> [N, C] (arXiv:2002.05202)."""
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def swiglu_backward_(grad: torch.Tensor, gate_up: torch.Tensor) -> None:
+    """Replace gate_up [N, 2C] by its gradient, and grad [N, C] by swiglu(gate_up), which the adapter behind needs."""
+    gate, up = gate_up.chunk(2, -1)
+    sigmoid = torch.sigmoid(gate)
+    out = gate * sigmoid * up
+    gate_grad = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    gate_up.copy_(torch.cat([gate_grad, grad * gate * sigmoid], -1))
+    grad.copy_(out)
+
+
+def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    """Negative log-likelihood [N] of targets [N] under logits [N, V], which become its gradient times `scale`."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_sum = wide.logsumexp(-1)
+    loss = log_sum - wide.gather(-1, targets[:, None])[:, 0]
+    grad = (wide - log_sum[:, None]).exp_()
+    grad[torch.arange(len(targets), device=grad.device), targets] -= 1
+    logits.copy_(grad.mul_(scale))
+    return loss
+
+
+def dropout(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
+    """x [N, C] with this share of its values at zero and the others made larger by as much; the same values for the
+    same seed, so that the gradient goes the same way."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= rate
+    return x * kept / (1 - rate)
+
+
+def nf4_weight_(
+    out: torch.Tensor, weight: Any, lora_a: torch.Tensor | None, lora_b: torch.Tensor | None, scale: float
+) -> None:
+    """Write an NF4 weight (bitsandbytes' Params4bit) of [rows, columns] to `out`, with scale * B A added before it is
+    rounded to out's dtype: a small update is then not lost. A [R, columns], B [rows, R]."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed, state = weight.data, weight.quant_state
+    if out.dtype == state.dtype and lora_a is None:
+        out.copy_(dequantize_4bit(packed, state))
+        return
+    dense = _in_float32(packed, state)
+    if lora_a is not None and lora_b is not None:
+        dense.addmm_(lora_b.to(dense.dtype), lora_a.to(dense.dtype), alpha=scale)
+    out.copy_(dense)
+
+
+def _in_float32(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """An NF4 weight before rounding. bitsandbytes rounds to the dtype that the state names."""
+    from copy import copy
+
+    from bitsandbytes.functional import dequantize_4bit
+
+    wide = copy(state)
+    wide.dtype = torch.float32
+    return dequantize_4bit(packed, wide)

@@ -52,7 +52,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders,
 def backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: Kept, borders: Borders, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients for q, k and v, from that of kept.out [N, H, D]."""
+    """Gradients for q [B, T, H, D], k and v [B, T, K, D], B*T = N, from that of kept.out [N, H, D]."""
     if kept.sums is None:
         return _plain_backward(grad, q, k, v, borders, scale)
     if borders.whole_rows(len(q)):
@@ -62,14 +62,14 @@ def backward(
             *(_rows(part, borders) for part in (grad, q, k, v, kept.out)), kept.sums, seed, offset, None,
             starts_q, starts_k, length, length, 0.0, True, scale=scale,
         )  # fmt: skip
-        dq, dk, dv = (part.transpose(1, 2).flatten(0, 1) for part in found)
+        dq, dk, dv = (part.transpose(1, 2) for part in found)
         return dq, dk, dv
     state, unused = kept.rest
     at, most = borders.starts, borders.longest
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         grad, q, k, v, kept.out, kept.sums, at, at, most, most, 0.0, True, state, unused, scale=scale
     )
-    return dq, dk, dv
+    return dq[None], dk[None], dv[None]
 
 
 def _has_kernel(q: torch.Tensor) -> bool:
@@ -99,4 +99,4 @@ def _plain_backward(
     with torch.enable_grad():
         parts = [part.detach().requires_grad_() for part in (q, k, v)]
         dq, dk, dv = torch.autograd.grad(_plain(*parts, borders, scale), parts, grad)
-    return dq, dk, dv
+    return dq[None], dk[None], dv[None]

@@ -1,6 +1,7 @@
 """What a layer keeps of its forward pass for the backward pass: the rest is computed again (checkpointing,
 arXiv:1604.06174), and what is kept can wait in host memory, copied while the GPU computes."""
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +41,28 @@ class Host:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self._waiting: list[_Waiting] = []
+        self._leaving: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def begin_step(self) -> None:
         """Forget what no backward pass has taken."""
         self._waiting.clear()
 
     def push(self, tensor: torch.Tensor) -> None:
-        """Begin to copy a tensor to the host."""
-        self._waiting.append(_Waiting(tensor, self.stream))
+        """Begin to copy a tensor to the host. Its memory on the device is free once the copies are two layers behind."""
+        waiting = _Waiting(tensor, self.stream)
+        self._waiting.append(waiting)
+        self._leaving.append((tensor, self.stream.record_event()))
+        if len(self._leaving) > self.AHEAD:
+            gone, copied = self._leaving.popleft()
+            torch.cuda.current_stream().wait_event(copied)
+            del gone
 
     def pop(self) -> torch.Tensor:
         """The tensor that was pushed last, on the device again."""
+        while self._leaving:
+            gone, copied = self._leaving.popleft()
+            torch.cuda.current_stream().wait_event(copied)
+            del gone
         tensor = self._waiting.pop().take()
         for waiting in self._waiting[-self.AHEAD :]:
             waiting.fetch()
@@ -67,7 +79,6 @@ class _Waiting:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._copy.copy_(tensor, non_blocking=True)
-        tensor.record_stream(stream)  # its memory is not given away before the copy is made
 
     def fetch(self) -> None:
         """Begin to bring it back, once."""

@@ -4,7 +4,7 @@ Shapes: N tokens of all rows, C channels, H query and K key heads of width D, F 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
 from trainer.fused.keep import Policy
-from trainer.fused.linear import Gradients, Pass, Product
+from trainer.fused.linear import Gradients, Product, passes
 from trainer.kernels import ops_for
 
 PART_TOKENS = 8192  # the feed-forward half goes through so many at a time: its activations are the widest
@@ -80,23 +80,12 @@ class _Activations:
     gate_up: torch.Tensor | None = None
 
 
-@dataclass
 class _Worker:
-    """One pass through a layer, forward or backward: makes each weight dense at most once."""
+    """One pass through a layer, forward or backward, with its weights made dense once."""
 
-    layer: Layer
-    step: Step
-    seeds: list[int]
-    have: _Activations
-    _passes: dict[str, Pass] = field(default_factory=dict)
-
-    def through(self, product: Product) -> Pass:
-        """The product, ready for this pass."""
-        found = self._passes.get(product.kind)
-        if found is None:
-            seed = self.seeds[self.layer.products.index(product)] if self.step.is_training else None
-            found = self._passes[product.kind] = Pass(product, self.have.x, seed)
-        return found
+    def __init__(self, layer: Layer, step: Step, seeds: list[int] | list[None], have: _Activations) -> None:
+        self.layer, self.step, self.have = layer, step, have
+        self.qkv, self.o, self.gate_up, self.down = passes(layer.products, have.x, seeds)
 
     def normed(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """RMSNorm of x. [N, C]"""
@@ -110,23 +99,23 @@ class _Worker:
         q, k, v = every.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
         return q, k, v
 
-    def rotate_(self, qkv: torch.Tensor, *, inverse: bool = False) -> None:
+    def rotate_(self, qkv: torch.Tensor) -> None:
         """q and k of qkv by their positions, in place."""
         layer = self.layer
         rotated = qkv.unflatten(1, (layer.heads + 2 * layer.kv_heads, -1))[:, : layer.heads + layer.kv_heads]
-        ops_for(qkv).rope_(rotated, self.step.cos, self.step.sin, inverse=inverse)
+        ops_for(qkv).rope_(rotated, self.step.cos, self.step.sin)
 
     def fill_middle(self) -> torch.Tensor:
         """Compute what is not there yet up to the middle: x + o(attention). [N, C]"""
         have, layer = self.have, self.layer
         if have.qkv is None:
-            have.qkv = self.through(layer.qkv).forward(self.normed(have.x, layer.attention_norm))
+            have.qkv = self.qkv.forward(self.normed(have.x, layer.attention_norm))
             self.rotate_(have.qkv)
         if have.attention is None:
             have.attention = attention.forward(*self.heads(have.qkv), self.step.borders, layer.scale)
         if have.middle is None:
             out = have.attention.out.flatten(1)
-            have.middle = self.through(layer.o).forward(out, onto=have.x.clone())
+            have.middle = self.o.forward(out, onto=have.x.clone())
         return have.middle
 
     def parts(self) -> Iterator[tuple[int, slice]]:
@@ -140,8 +129,8 @@ class _Worker:
         out, kept = middle.clone(), []
         for number, part in self.parts():
             normed = self.normed(middle[part], self.layer.mlp_norm)
-            gate_up = self.through(self.layer.gate_up).forward(normed, part=number)
-            self.through(self.layer.down).forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
+            gate_up = self.gate_up.forward(normed, part=number)
+            self.down.forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
             if keeps_gate_up:
                 kept.append(gate_up)
         if keeps_gate_up:
@@ -150,23 +139,21 @@ class _Worker:
 
     def mlp_backward(self, grad: torch.Tensor, sums: dict[str, Gradients]) -> torch.Tensor:
         """The gradient for the middle from that of the output. [N, C]"""
-        layer, middle = self.layer, self.fill_middle()
-        gate_up_pass, down_pass, ops = self.through(layer.gate_up), None, ops_for(grad)
+        norm, middle, ops = self.layer.mlp_norm, self.fill_middle(), ops_for(grad)
         out = torch.empty_like(grad)
         for number, part in self.parts():
             dy = grad[part]
-            normed = self.normed(middle[part], layer.mlp_norm)
-            gate_up = gate_up_pass.forward(normed, part=number) if self.have.gate_up is None else self.have.gate_up[part]
-            down_pass = self.through(layer.down)
-            through = down_pass.through_b(dy)
-            inner = down_pass.input_grad(dy, through, number)
+            normed = self.normed(middle[part], norm)
+            kept = self.have.gate_up
+            gate_up = self.gate_up.forward(normed, part=number) if kept is None else kept[part]
+            through = self.down.through_b(dy)
+            inner = self.down.input_grad(dy, through, number)
             ops.swiglu_backward_(inner, gate_up)  # from here on gate_up is its gradient, and inner down's input
-            down_pass.add_adapter_grads(sums["down"], dy, inner, through, number)
+            self.down.add_adapter_grads(sums["down"], dy, inner, through, number)
             del inner
-            through = gate_up_pass.through_b(gate_up)
-            gate_up_pass.add_adapter_grads(sums["gate_up"], gate_up, normed, through, number)
-            d_normed = gate_up_pass.input_grad(gate_up, through, number)
-            norm = layer.mlp_norm
+            through = self.gate_up.through_b(gate_up)
+            self.gate_up.add_adapter_grads(sums["gate_up"], gate_up, normed, through, number)
+            d_normed = self.gate_up.input_grad(gate_up, through, number)
             out[part] = ops.rms_norm_backward(d_normed, middle[part], norm.weight, norm.eps, dy)
         self.have.gate_up = None
         return out
@@ -175,24 +162,21 @@ class _Worker:
         """The gradient for x from that of the middle. [N, C]"""
         have, layer, ops = self.have, self.layer, ops_for(grad)
         assert have.attention is not None and have.qkv is not None
-        o_pass = self.through(layer.o)
-        through = o_pass.through_b(grad)
-        o_pass.add_adapter_grads(sums["o"], grad, have.attention.out.flatten(1), through)
-        d_out = o_pass.input_grad(grad, through).view_as(have.attention.out)
+        through = self.o.through_b(grad)
+        self.o.add_adapter_grads(sums["o"], grad, have.attention.out.flatten(1), through)
+        d_out = self.o.input_grad(grad, through).view_as(have.attention.out)
         d_heads = attention.backward(
             d_out, *self.heads(have.qkv), have.attention, self.step.borders, layer.scale
         )
         have.qkv = have.attention = None
-        d_qkv = torch.cat([part.flatten(1) for part in d_heads], dim=1)
+        d_qkv = ops.unrope(*d_heads, self.step.cos, self.step.sin)
         del d_heads, d_out
-        self.rotate_(d_qkv, inverse=True)
-        qkv_pass = self.through(layer.qkv)
-        through = qkv_pass.through_b(d_qkv)
-        qkv_pass.add_adapter_grads(sums["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
+        through = self.qkv.through_b(d_qkv)
+        self.qkv.add_adapter_grads(sums["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
         if not to_x:
             return None
         norm = layer.attention_norm
-        d_normed = qkv_pass.input_grad(d_qkv, through)
+        d_normed = self.qkv.input_grad(d_qkv, through)
         dx: torch.Tensor = ops.rms_norm_backward(d_normed, have.x, norm.weight, norm.eps, grad)
         return dx
 
@@ -202,7 +186,7 @@ class _LayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: Layer, step: Step, *parameters: torch.Tensor) -> torch.Tensor:
         ctx.layer, ctx.step = layer, step
         # from torch's generator, whose state a checkpoint holds
-        ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else []
+        ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else [None] * 4
         work = _Worker(layer, step, ctx.seeds, _Activations(x))
         out = work.mlp(keeps_gate_up=step.policy.keeps("gate_up"))
         if any(ctx.needs_input_grad):

@@ -5,7 +5,7 @@ update is added to W before it is rounded: one product instead of three, and non
 it would take. Shapes: N tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,53 +50,73 @@ class Linear:
         return getattr(self.weight, "quant_state", None) is not None
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Memory for a product's weight [O, I] and its adapters in the dtype of the arithmetic; A matrices [R, I] lie below
+    each other."""
+
+    weight: torch.Tensor
+    a: torch.Tensor
+    b: list[torch.Tensor]
+
+
 class Scratch:
-    """Memory for dense weights, one piece a kind of product, the same for all layers."""
+    """Slots that all layers share: what a layer puts there is good until the next one comes."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, torch.Tensor] = {}
+        self._slots: dict[Any, Slots] = {}
 
-    def take(self, kind: str, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] on the device and of the dtype of `like`; what was in it before is gone."""
-        piece = self._pieces.get(kind)
-        if piece is None or piece.numel() < rows * columns or piece.dtype != like.dtype or piece.device != like.device:
-            piece = self._pieces[kind] = like.new_empty(rows * columns)
-        return piece[: rows * columns].view(rows, columns)
+    def slots_for(self, product: "Product", like: torch.Tensor) -> Slots:
+        """Of the dtype and on the device of `like`."""
+        key = (product.kind, product.sizes, product.inputs, product.ranks, like.dtype, like.device)
+        found = self._slots.get(key)
+        if found is None:
+            weight = like.new_empty(product.outputs, product.inputs) if product.is_copied(like.dtype) else like[:0]
+            a = like.new_empty(sum(product.ranks), product.inputs)
+            b = [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters]
+            found = self._slots[key] = Slots(weight, a, b)
+        return found
 
 
 class Product:
-    """The layers of one `kind` (such as "qkv") in one decoder layer, as one product."""
+    """The layers of one `kind` (such as "qkv") in one decoder layer, as one product. Their adapters have one scale and
+    one dropout."""
 
     def __init__(self, kind: str, layers: Sequence[Linear], scratch: Scratch) -> None:
         self.kind, self.layers, self.scratch = kind, layers, scratch
-        self.inputs, self.outputs = layers[0].inputs, sum(layer.outputs for layer in layers)
+        self.inputs, self.sizes = layers[0].inputs, tuple(layer.outputs for layer in layers)
+        self.outputs = sum(self.sizes)
         self.adapters = [layer.adapter for layer in layers if layer.adapter is not None]
-        self.dropout = max((adapter.dropout for adapter in self.adapters), default=0.0)
+        self.ranks = tuple(len(adapter.a) for adapter in self.adapters)
+        self.scale = self.adapters[0].scale if self.adapters else 0.0
+        self.dropout = self.adapters[0].dropout if self.adapters else 0.0
+        # A and B of every adapter, in the order of Gradients.take
+        self.parameters = [matrix for adapter in self.adapters for matrix in (adapter.a, adapter.b)]
 
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of every adapter, in the order of Gradients.take."""
-        return [matrix for adapter in self.adapters for matrix in (adapter.a, adapter.b)]
-
-    def columns(self, y: torch.Tensor) -> Iterator[torch.Tensor]:
+    def columns(self, y: torch.Tensor) -> list[torch.Tensor]:
         """The parts of y [N, O] that belong to layers with an adapter."""
-        parts = y.split([layer.outputs for layer in self.layers], dim=1)
-        return (part for part, layer in zip(parts, self.layers, strict=True) if layer.adapter is not None)
+        parts = y.split(self.sizes, dim=1)
+        return [part for part, layer in zip(parts, self.layers, strict=True) if layer.adapter is not None]
+
+    def merges(self, dtype: torch.dtype) -> bool:
+        """Whether the update can be added to W: bf16 weights that are there already have no room for a small one."""
+        has_room = dtype != torch.bfloat16 or all(layer.is_quantised for layer in self.layers)
+        return has_room and bool(self.adapters)
+
+    def is_copied(self, dtype: torch.dtype) -> bool:
+        """Whether W has to be written for a pass, or is one dense matrix as it is."""
+        return len(self.layers) > 1 or self.layers[0].is_quantised or self.merges(dtype)
 
 
 class Pass:
-    """A product with its weight at hand, for one pass of one step. Dense weights are good until the next pass of the
-    same kind. `seed`: of its dropout, None where there is none."""
+    """Products of one layer with their weights at hand, for one pass of one step. `seed`: of the dropout, None where
+    there is none."""
 
-    def __init__(self, product: Product, like: torch.Tensor, seed: int | None) -> None:
-        self.product, self.seed = product, seed if product.dropout else None
-        self.ranks = [len(adapter.a) for adapter in product.adapters]
-        self.a = _joined([adapter.a for adapter in product.adapters], like)
-        self.b = [adapter.b.detach().to(like.dtype) for adapter in product.adapters]
-        # bf16 weights that are there already have no room for a small update
-        has_room = like.dtype != torch.bfloat16 or all(layer.is_quantised for layer in product.layers)
-        self.is_merged = self.seed is None and has_room and bool(self.b)
-        self.weight = self._dense(like)
+    def __init__(self, product: Product, slots: Slots, seed: int | None) -> None:
+        self.product, self.slots = product, slots
+        self.seed = seed if product.dropout else None
+        self.is_merged = self.seed is None and product.merges(slots.a.dtype)
+        self.weight = self._dense()
         biases = [layer.bias for layer in product.layers]
         self.bias = None if biases[0] is None else torch.cat([part for part in biases if part is not None])
 
@@ -108,54 +128,55 @@ class Pass:
             onto.addmm_(x, self.weight.t())
         if self.bias is not None:
             onto += self.bias
-        if self.b and not self.is_merged:
-            inner = (self._dropped(x, part) @ self.a.t()).split(self.ranks, dim=1)
-            for y, xa, b, adapter in zip(self.product.columns(onto), inner, self.b, self.product.adapters, strict=True):
-                y.addmm_(xa, b.t(), alpha=adapter.scale)
+        if self.product.adapters and not self.is_merged:
+            inner = self._inner(self._dropped(x, part))
+            for y, xa, b in zip(self.product.columns(onto), inner, self.slots.b, strict=True):
+                y.addmm_(xa, b.t())
         return onto
 
     def through_b(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient for x A^T [N, R] from that of y [N, O]."""
-        out = grad.new_empty(len(grad), sum(self.ranks))
-        parts = out.split(self.ranks, dim=1)
-        for to, dy, b, adapter in zip(parts, self.product.columns(grad), self.b, self.product.adapters, strict=True):
-            to.addmm_(dy, b, beta=0, alpha=adapter.scale)
+        out = grad.new_empty(len(grad), len(self.slots.a))
+        parts = out.split(self.product.ranks, dim=1)
+        for to, dy, b in zip(parts, self.product.columns(grad), self.slots.b, strict=True):
+            to.addmm_(dy, b, beta=0, alpha=self.product.scale)
         return out
 
     def input_grad(self, grad: torch.Tensor, through: torch.Tensor, part: int = 0) -> torch.Tensor:
         """The gradient for x [N, I]; `through` is through_b(grad)."""
         out = torch.mm(grad, self.weight)
-        if self.b and not self.is_merged:
-            out += self._dropped(through @ self.a, part)  # a mask's gradient is the mask
+        if self.product.adapters and not self.is_merged:
+            out += self._dropped(through @ self.slots.a, part)  # a mask's gradient is the mask
         return out
 
     def add_adapter_grads(
         self, sums: "Gradients", grad: torch.Tensor, x: torch.Tensor, through: torch.Tensor, part: int = 0
     ) -> None:
         """Add the gradients for every A and B to `sums`."""
-        if not self.b:
+        if not self.product.adapters:
             return
         x = self._dropped(x, part)
-        inner = (x @ self.a.t()).split(self.ranks, dim=1)
-        for number, part_a in enumerate(_wide_product(through, x).split(self.ranks)):
+        for number, part_a in enumerate(_wide_product(through, x).split(self.product.ranks)):
             sums.add(2 * number, part_a)
-        for number, (dy, xa) in enumerate(zip(self.product.columns(grad), inner, strict=True)):
-            sums.add(2 * number + 1, _wide_product(dy, xa).mul_(self.product.adapters[number].scale))
+        for number, (dy, xa) in enumerate(zip(self.product.columns(grad), self._inner(x), strict=True)):
+            sums.add(2 * number + 1, _wide_product(dy, xa))
 
-    def _dense(self, like: torch.Tensor) -> torch.Tensor:
+    def _dense(self) -> torch.Tensor:
         """W, or with `is_merged` W + s B A. [O, I]"""
-        product = self.product
-        if len(product.layers) == 1 and not product.layers[0].is_quantised and not self.is_merged:
+        product, out = self.product, self.slots.weight
+        if not len(out):
             weight: torch.Tensor = product.layers[0].weight.detach()
             return weight
-        out = product.scratch.take(product.kind, product.outputs, product.inputs, like)
-        parts = out.split([layer.outputs for layer in product.layers])
-        matrices = iter(zip(self.a.split(self.ranks) if self.ranks else (), self.b, strict=True))
-        for part, layer in zip(parts, product.layers, strict=True):
+        matrices = iter(zip(self.slots.a.split(product.ranks) if product.ranks else (), self.slots.b, strict=True))
+        for part, layer in zip(out.split(product.sizes), product.layers, strict=True):
             a, b = next(matrices) if layer.adapter else (None, None)
-            scale = layer.adapter.scale if layer.adapter else 0.0
-            _write_weight(part, layer, (a, b) if self.is_merged else (None, None), scale)
+            _write_weight(part, layer, (a, b) if self.is_merged else (None, None), product.scale)
         return out
+
+    def _inner(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """s x A^T for every adapter. [N, r]"""
+        out = x.new_empty(len(x), len(self.slots.a)).addmm_(x, self.slots.a.t(), beta=0, alpha=self.product.scale)
+        return out.split(self.product.ranks, dim=1)
 
     def _dropped(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """x through the adapters' dropout: one mask for all layers that share the input."""
@@ -163,6 +184,22 @@ class Pass:
             return x
         dropped: torch.Tensor = ops_for(x).dropout(x, self.product.dropout, self.seed + part)
         return dropped
+
+
+def passes(products: Sequence[Product], like: torch.Tensor, seeds: Sequence[int | None]) -> list[Pass]:
+    """The products of one layer, ready for a pass over tokens like `like`. They are good until the next call."""
+    slots = [product.scratch.slots_for(product, like) for product in products]
+    to = [part for product, slot in zip(products, slots, strict=True) for part in _interleaved(product, slot)]
+    if to:
+        torch._foreach_copy_(to, [matrix.detach() for product in products for matrix in product.parameters])
+    return [Pass(*each) for each in zip(products, slots, seeds, strict=True)]
+
+
+def _interleaved(product: Product, slots: Slots) -> list[torch.Tensor]:
+    """The slots of A and B in the order of the parameters."""
+    if not product.ranks:
+        return []
+    return [part for pair in zip(slots.a.split(product.ranks), slots.b, strict=True) for part in pair]
 
 
 class Gradients:
@@ -200,9 +237,3 @@ def _wide_product(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if grad.is_cuda and grad.dtype == torch.bfloat16:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)
     return torch.mm(grad.t(), x).to(torch.promote_types(grad.dtype, torch.float32))
-
-
-def _joined(matrices: list[torch.nn.Parameter], like: torch.Tensor) -> torch.Tensor:
-    if not matrices:
-        return like.new_empty(0, 0)
-    return torch.cat([matrix.detach() for matrix in matrices]).to(like.dtype)

@@ -63,18 +63,18 @@ def _rms_norm_backward(grad, x, weight, residual, out, width, eps, RESIDUAL: tl.
     tl.store(out + at, result, mask=inside)
 
 
-def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bool = False) -> None:
+def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """As plain.rope_."""
     tokens, number, width = heads.shape
     _rope[(tokens,)](
-        heads, cos, sin, heads.stride(0), heads.stride(1), number, -1.0 if inverse else 1.0,
+        heads, cos, sin, heads.stride(0), heads.stride(1), number,
         HALF=width // 2, HEADS=triton.next_power_of_2(number), HALF_BLOCK=triton.next_power_of_2(width // 2),
     )  # fmt: skip
 
 
 @triton.jit
 def _rope(
-    heads, cos, sin, token_stride, head_stride, number, sign,
+    heads, cos, sin, token_stride, head_stride, number,
     HALF: tl.constexpr, HEADS: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -82,11 +82,48 @@ def _rope(
     inside = (head < number) & (channel < HALF)
     at = heads + token * token_stride + head * head_stride + channel
     c = tl.load(cos + token * 2 * HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32)
-    s = tl.load(sin + token * 2 * HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32) * sign
+    s = tl.load(sin + token * 2 * HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32)
     first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
     tl.store(at, first * c - second * s, mask=inside)
     tl.store(at + HALF, second * c + first * s, mask=inside)
+
+
+def unrope(
+    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """As plain.unrope."""
+    rows, length, heads, width = dq.shape
+    kv_heads = dk.shape[2]
+    out = dq.new_empty(rows * length, heads + 2 * kv_heads, width)
+    grid, most = (rows * length,), triton.next_power_of_2(width // 2)
+    for part, first, number, rotated in ((dq, 0, heads, True), (dk, heads, kv_heads, True),
+                                         (dv, heads + kv_heads, kv_heads, False)):  # fmt: skip
+        _unrope[grid](
+            part, out[:, first:], cos, sin, length, part.stride(0), part.stride(1), part.stride(2), out.stride(0),
+            number, ROTATED=rotated, HALF=width // 2, HEADS=triton.next_power_of_2(number), HALF_BLOCK=most,
+        )  # fmt: skip
+    return out.flatten(1)
+
+
+@triton.jit
+def _unrope(
+    part, out, cos, sin, length, row_stride, token_stride, head_stride, out_stride, number, ROTATED: tl.constexpr,
+    HALF: tl.constexpr, HEADS: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (head < number) & (channel < HALF)
+    at = part + (token // length) * row_stride + (token % length) * token_stride + head * head_stride + channel
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    if ROTATED:
+        c = tl.load(cos + token * 2 * HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32)
+        s = tl.load(sin + token * 2 * HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32)
+        first, second = first * c + second * s, second * c - first * s
+    to = out + token * out_stride + head * (2 * HALF) + channel
+    tl.store(to, first, mask=inside)
+    tl.store(to + HALF, second, mask=inside)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -173,7 +210,7 @@ def _dropout(x, out, number, rate, seed, BLOCK: tl.constexpr):
 def nf4_weight_(
     out: torch.Tensor, weight: Any, lora_a: torch.Tensor | None, lora_b: torch.Tensor | None, scale: float
 ) -> None:
-    """As plain.nf4_weight_; A and B are taken in out's dtype."""
+    """As plain.nf4_weight_; A and B are in out's dtype, their rows dense."""
     state = weight.quant_state
     rows, columns = state.shape
     standard = state.nested and state.blocksize == NF4_BLOCK and state.state2.blocksize == SCALE_BLOCK
@@ -181,48 +218,49 @@ def nf4_weight_(
         plain.nf4_weight_(out, weight, lora_a, lora_b, scale)
         return
     rank = 0 if lora_a is None else len(lora_a)
-    lora_a, lora_b = (out, out) if lora_a is None or lora_b is None else (lora_a.contiguous(), lora_b.contiguous())
-    _nf4_weight[(triton.cdiv(rows, 128), triton.cdiv(columns, 128))](
+    lora_a, lora_b = (out, out) if lora_a is None or lora_b is None else (lora_a, lora_b)
+    height = 64 if rank else 128
+    _nf4_weight[(triton.cdiv(rows, height) * (columns // NF4_BLOCK),)](
         weight.data.view(torch.uint8), state.absmax, state.state2.code, state.state2.absmax, state.offset, state.code,
         lora_a, lora_b, out, rows, columns, out.stride(0), scale, RANK=rank,
-        RANK_BLOCK=min(64, max(16, triton.next_power_of_2(rank))), ROWS=128, COLUMNS=128, BLOCK=NF4_BLOCK,
-        SCALE_BLOCK=SCALE_BLOCK, num_warps=8,
+        RANK_BLOCK=min(64, max(16, triton.next_power_of_2(rank))), ROWS=height, BLOCK=NF4_BLOCK,
+        SCALE_BLOCK=SCALE_BLOCK, GROUP=16, num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit
 def _nf4_weight(
     packed, absmax, absmax_code, absmax_absmax, offset, code, lora_a, lora_b, out, rows, columns, stride, scale,
-    RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-    SCALE_BLOCK: tl.constexpr,
+    RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SCALE_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    first = tl.program_id(1) * COLUMNS
-    byte = first // 2 + tl.arange(0, COLUMNS // 2)
-    inside = (row < rows)[:, None] & (byte < columns // 2)[None, :]
-    pair = tl.load(packed + row[:, None] * (columns // 2) + byte[None, :], mask=inside, other=0)
+    # a tile is as wide as one block: one scale a row; tiles of neighbouring rows follow each other and share A in L2
+    tiles_across, tiles_down = columns // BLOCK, tl.cdiv(rows, ROWS)
+    in_group = tl.program_id(0) % (GROUP * tiles_across)
+    first_down = tl.program_id(0) // (GROUP * tiles_across) * GROUP
+    height = min(tiles_down - first_down, GROUP)
+    row = (first_down + in_group % height).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    across = in_group // height
+    inside = row < rows
+    byte = across * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    pair = tl.load(packed + row[:, None] * (columns // 2) + byte[None, :], mask=inside[:, None], other=0)
     value = tl.interleave(tl.load(code + (pair >> 4)), tl.load(code + (pair & 15)))  # the first is in the high half
-    # one scale for each block of a row: a code, times a scale of its own, plus the mean of all
-    block = first // BLOCK + tl.arange(0, COLUMNS // BLOCK)
-    at = row[:, None] * (columns // BLOCK) + block[None, :]
-    known = (row < rows)[:, None] & (block < columns // BLOCK)[None, :]
-    scales = tl.load(absmax_code + tl.load(absmax + at, mask=known, other=0))
-    scales = scales * tl.load(absmax_absmax + at // SCALE_BLOCK, mask=known, other=0.0) + tl.load(offset)
-    value = value.reshape(ROWS, COLUMNS // BLOCK, BLOCK) * scales[:, :, None]
-    value = value.reshape(ROWS, COLUMNS)
-    column = first + tl.arange(0, COLUMNS)
+    # a scale is a code, times a scale of its own, plus the mean of all
+    at = row * tiles_across + across
+    scales = tl.load(absmax_code + tl.load(absmax + at, mask=inside, other=0))
+    scales = scales * tl.load(absmax_absmax + at // SCALE_BLOCK, mask=inside, other=0.0) + tl.load(offset)
+    value = value * scales[:, None]
+    column = across * BLOCK + tl.arange(0, BLOCK)
     if RANK > 0:
-        added = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        added = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for begin in tl.static_range(0, RANK, RANK_BLOCK):
             k = begin + tl.arange(0, RANK_BLOCK)
-            b_at = lora_b + row[:, None] * RANK + k[None, :]
-            a_at = lora_a + k[:, None] * columns + column[None, :]
-            b = tl.load(b_at, mask=(row < rows)[:, None] & (k < RANK)[None, :], other=0.0)
-            a = tl.load(a_at, mask=(k < RANK)[:, None] & (column < columns)[None, :], other=0.0)
+            known = inside[:, None] & (k < RANK)[None, :]
+            b = tl.load(lora_b + row[:, None] * RANK + k[None, :], mask=known, other=0.0)
+            a = tl.load(lora_a + k[:, None] * columns + column[None, :], mask=(k < RANK)[:, None], other=0.0)
             added = tl.dot(b, a, added)
         value += scale * added
-    target = out + row[:, None] * stride + column[None, :]
-    tl.store(target, value, mask=(row < rows)[:, None] & (column < columns)[None, :])
+    tl.store(out + row[:, None] * stride + column[None, :], value, mask=inside[:, None])
 
 
 def _tiles(out: torch.Tensor) -> tuple[int, int]:

@@ -26,15 +26,25 @@ def rms_norm_backward(
     return (out if residual is None else out + residual).to(x.dtype)
 
 
-def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bool = False) -> None:
-    """Rotate heads [N, H, D] in place by the angles of cos and sin [N, D] (arXiv:2104.09864, halves as in Llama);
-    `inverse`: back, which is the gradient's way."""
-    half = heads.shape[-1] // 2
-    first, second = heads[..., :half].clone(), heads[..., half:].clone()
-    cos, sin = cos[:, None, :half].to(heads.dtype), sin[:, None, :half].to(heads.dtype)
-    sin = -sin if inverse else sin
-    heads[..., :half] = first * cos - second * sin
-    heads[..., half:] = second * cos + first * sin
+def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotate heads [N, H, D] in place by the angles of cos and sin [N, D] (arXiv:2104.09864, halves as in Llama)."""
+    heads.copy_(_rotated(heads, cos, sin))
+
+
+def unrope(
+    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of q, k and v side by side [N, (H + 2K) D] before q and k were rotated, from dq [B, T, H, D], dk and
+    dv [B, T, K, D], B*T = N: the way back is the rotation by the opposite angle."""
+    dq, dk, dv = (part.flatten(0, 1) for part in (dq, dk, dv))
+    parts = (_rotated(dq, cos, -sin), _rotated(dk, cos, -sin), dv)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = heads.chunk(2, -1)
+    cos, sin = (part.chunk(2, -1)[0][:, None].to(heads.dtype) for part in (cos, sin))
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

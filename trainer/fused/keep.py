@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-# beside its input; "attention" is the attention's output, "middle" what goes into the feed-forward half
+# beside a layer's input; "attention" is the attention's output, "middle" what goes into the feed-forward half,
+# "weights" the dense weights; "offload" keeps in host memory
 POLICIES: dict[str, frozenset[str]] = {
-    "none": frozenset({"qkv", "attention", "middle", "gate_up"}),
+    "none": frozenset({"qkv", "attention", "middle", "gate_up", "weights"}),
     "selective": frozenset({"qkv", "attention", "middle"}),
     "full": frozenset(),
     "offload": frozenset({"attention"}),
@@ -48,7 +49,7 @@ class Host:
         self._waiting.clear()
 
     def push(self, tensor: torch.Tensor) -> None:
-        """Begin to copy a tensor to the host. Its memory on the device is free once the copies are two layers behind."""
+        """Begin to copy a tensor to the host; its memory on the device is free after some more."""
         waiting = _Waiting(tensor, self.stream)
         self._waiting.append(waiting)
         self._leaving.append((tensor, self.stream.record_event()))

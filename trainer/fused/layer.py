@@ -12,7 +12,7 @@ import torch
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
 from trainer.fused.keep import Policy
-from trainer.fused.linear import Gradients, Product, passes
+from trainer.fused.linear import Gradients, Pass, Product, passes
 from trainer.kernels import ops_for
 
 PART_TOKENS = 8192  # the feed-forward half goes through so many at a time: its activations are the widest
@@ -83,9 +83,9 @@ class _Activations:
 class _Worker:
     """One pass through a layer, forward or backward, with its weights made dense once."""
 
-    def __init__(self, layer: Layer, step: Step, seeds: list[int] | list[None], have: _Activations) -> None:
+    def __init__(self, layer: Layer, step: Step, have: _Activations, ready: list[Pass]) -> None:
         self.layer, self.step, self.have = layer, step, have
-        self.qkv, self.o, self.gate_up, self.down = passes(layer.products, have.x, seeds)
+        self.qkv, self.o, self.gate_up, self.down = ready
 
     def normed(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """RMSNorm of x. [N, C]"""
@@ -119,22 +119,22 @@ class _Worker:
         return have.middle
 
     def parts(self) -> Iterator[tuple[int, slice]]:
-        """The feed-forward half's parts of all tokens, numbered."""
-        for number, begin in enumerate(range(0, len(self.have.x), PART_TOKENS)):
-            yield number, slice(begin, begin + PART_TOKENS)
+        """The feed-forward half's parts of all tokens, numbered; one where gate_up is kept and memory is no matter."""
+        tokens = len(self.have.x)
+        size = tokens if self.step.policy.keeps("gate_up") else PART_TOKENS
+        for number, begin in enumerate(range(0, tokens, size)):
+            yield number, slice(begin, begin + size)
 
-    def mlp(self, *, keeps_gate_up: bool) -> torch.Tensor:
+    def mlp(self) -> torch.Tensor:
         """The layer's output: middle + down(silu(gate) * up). [N, C]"""
         middle = self.fill_middle()
-        out, kept = middle.clone(), []
+        out = middle.clone()
         for number, part in self.parts():
             normed = self.normed(middle[part], self.layer.mlp_norm)
             gate_up = self.gate_up.forward(normed, part=number)
             self.down.forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
-            if keeps_gate_up:
-                kept.append(gate_up)
-        if keeps_gate_up:
-            self.have.gate_up = kept[0] if len(kept) == 1 else torch.cat(kept)
+            if self.step.policy.keeps("gate_up"):
+                self.have.gate_up = gate_up
         return out
 
     def mlp_backward(self, grad: torch.Tensor, sums: dict[str, Gradients]) -> torch.Tensor:
@@ -187,16 +187,22 @@ class _LayerFunction(torch.autograd.Function):
         ctx.layer, ctx.step = layer, step
         # from torch's generator, whose state a checkpoint holds
         ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else [None] * 4
-        work = _Worker(layer, step, ctx.seeds, _Activations(x))
-        out = work.mlp(keeps_gate_up=step.policy.keeps("gate_up"))
-        if any(ctx.needs_input_grad):
+        needed = any(ctx.needs_input_grad)
+        lasting = needed and step.policy.keeps("weights")
+        ready = passes(layer.products, x, ctx.seeds, lasting=lasting)
+        work = _Worker(layer, step, _Activations(x), ready)
+        out = work.mlp()
+        if needed:
+            ctx.ready = ready if lasting else None
             _keep(ctx, work.have, step.policy)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         layer, step = ctx.layer, ctx.step
-        work = _Worker(layer, step, ctx.seeds, _recall(ctx, step.policy))
+        have = _recall(ctx, step.policy)
+        ready = ctx.ready or passes(layer.products, have.x, ctx.seeds, lasting=False)
+        work = _Worker(layer, step, have, ready)
         sums = {product.kind: Gradients(product) for product in layer.products}
         middle = work.mlp_backward(grad.contiguous(), sums)
         dx = work.attention_backward(middle, sums, to_x=ctx.needs_input_grad[0])

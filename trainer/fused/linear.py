@@ -69,13 +69,16 @@ class Scratch:
     def slots_for(self, product: "Product", like: torch.Tensor) -> Slots:
         """Of the dtype and on the device of `like`."""
         key = (product.kind, product.sizes, product.inputs, product.ranks, like.dtype, like.device)
-        found = self._slots.get(key)
-        if found is None:
-            weight = like.new_empty(product.outputs, product.inputs) if product.is_copied(like.dtype) else like[:0]
-            a = like.new_empty(sum(product.ranks), product.inputs)
-            b = [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters]
-            found = self._slots[key] = Slots(weight, a, b)
-        return found
+        if key not in self._slots:
+            self._slots[key] = new_slots(product, like)
+        return self._slots[key]
+
+
+def new_slots(product: "Product", like: torch.Tensor) -> Slots:
+    """Slots of a product's own, of the dtype and on the device of `like`."""
+    weight = like.new_empty(product.outputs, product.inputs) if product.is_copied(like.dtype) else like[:0]
+    a = like.new_empty(sum(product.ranks), product.inputs)
+    return Slots(weight, a, [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters])
 
 
 class Product:
@@ -186,9 +189,13 @@ class Pass:
         return dropped
 
 
-def passes(products: Sequence[Product], like: torch.Tensor, seeds: Sequence[int | None]) -> list[Pass]:
-    """The products of one layer, ready for a pass over tokens like `like`. They are good until the next call."""
-    slots = [product.scratch.slots_for(product, like) for product in products]
+def passes(
+    products: Sequence[Product], like: torch.Tensor, seeds: Sequence[int | None], *, lasting: bool
+) -> list[Pass]:
+    """The products of one layer, ready for a pass over tokens like `like`; good until the next call, or `lasting`."""
+    slots = [
+        new_slots(product, like) if lasting else product.scratch.slots_for(product, like) for product in products
+    ]
     to = [part for product, slot in zip(products, slots, strict=True) for part in _interleaved(product, slot)]
     if to:
         torch._foreach_copy_(to, [matrix.detach() for product in products for matrix in product.parameters])

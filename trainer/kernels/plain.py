@@ -82,6 +82,11 @@ def dropout(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
     return x * kept / (1 - rate)
 
 
+def take_rows(table: torch.Tensor, at: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows `at` [N] of a table [V, C] that is in host memory, on the device. [N, C]"""
+    return table[at.to(table.device)].to(device)
+
+
 def nf4_weight_(
     out: torch.Tensor, weight: Any, lora_a: torch.Tensor | None, lora_b: torch.Tensor | None, scale: float
 ) -> None:

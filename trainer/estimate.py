@@ -1,0 +1,349 @@
+"""The memory of a training job from its configuration and its model's shape alone: no torch, no GPU, no file.
+
+Bytes everywhere; GB in comments are 10^9 bytes, as devices report them used. What a measurement may correct are the
+constants below and the functions under "Activations"; the rest is counting.
+
+Shapes: B rows, T tokens of a row, H hidden, I intermediate, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.config import Lora, TrainConfig
+from trainer.shapes import HUB_SHAPES, ModelShape, new_shape, shape_of_config
+
+__all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShape", "Placement", "estimate",
+           "new_shape", "shape_of_config"]  # fmt: skip
+
+TOLERANCE = 0.05  # the estimate of a GPU is good to this share
+
+# A GPU. CUDA's context, kernels and libraries, before anything is allocated.
+CUDA_CONTEXT = 500_000_000
+# cuBLAS's workspace on Hopper (torch's CUBLAS_WORKSPACE_CONFIG :4096:8).
+CUBLAS_WORKSPACE = 32 * 2**20
+# Channels and buffers of NCCL, once there are several ranks.
+NCCL_BUFFERS = 400_000_000
+# Share of the memory for activations that torch's allocator holds without using it.
+FRAGMENTATION = 0.02
+# 4-bit weights: values that share a scale, scales that share a second one (QLoRA, arXiv:2305.14314, section 3), and the
+# code tables and offset beside each weight, in blocks of torch's allocator.
+NF4_BLOCK, NF4_GROUP, NF4_TABLES = 64, 256, 2048
+# 4-bit weights that are held in full precision at a time.
+DEQUANTISED_WEIGHTS = 1
+# Temporaries of the backward pass within one layer: tensors of B*T*H and of B*T*I at its worst moment.
+BACKWARD_HIDDEN, BACKWARD_INTERMEDIATE = 2, 3
+# Tokens whose logits exist at a time, and bytes of one logit: bf16, and float32 for the softmax.
+LOSS_CHUNK, LOGIT_BYTES = 1024, 6
+# DeepSpeed's own defaults, in elements: reduce_bucket_size, stage3_max_live_parameters.
+BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+
+# The node, as what is needed at least. A training process with torch and, on GPUs, CUDA's libraries.
+HOST_PROCESS_GPU, HOST_PROCESS_CPU = 2_000_000_000, 500_000_000
+# NCCL's segment for one pair of ranks of a node (the size that its error messages name).
+NCCL_SHM_PAIR = 9_637_888
+
+ELEMENT = {"bf16": 2, "fp32": 4}
+Policy = Literal["none", "selective", "full", "offload"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a job runs: nodes, processes on each (one per GPU), and whether they have GPUs."""
+
+    nodes: int
+    per_node: int
+    on_gpu: bool = True
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an estimate depends on."""
+
+    config: TrainConfig
+    shape: ModelShape
+    placement: Placement
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number in `model.dtype`."""
+        return ELEMENT[self.config.model.dtype]
+
+    @property
+    def tokens(self) -> int:
+        """B * T of a micro-step."""
+        return self.config.optimizer.batch_size * self.config.data.max_length
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        lora = self.config.model.lora
+        return self.shape.parameters if lora is None else adapter_parameters(lora, self.shape)
+
+    @property
+    def zero_stage(self) -> int:
+        """0 without DeepSpeed, too."""
+        deepspeed = self.config.optimizer.deepspeed
+        return deepspeed.zero_stage if deepspeed else 0
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimizer states live in the node's memory."""
+        deepspeed = self.config.optimizer.deepspeed
+        return deepspeed is not None and deepspeed.offload == "cpu" and self.zero_stage >= 1
+
+    def share(self, size: int, *, from_stage: int) -> int:
+        """What one rank holds of `size` bytes that ZeRO splits from this stage on."""
+        return math.ceil(size / self.placement.world) if self.zero_stage >= from_stage else size
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of one process on its device. Of the last three parts only one is in use at a time: the layer's and the
+    loss's beside the activations, the step's without them."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    deepspeed: int
+    context: int
+    activations: int
+    layer: int
+    loss: int
+    step: int
+
+    @property
+    def fixed(self) -> int:
+        """What is held all the time."""
+        states = self.weights + self.adapters + self.gradients + self.optimizer
+        return states + self.buffers + self.deepspeed + self.context
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.fixed + max(self.activations + max(self.layer, self.loss), self.step)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`host`: bytes that a node needs at least; `shm`: of these, those in /dev/shm."""
+
+    parameters: int
+    trained: int
+    gpu: GpuMemory
+    host: int
+    shm: int
+
+
+def estimate(job: Job) -> Estimate:
+    """The memory of every GPU and every node. On a CPU `gpu` is a process's share of the node's memory."""
+    memory = _gpu(job)
+    shm = shared_memory(job)
+    return Estimate(job.shape.parameters, job.trained, memory, host_memory(job, memory) + shm, shm)
+
+
+def _gpu(job: Job) -> GpuMemory:
+    lora, state = job.config.model.lora, state_bytes(job.config)
+    trained = job.share(job.trained * state.weight, from_stage=3)
+    policy = activation_policy(job.config)
+    slack = 1 + FRAGMENTATION
+    return GpuMemory(
+        weights=trained if lora is None else frozen_weights(job),
+        adapters=0 if lora is None else trained,
+        gradients=gradients(job, state),
+        optimizer=0 if job.offloads else job.share(job.trained * (state.master + state.moments), from_stage=1),
+        buffers=work_buffers(job),
+        deepspeed=communication(job, state),
+        context=CUDA_CONTEXT if job.placement.on_gpu else 0,
+        activations=round(slack * job.shape.layers * kept_in_layer(job, policy)) + kept_outside_layers(job, policy),
+        layer=round(slack * work_in_layer(job, policy)),
+        loss=round(slack * loss_work(job)),
+        step=step_work(job, state),
+    )
+
+
+# Weights and states
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of one trained parameter: the weight, its gradient, its float32 original, and Adam's two moments."""
+
+    weight: int
+    gradient: int
+    master: int
+    moments: int
+
+
+def state_bytes(config: TrainConfig) -> StateBytes:
+    """DeepSpeed trains in `model.dtype` with float32 originals; without it trained weights are float32 themselves."""
+    if config.optimizer.deepspeed is None:
+        return StateBytes(4, 4, 0, 8)
+    element = ELEMENT[config.model.dtype]
+    return StateBytes(element, element, 4, 8)
+
+
+def adapter_parameters(lora: Lora, shape: ModelShape) -> int:
+    """r * (inputs + outputs) of every linear layer that gets an adapter."""
+    targets = [sizes for name, sizes in shape.linears.items() if lora.targets is None or name in lora.targets]
+    return shape.layers * lora.r * sum(inputs + outputs for inputs, outputs in targets)
+
+
+def frozen_weights(job: Job) -> int:
+    """The base model of an adapter. ZeRO-3 splits parameters, but not the scales that belong to 4-bit ones."""
+    shape = job.shape
+    if job.config.model.quantization == "none":
+        return job.share(shape.parameters * job.element, from_stage=3)
+    rest = (shape.parameters - shape.linear_parameters) * job.element
+    return job.share(shape.linear_parameters // 2 + rest, from_stage=3) + nf4_scales(shape)
+
+
+def nf4_scales(shape: ModelShape) -> int:
+    """One byte a block, four bytes a group of blocks, and the tables of each weight."""
+    in_layer = 0
+    for inputs, outputs in shape.linears.values():
+        blocks = math.ceil(inputs * outputs / NF4_BLOCK)
+        in_layer += blocks + 4 * math.ceil(blocks / NF4_GROUP) + NF4_TABLES
+    return shape.layers * in_layer
+
+
+def gradients(job: Job, state: StateBytes) -> int:
+    """Offloaded ZeRO-2 and 3 move each gradient to the node's memory as soon as it is reduced."""
+    if job.offloads and job.zero_stage >= 2:
+        return 0
+    return job.share(job.trained * state.gradient, from_stage=2)
+
+
+def step_work(job: Job, state: StateBytes) -> int:
+    """While the optimizer steps: the float32 copy of the gradients that belong to a rank."""
+    if state.master == 0 or job.offloads:
+        return 0
+    return job.share(job.trained * 4, from_stage=1)
+
+
+# Buffers
+
+
+def work_buffers(job: Job) -> int:
+    """4-bit weights that are multiplied with; bf16 copies of float32 weights that autocast keeps."""
+    model = job.config.model
+    buffers = CUBLAS_WORKSPACE if job.placement.on_gpu else 0
+    if model.lora is not None and model.quantization == "nf4":
+        largest = max(inputs * outputs for inputs, outputs in job.shape.linears.values())
+        buffers += DEQUANTISED_WEIGHTS * largest * job.element
+    if model.lora is None and model.dtype == "bf16" and job.config.optimizer.deepspeed is None:
+        buffers += job.shape.linear_parameters * 2
+    return buffers
+
+
+def communication(job: Job, state: StateBytes) -> int:
+    """Reduction buckets, the weights that ZeRO-3 has gathered, and NCCL's own buffers."""
+    several = job.placement.world > 1
+    size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
+    if job.config.optimizer.deepspeed is None or job.zero_stage == 0:
+        return size + (job.trained * state.gradient if several else 0)
+    size += BUCKET * state.gradient
+    return size + (gathered_weights(job, state) if job.zero_stage == 3 else 0)
+
+
+def gathered_weights(job: Job, state: StateBytes) -> int:
+    """ZeRO-3: whole weights beside a rank's own part, LIVE_PARAMETERS elements at most (4-bit ones are stored as
+    `model.dtype`, several in one element)."""
+    lora, shape = job.config.model.lora, job.shape
+    if lora is None:
+        return min(shape.parameters, LIVE_PARAMETERS) * state.weight
+    elements = shape.parameters + job.trained
+    if job.config.model.quantization == "nf4":
+        elements -= shape.linear_parameters - shape.linear_parameters // (2 * job.element)
+    return min(elements, LIVE_PARAMETERS) * job.element
+
+
+# Activations: what the engine keeps and needs under each policy
+
+
+def activation_policy(config: TrainConfig) -> Policy:
+    """`full`: a layer keeps its input and computes all else again; `none`: nothing is computed again."""
+    return "full" if config.model.gradient_checkpointing else "none"
+
+
+def layer_tensors(shape: ModelShape, policy: Policy) -> int:
+    """Elements per token that one layer keeps from its forward to its backward pass."""
+    attention = 2 * shape.hidden + shape.qkv_width + shape.query_width  # input, q k v, output, residual after it
+    return {
+        "none": attention + 2 * shape.intermediate,  # and gate and up
+        "selective": attention,
+        "full": shape.hidden,
+        "offload": 0,
+    }[policy]
+
+
+def kept_in_layer(job: Job, policy: Policy) -> int:
+    """Bytes that one layer keeps on the device until its backward pass."""
+    return job.tokens * layer_tensors(job.shape, policy) * job.element
+
+
+def kept_outside_layers(job: Job, policy: Policy) -> int:
+    """The last hidden states and their gradient; under `offload` two layers' inputs on their way as well."""
+    tensors = 4 if policy == "offload" else 2
+    return job.tokens * tensors * job.shape.hidden * job.element
+
+
+def work_in_layer(job: Job, policy: Policy) -> int:
+    """What one layer's backward pass needs beside what is kept: what it computes again, and its temporaries."""
+    shape = job.shape
+    again = layer_tensors(shape, "none") - layer_tensors(shape, policy)
+    temporaries = BACKWARD_HIDDEN * shape.hidden + BACKWARD_INTERMEDIATE * shape.intermediate
+    return job.tokens * (again + temporaries) * job.element
+
+
+def loss_work(job: Job) -> int:
+    """Logits of one chunk of tokens."""
+    return min(job.tokens, LOSS_CHUNK) * job.shape.vocab * LOGIT_BYTES
+
+
+def offloaded_activations(job: Job, policy: Policy) -> int:
+    """Bytes of one process's activations in the node's memory."""
+    if policy != "offload":
+        return 0
+    return job.shape.layers * job.tokens * job.shape.hidden * job.element
+
+
+# The node
+
+
+def host_memory(job: Job, memory: GpuMemory) -> int:
+    """What the processes of a node need at least, /dev/shm aside: the larger of loading and training."""
+    each = HOST_PROCESS_GPU if job.placement.on_gpu else HOST_PROCESS_CPU + memory.total
+    loading = loading_memory(job) if job.placement.on_gpu else 0
+    training = offloaded_states(job) + offloaded_activations(job, activation_policy(job.config))
+    return job.placement.per_node * (each + max(loading, training))
+
+
+def loading_memory(job: Job) -> int:
+    """A new model is made in float32 before it goes to the device; a checkpoint is read weight by weight, as it is on
+    disk and in `model.dtype`."""
+    if job.config.model.init is not None:
+        return job.shape.parameters * 4
+    return job.shape.largest_weight * (2 + job.element)
+
+
+def offloaded_states(job: Job) -> int:
+    """Optimizer states, and from ZeRO-2 on float32 gradients, of one rank."""
+    if not job.offloads:
+        return 0
+    state = state_bytes(job.config)
+    held = state.master + state.moments + (4 if job.zero_stage >= 2 else 0)
+    return job.share(job.trained * held, from_stage=1)
+
+
+def shared_memory(job: Job) -> int:
+    """NCCL's segments between the ranks of a node."""
+    ranks = job.placement.per_node
+    return ranks * (ranks - 1) * NCCL_SHM_PAIR if job.placement.on_gpu else 0

@@ -39,7 +39,7 @@ LOSS_CHUNK, LOGIT_BYTES = 1024, 6
 BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
 
 # The node, as what is needed at least. A training process with torch and, on GPUs, CUDA's libraries.
-HOST_PROCESS_GPU, HOST_PROCESS_CPU = 2_000_000_000, 500_000_000
+HOST_PROCESS_GPU, HOST_PROCESS_CPU = 1_500_000_000, 500_000_000
 # NCCL's segment for one pair of ranks of a node (the size that its error messages name).
 NCCL_SHM_PAIR = 9_637_888
 
@@ -249,8 +249,13 @@ def communication(job: Job, state: StateBytes) -> int:
     size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
     if job.config.optimizer.deepspeed is None or job.zero_stage == 0:
         return size + (job.trained * state.gradient if several else 0)
-    size += BUCKET * state.gradient
+    size += bucket_elements(job) * state.gradient
     return size + (gathered_weights(job, state) if job.zero_stage == 3 else 0)
+
+
+def bucket_elements(job: Job) -> int:
+    """DeepSpeed reserves a whole bucket; of memory that nothing is written to, a CPU holds none."""
+    return BUCKET if job.placement.on_gpu else min(BUCKET, job.trained)
 
 
 def gathered_weights(job: Job, state: StateBytes) -> int:
@@ -319,19 +324,24 @@ def offloaded_activations(job: Job, policy: Policy) -> int:
 
 
 def host_memory(job: Job, memory: GpuMemory) -> int:
-    """What the processes of a node need at least, /dev/shm aside: the larger of loading and training."""
-    each = HOST_PROCESS_GPU if job.placement.on_gpu else HOST_PROCESS_CPU + memory.total
-    loading = loading_memory(job) if job.placement.on_gpu else 0
+    """What the processes of a node need at least, /dev/shm aside: the larger of loading, and of training and saving."""
+    place = job.placement
+    each = HOST_PROCESS_GPU if place.on_gpu else HOST_PROCESS_CPU + memory.total
+    loading = loading_memory(job) if place.on_gpu else 0
     training = offloaded_states(job) + offloaded_activations(job, activation_policy(job.config))
-    return job.placement.per_node * (each + max(loading, training))
+    return place.per_node * each + max(place.per_node * loading, place.per_node * training + saving_memory(job))
 
 
 def loading_memory(job: Job) -> int:
-    """A new model is made in float32 before it goes to the device; a checkpoint is read weight by weight, as it is on
-    disk and in `model.dtype`."""
+    """Of each process. A new model is made in float32; of a checkpoint one weight at a time is held."""
     if job.config.model.init is not None:
         return job.shape.parameters * 4
-    return job.shape.largest_weight * (2 + job.element)
+    return job.shape.largest_weight * job.element
+
+
+def saving_memory(job: Job) -> int:
+    """Of the first process: every parameter in bf16, unless an adapter is saved."""
+    return job.shape.parameters * 2 if job.config.model.lora is None else 0
 
 
 def offloaded_states(job: Job) -> int:

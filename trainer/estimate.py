@@ -29,14 +29,14 @@ FRAGMENTATION = 0.02
 # 4-bit weights: values that share a scale, scales that share a second one (QLoRA, arXiv:2305.14314, section 3), and the
 # code tables and offset beside each weight, in blocks of torch's allocator.
 NF4_BLOCK, NF4_GROUP, NF4_TABLES = 64, 256, 2048
-# 4-bit weights that are held in full precision at a time.
-DEQUANTISED_WEIGHTS = 1
-# Temporaries of the backward pass within one layer: tensors of B*T*H and of B*T*I at its worst moment.
-BACKWARD_HIDDEN, BACKWARD_INTERMEDIATE = 2, 3
-# Tokens whose logits exist at a time, and bytes of one logit: bf16, and float32 for the softmax.
-LOSS_CHUNK, LOGIT_BYTES = 1024, 6
-# DeepSpeed's own defaults, in elements: reduce_bucket_size, stage3_max_live_parameters.
-BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+# Tokens that go through the feed-forward half at a time, and bytes of the logits that exist at a time.
+FEED_FORWARD_PART, LOGITS_PART = 8192, 2**28
+# Bytes of a logit where all exist at once: bf16, and float32 for the softmax and its gradient.
+WHOLE_LOGIT = 10
+# DeepSpeed's buffers, in elements: a bucket is this part of what is trained, within these bounds; whole weights that
+# ZeRO-3 keeps beside a rank's own part (stage3_max_live_parameters).
+BUCKETS, SMALLEST_BUCKET, LARGEST_BUCKET = 4, 2**20, 500_000_000
+LIVE_WEIGHTS = 200_000_000
 
 # The node, as what is needed at least. A training process with torch and, on GPUs, CUDA's libraries.
 HOST_PROCESS_GPU, HOST_PROCESS_CPU = 1_500_000_000, 500_000_000
@@ -95,7 +95,7 @@ class Job:
     def offloads(self) -> bool:
         """Whether optimizer states live in the node's memory."""
         deepspeed = self.config.optimizer.deepspeed
-        return deepspeed is not None and deepspeed.offload == "cpu" and self.zero_stage >= 1
+        return deepspeed is not None and deepspeed.offload == "cpu" and deepspeed.zero_stage >= 1
 
     def share(self, size: int, *, from_stage: int) -> int:
         """What one rank holds of `size` bytes that ZeRO splits from this stage on."""
@@ -162,7 +162,7 @@ def _gpu(job: Job) -> GpuMemory:
         buffers=work_buffers(job),
         deepspeed=communication(job, state),
         context=CUDA_CONTEXT if job.placement.on_gpu else 0,
-        activations=round(slack * job.shape.layers * kept_in_layer(job, policy)) + kept_outside_layers(job, policy),
+        activations=round(slack * job.shape.layers * kept_in_layer(job, policy)),
         layer=round(slack * work_in_layer(job, policy)),
         loss=round(slack * loss_work(job)),
         step=step_work(job, state),
@@ -232,12 +232,12 @@ def step_work(job: Job, state: StateBytes) -> int:
 
 
 def work_buffers(job: Job) -> int:
-    """4-bit weights that are multiplied with; bf16 copies of float32 weights that autocast keeps."""
+    """The dense weights of one layer, for all layers the same memory; bf16 copies of float32 weights that autocast
+    keeps."""
     model = job.config.model
     buffers = CUBLAS_WORKSPACE if job.placement.on_gpu else 0
     if model.lora is not None and model.quantization == "nf4":
-        largest = max(inputs * outputs for inputs, outputs in job.shape.linears.values())
-        buffers += DEQUANTISED_WEIGHTS * largest * job.element
+        buffers += job.shape.linear_parameters // job.shape.layers * job.element
     if model.lora is None and model.dtype == "bf16" and job.config.optimizer.deepspeed is None:
         buffers += job.shape.linear_parameters * 2
     return buffers
@@ -249,25 +249,23 @@ def communication(job: Job, state: StateBytes) -> int:
     size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
     if job.config.optimizer.deepspeed is None or job.zero_stage == 0:
         return size + (job.trained * state.gradient if several else 0)
-    size += bucket_elements(job) * state.gradient
-    return size + (gathered_weights(job, state) if job.zero_stage == 3 else 0)
+    overlaps = job.placement.on_gpu and (several or job.zero_stage == 3)  # one bucket is sent while the next one fills
+    size += bucket_elements(job.trained) * state.gradient * (2 if overlaps else 1)
+    return size + (gathered_weights(job) if job.zero_stage == 3 else 0)
 
 
-def bucket_elements(job: Job) -> int:
-    """DeepSpeed reserves a whole bucket; of memory that nothing is written to, a CPU holds none."""
-    return BUCKET if job.placement.on_gpu else min(BUCKET, job.trained)
+def bucket_elements(trained: int) -> int:
+    """Elements of a bucket, which DeepSpeed reserves whole."""
+    return min(LARGEST_BUCKET, max(SMALLEST_BUCKET, trained // BUCKETS))
 
 
-def gathered_weights(job: Job, state: StateBytes) -> int:
-    """ZeRO-3: whole weights beside a rank's own part, LIVE_PARAMETERS elements at most (4-bit ones are stored as
-    `model.dtype`, several in one element)."""
-    lora, shape = job.config.model.lora, job.shape
-    if lora is None:
-        return min(shape.parameters, LIVE_PARAMETERS) * state.weight
-    elements = shape.parameters + job.trained
+def gathered_weights(job: Job) -> int:
+    """ZeRO-3: whole weights beside a rank's own part (4-bit ones lie several in an element of `model.dtype`)."""
+    shape = job.shape
+    elements = shape.parameters + (0 if job.config.model.lora is None else job.trained)
     if job.config.model.quantization == "nf4":
         elements -= shape.linear_parameters - shape.linear_parameters // (2 * job.element)
-    return min(elements, LIVE_PARAMETERS) * job.element
+    return min(elements, LIVE_WEIGHTS) * job.element
 
 
 # Activations: what the engine keeps and needs under each policy
@@ -279,8 +277,8 @@ def activation_policy(config: TrainConfig) -> Policy:
 
 
 def layer_tensors(shape: ModelShape, policy: Policy) -> int:
-    """Elements per token that one layer keeps from its forward to its backward pass."""
-    attention = 2 * shape.hidden + shape.qkv_width + shape.query_width  # input, q k v, output, residual after it
+    """Elements per token that one layer keeps on the device from its forward to its backward pass."""
+    attention = shape.hidden + shape.qkv_width + shape.query_width + shape.hidden  # input, q k v, output, residual
     return {
         "none": attention + 2 * shape.intermediate,  # and gate and up
         "selective": attention,
@@ -294,30 +292,34 @@ def kept_in_layer(job: Job, policy: Policy) -> int:
     return job.tokens * layer_tensors(job.shape, policy) * job.element
 
 
-def kept_outside_layers(job: Job, policy: Policy) -> int:
-    """The last hidden states and their gradient; under `offload` two layers' inputs on their way as well."""
-    tensors = 4 if policy == "offload" else 2
-    return job.tokens * tensors * job.shape.hidden * job.element
-
-
 def work_in_layer(job: Job, policy: Policy) -> int:
-    """What one layer's backward pass needs beside what is kept: what it computes again, and its temporaries."""
-    shape = job.shape
-    again = layer_tensors(shape, "none") - layer_tensors(shape, policy)
-    temporaries = BACKWARD_HIDDEN * shape.hidden + BACKWARD_INTERMEDIATE * shape.intermediate
-    return job.tokens * (again + temporaries) * job.element
+    """What one layer's backward pass needs beside what is kept, at the worse of its two moments: in the feed-forward
+    half, which goes in parts, and in the attention."""
+    shape, tokens, lora = job.shape, job.tokens, job.config.model.lora
+    again = layer_tensors(shape, "selective") - min(layer_tensors(shape, policy), layer_tensors(shape, "selective"))
+    in_part = 2 * shape.hidden + shape.intermediate  # norm and its gradient, the gradient inside
+    in_part += 0 if policy == "none" else 2 * shape.intermediate  # gate and up, which become their gradients
+    in_part += shape.intermediate if lora and lora.dropout else 0
+    feed_forward = tokens * (again + 2 * shape.hidden) + min(tokens, FEED_FORWARD_PART) * in_part
+    # gradients of the residual and the middle, of q k v and of the output; the kernel sums q's in float32
+    attention = tokens * (again + 2 * shape.hidden + shape.qkv_width + shape.query_width + 2 * shape.query_width)
+    return max(feed_forward, attention) * job.element
 
 
 def loss_work(job: Job) -> int:
-    """Logits of one chunk of tokens."""
-    return min(job.tokens, LOSS_CHUNK) * job.shape.vocab * LOGIT_BYTES
+    """The last hidden states, those that are trained, and their gradient; a part of the logits, or without adapters,
+    where transformers computes the loss, all of them."""
+    hidden = 3 * job.tokens * job.shape.hidden * job.element
+    if job.config.model.lora is None:
+        return hidden + job.tokens * job.shape.vocab * WHOLE_LOGIT
+    return hidden + min(LOGITS_PART, job.tokens * job.shape.vocab * job.element)
 
 
 def offloaded_activations(job: Job, policy: Policy) -> int:
-    """Bytes of one process's activations in the node's memory."""
+    """Bytes of one process's activations in the node's memory: inputs and attention outputs of all layers."""
     if policy != "offload":
         return 0
-    return job.shape.layers * job.tokens * job.shape.hidden * job.element
+    return job.shape.layers * job.tokens * (job.shape.hidden + job.shape.query_width) * job.element
 
 
 # The node

@@ -77,6 +77,8 @@ class ModelShape:
         return self.hidden * max(self.vocab, self.intermediate, self.query_width)
 
 
+LARGEST_SIZE = 10**9  # of anything that a config.json counts
+
 # model_type -> the key of config.json that says whether such layers have a bias
 _BIAS_KEYS: dict[str, dict[str, str]] = {
     "llama": {"qkv": "attention_bias", "out": "attention_bias", "mlp": "mlp_bias"},
@@ -123,8 +125,8 @@ def shape_of_config(raw: Mapping[str, Any]) -> ModelShape:
 
 def _size(values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"got {key} {value!r}, known: a whole number of 1 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise ValueError(f"got {key} {value!r}, known: a whole number from 1 to {LARGEST_SIZE}")
     return value
 
 

@@ -44,7 +44,7 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
 
 
 def _refuse_too_big(request: Request, prepared: Prepared) -> None:
-    """Raise SpecError with the nearest change. Where nobody can tell, the job is sent."""
+    """Raise SpecError with the nearest change. Where nobody can tell, the job is sent; a close call is told."""
     if prepared.job.train is None:
         return
     from launcher.fit.assess import assess, misfit
@@ -53,3 +53,5 @@ def _refuse_too_big(request: Request, prepared: Prepared) -> None:
     if found.fit.word == "does not fit":
         raise misfit(request.path, found, f"; see launch estimate {request.path}; to send it all the same: "
                                           "--even-if-too-big")
+    if found.fit.is_close:
+        ui.warn(f"{request.path}: train: {found.fit.reasons[0]}")

@@ -48,10 +48,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fit:
-    """The verdict, and what speaks against fitting."""
+    """The verdict, and what speaks against fitting; `is_close`: it fits, or does not, by less than the tolerance."""
 
     word: Word
     reasons: tuple[str, ...] = ()
+    is_close: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def find_shape(config: TrainConfig, job_dir: Path) -> Known:
     path = config.model.path
     if path is None:
         return Known(new_shape(config.model.shape), "model.shape")
-    file = job_dir / Path(path).expanduser() / "config.json"
-    if file.is_file():
+    file = _config_file(path, job_dir)
+    if file:
         return _read_shape(file)
     if path in HUB_SHAPES:
         return Known(HUB_SHAPES[path], f"{path}, known by its name")
@@ -83,11 +84,19 @@ def find_shape(config: TrainConfig, job_dir: Path) -> Known:
     return Known(None, f"model.path {path}: no folder with a config.json here, and no name of a known model")
 
 
+def _config_file(path: str, job_dir: Path) -> Path | None:
+    try:
+        file = job_dir / Path(path).expanduser() / "config.json"
+        return file if file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, an unknown ~user, a NUL character
+        return None
+
+
 def _read_shape(file: Path) -> Known:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         return Known(shape_of_config(raw if isinstance(raw, dict) else {}), str(file))
-    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         return Known(None, f"{file}: {error}")
 
 
@@ -122,7 +131,7 @@ def check_fit(found: Estimate, limits: Limits, *, on_gpu: bool) -> Fit:
         return Fit("cannot tell", ("the memory of a node is not known: give resources.memory_per_node",))
     if on_gpu and limits.gpu and found.gpu.total > limits.gpu.size * (1 - TOLERANCE):
         return Fit("cannot tell", (f"each GPU: {gigabytes(found.gpu.total)} of {limits.gpu}, and the estimate is good "
-                                   f"to {TOLERANCE:.0%}",))
+                                   f"to {TOLERANCE:.0%}",), is_close=True)
     return Fit("fits")
 
 

@@ -17,7 +17,8 @@ from trainer import estimate as module
 from trainer.config import TrainConfig
 from trainer.estimate import HUB_SHAPES, Job, Placement, estimate, new_shape, shape_of_config
 
-QUICKSTART = Path(__file__).parents[2] / "examples/quickstart"
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "examples/quickstart"
 INTERNLM2 = HUB_SHAPES["internlm/internlm2-chat-7b"]
 PARAMETERS = {
     "internlm/internlm-chat-7b": 7_321_948_160,
@@ -272,3 +273,17 @@ def test_neither_torch_nor_a_file_is_touched():
               "del builtins.open\nprint(module.estimate(job).parameters, 'torch' in sys.modules)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "7737708544 False\n", done.stderr
+
+
+def test_the_page_on_performance_has_these_figures():
+    """A constant that changes changes the table of the tutorial's figures."""
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in page.splitlines() if line.startswith("| ")}
+    found, matrices = estimate(job()), INTERNLM2.linear_parameters // 2 + module.nf4_scales(INTERNLM2)
+    assert rows["parameters"][2] == f"{found.parameters:,}"
+    assert rows["trained"][2] == f"{found.trained:,}"
+    assert rows["weights"][2] == f"{found.gpu.weights / 1e9:.2f} GB"
+    assert rows["total"][2] == f"{found.gpu.total / 1e9:.2f} GB"
+    assert f"take {matrices / 1e9:.2f} GB with their scales" in page
+    assert f"take {(found.gpu.weights - matrices) / 1e9:.2f} GB" in page
+    assert f"float32 logits {2048 * INTERNLM2.vocab * 4 / 1e9:.2f} GB" in page

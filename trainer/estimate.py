@@ -144,15 +144,15 @@ class Estimate:
 
 def estimate(job: Job) -> Estimate:
     """The memory of every GPU and every node. On a CPU `gpu` is a process's share of the node's memory."""
-    memory = _gpu(job)
-    shm = shared_memory(job)
-    return Estimate(job.shape.parameters, job.trained, memory, host_memory(job, memory) + shm, shm)
+    policy, shm = activation_policy(job.config), shared_memory(job)
+    memory = gpu_memory(job, policy)
+    return Estimate(job.shape.parameters, job.trained, memory, host_memory(job, memory, policy) + shm, shm)
 
 
-def _gpu(job: Job) -> GpuMemory:
+def gpu_memory(job: Job, policy: Policy) -> GpuMemory:
+    """The memory of one process on its device, under this activation policy."""
     lora, state = job.config.model.lora, state_bytes(job.config)
     trained = job.share(job.trained * state.weight, from_stage=3)
-    policy = activation_policy(job.config)
     slack = 1 + FRAGMENTATION
     return GpuMemory(
         weights=trained if lora is None else frozen_weights(job),
@@ -325,12 +325,12 @@ def offloaded_activations(job: Job, policy: Policy) -> int:
 # The node
 
 
-def host_memory(job: Job, memory: GpuMemory) -> int:
+def host_memory(job: Job, memory: GpuMemory, policy: Policy) -> int:
     """What the processes of a node need at least, /dev/shm aside: the larger of loading, and of training and saving."""
     place = job.placement
     each = HOST_PROCESS_GPU if place.on_gpu else HOST_PROCESS_CPU + memory.total
     loading = loading_memory(job) if place.on_gpu else 0
-    training = offloaded_states(job) + offloaded_activations(job, activation_policy(job.config))
+    training = offloaded_states(job) + offloaded_activations(job, policy)
     return place.per_node * each + max(place.per_node * loading, place.per_node * training + saving_memory(job))
 
 

@@ -110,7 +110,7 @@ def find_limits(prepared: Prepared, gpu_memory: str | None) -> Limits:
 
 def _limit(text: str | None, source: str) -> Limit | None:
     """`80GiB` and `80Gi` are the same."""
-    return Limit(size_bytes(text.removesuffix("B")), f"{source}: {text}") if text else None
+    return None if text is None else Limit(size_bytes(text.removesuffix("B")), f"{source}: {text}")
 
 
 def placement_of(resources: Resources, config: TrainConfig) -> Placement:

@@ -14,7 +14,6 @@ CONFIG = {"model_type": "internlm2", "hidden_size": 4096, "intermediate_size": 1
 CLUSTERS = {"big": {"backend": "kubernetes", "gpu_memory": "80Gi", "gpus_per_node": 8, "max_nodes": 4},
             "small": {"backend": "slurm", "gpu_memory": "24Gi", "gpus_per_node": 2, "max_nodes": 1},
             "unknown": {"backend": "slurm"}, "here": {"backend": "local", "gpu_memory": "8Gi"}}
-SPACIOUS = ("--set", "resources.memory_per_node=4Ti")
 
 
 @pytest.fixture
@@ -91,11 +90,12 @@ def test_the_card_is_given_as_people_write_it(write, capsys, text):
     assert found(capsys, "--gpu-memory", text)["gpu_limit"] == 24 * GIB
 
 
-def test_a_card_of_no_size_is_refused(write, capsys):
+@pytest.mark.parametrize("text", ["big", "", "0GiB", "-80GiB"])
+def test_a_card_of_no_size_is_refused(write, capsys, text):
     write()
-    code, out, err = run(capsys, "estimate", "job.yaml", "--gpu-memory", "big")
+    code, out, err = run(capsys, "estimate", "job.yaml", "--gpu-memory", text)
     assert (code, out) == (2, "")
-    assert err == "error: --gpu-memory: got 'big', allowed: a size such as 80GiB or 85G\n"
+    assert err == f"error: --gpu-memory: got '{text}', allowed: a size such as 80GiB or 85G\n"
 
 
 def test_without_a_card_nobody_can_tell(write, capsys):

@@ -186,7 +186,8 @@ class ClusterProfile(Section):
     mounts: list[Mount] = Field([], description="File systems that every job of this cluster sees.")
     env: dict[EnvName, EnvValue] = Field({}, description="Environment of every job, such as NCCL_SOCKET_IFNAME.")
     gpus_per_node: int | None = Field(None, ge=0, description="GPUs that a node has; a job may not ask for more.")
-    gpu_memory: Size | None = Field(None, description="Memory of one GPU, such as 141G.")
+    gpu_memory: Size | None = Field(None, description="Memory of one GPU, such as 80Gi (cards are named in GB and hold "
+                                    "as many GiB); `launch submit` refuses a job that needs more.")
     max_nodes: int | None = Field(None, ge=1, description="Nodes that the cluster has; a job may not ask for more.")
     grace: Duration = Field("120s", description="Time between the order to stop and the kill, for the last checkpoint.")
 

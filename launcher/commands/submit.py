@@ -8,7 +8,7 @@ import click
 from launcher import ui
 from launcher.backends.registry import load_backend
 from launcher.commands.options import backend_option, job_options, run_store
-from launcher.prepare import Request, checked_run_id, prepare
+from launcher.prepare import Prepared, Request, checked_run_id, prepare
 from launcher.spec import BackendName
 from launcher.submit import rendered, submit_run
 
@@ -19,9 +19,14 @@ from launcher.submit import rendered, submit_run
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash; -2, -3, ... when it is taken.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent, and send nothing.")
 @click.option("--follow", is_flag=True, help="Go on to the logs; the exit code is then the job's: 0 or 5.")
-def command(request: Request, backend: BackendName | None, run_id: str | None, dry_run: bool, follow: bool) -> None:
-    """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine."""
+@click.option("--even-if-too-big", is_flag=True, help="Send a job that `launch estimate` says does not fit, too.")
+def command(request: Request, backend: BackendName | None, run_id: str | None, dry_run: bool, follow: bool,
+            even_if_too_big: bool) -> None:
+    """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine. A job that
+    cannot fit its GPUs (gpu_memory of the cluster's profile) or the memory it asks for is refused."""
     prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
+    if not even_if_too_big:
+        _refuse_too_big(request, prepared)
     store = run_store()
     target = load_backend(prepared.profile.backend, store, dict(os.environ))
     if dry_run:
@@ -36,3 +41,17 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
         watch(target, store, run)
     else:
         ui.note(f"follow it: launch logs -f {run.run_id}")
+
+
+def _refuse_too_big(request: Request, prepared: Prepared) -> None:
+    """Raise SpecError with the nearest change. Where nobody can tell, the job is sent; a close call is told."""
+    if prepared.job.train is None:
+        return
+    from launcher.fit.assess import assess, misfit
+
+    found = assess(prepared, prepared.job.train)
+    if found.fit.word == "does not fit":
+        raise misfit(request.path, found, f"; see launch estimate {request.path}; to send it all the same: "
+                                          "--even-if-too-big")
+    if found.fit.is_close:
+        ui.warn(f"{request.path}: train: {found.fit.reasons[0]}")

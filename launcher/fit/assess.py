@@ -1,0 +1,60 @@
+"""A prepared job, weighed: its estimate, the verdict, and the nearest change that would make it fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import SpecError
+from launcher.fit.check import Fit, Known, Limits, check_fit, find_limits, find_shape, placement_of
+from launcher.fit.remedy import Setup, nearest_change
+from launcher.prepare import Prepared
+from launcher.spec import ClusterProfile
+from trainer.config import TrainConfig
+from trainer.estimate import Job
+
+# What a change may ask for where the profile does not say what the cluster has.
+USUAL_GPUS_PER_NODE, USUAL_NODES = 8, 16
+NO_CHANGE = "none of batch, ZeRO stage, GPUs, precision, offload and length"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """`setup`: the job as it is, None when its model is not known; `change`: the job as it would fit."""
+
+    known: Known
+    limits: Limits
+    fit: Fit
+    setup: Setup | None = None
+    change: Setup | None = None
+
+    def changes(self) -> str:
+        """The change as options of the command line."""
+        return " ".join(f"--set {key}={value}" for key, value in self.change.sets.items()) if self.change else ""
+
+
+def assess(prepared: Prepared, train: TrainConfig, gpu_memory: str | None = None) -> Assessment:
+    """Weigh a job with its `train:` section. Raises SpecError for a `--gpu-memory` that is no size."""
+    try:
+        limits = find_limits(prepared, gpu_memory)
+    except ValueError as error:
+        raise SpecError(f"--gpu-memory: got {gpu_memory!r}, allowed: a size such as 80GiB or 85G") from error
+    known = find_shape(train, prepared.job_dir)
+    if known.shape is None:
+        return Assessment(known, limits, Fit("cannot tell", (known.source,)))
+    job = Job(train, known.shape, placement_of(prepared.job.resources, train))
+    setup = Setup(job, limits, *_most(prepared.profile, job))
+    fit = check_fit(setup.found, limits, on_gpu=job.placement.on_gpu)
+    decided = limits.gpu if job.placement.on_gpu else limits.host
+    change = nearest_change(setup) if decided and fit.word != "fits" else None
+    return Assessment(known, limits, fit, setup, change)
+
+
+def _most(profile: ClusterProfile, job: Job) -> tuple[int, int]:
+    """Nodes, and GPUs of a node, that a change may ask for."""
+    nodes = profile.max_nodes or (job.placement.nodes if profile.backend == "local" else USUAL_NODES)
+    return nodes, profile.gpus_per_node or USUAL_GPUS_PER_NODE
+
+
+def misfit(path: Path, found: Assessment, more_hint: str) -> SpecError:
+    """The error of a job that does not fit, with the nearest change."""
+    nearest = f"nearest change that fits: {found.changes() if found.change else NO_CHANGE}"
+    return SpecError("\n".join(f"{path}: train: {reason}" for reason in found.fit.reasons), nearest + more_hint)

@@ -145,7 +145,13 @@ class Model(Section):
         description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
         "scaler, which overflows; bf16 needs no scaler.",
     )
-    gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool | Literal["auto", "none", "selective", "full", "offload"] = Field(
+        "auto",
+        description="What of the activations is computed again in the backward pass to save memory. `none` (or false): "
+        "nothing; `selective`: the feed-forward half; `full` (or true): all but each layer's input; `offload`: inputs "
+        "and attention outputs wait in the node's memory, copied while the GPU computes, and so does the embedding; "
+        "`auto`: the first of these that fits into the GPU, by the estimate of `launch estimate`; on a CPU, none.",
+    )
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

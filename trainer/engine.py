@@ -41,7 +41,7 @@ from trainer.evaluate import Validation
 from trainer.finish import mark_finished
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
-from trainer.models.attention import takes_borders
+from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, save_result
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.stop import Stop
@@ -94,6 +94,7 @@ class Run:
         model = build_model(self.config, self.place.device)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
+        args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
         sampler = Sampler(
             Encoder(tokenizer, find_template(self.config.model.chat_template, tokenizer)),
             tokenizer,
@@ -209,7 +210,6 @@ class Run:
             use_cpu=self.place.on_cpu,
             deepspeed=deepspeed,
             ddp_timeout=PEER_TIMEOUT_S,
-            gradient_checkpointing=model.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
             logging_steps=runtime.log_every,
             logging_first_step=True,
@@ -250,8 +250,7 @@ class Run:
     ) -> tuple[CheckedTrainer, StepCallback]:
         ledger, train, data = Ledger(), rows["train"], self.config.data
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
-        borders = takes_borders(self.config.model.dtype, self.place.device)
-        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None, borders=borders)
+        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None)
         trainer = CheckedTrainer(
             model=model,
             args=args,

@@ -45,6 +45,7 @@ NCCL_SHM_PAIR = 9_637_888
 
 ELEMENT = {"bf16": 2, "fp32": 4}
 Policy = Literal["none", "selective", "full", "offload"]
+POLICIES: tuple[Policy, ...] = ("none", "selective", "full", "offload")  # ever less memory, ever slower
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Job:
-    """What an estimate depends on."""
+    """What an estimate depends on. `card`: bytes of a GPU, where they are known."""
 
     config: TrainConfig
     shape: ModelShape
     placement: Placement
+    card: int | None = None
 
     @property
     def element(self) -> int:
@@ -144,7 +146,7 @@ class Estimate:
 
 def estimate(job: Job) -> Estimate:
     """The memory of every GPU and every node. On a CPU `gpu` is a process's share of the node's memory."""
-    policy, shm = activation_policy(job.config), shared_memory(job)
+    policy, shm = activation_policy(job), shared_memory(job)
     memory = gpu_memory(job, policy)
     return Estimate(job.shape.parameters, job.trained, memory, host_memory(job, memory, policy) + shm, shm)
 
@@ -271,9 +273,19 @@ def gathered_weights(job: Job) -> int:
 # Activations: what the engine keeps and needs under each policy
 
 
-def activation_policy(config: TrainConfig) -> Policy:
-    """`full`: a layer keeps its input and computes all else again; `none`: nothing is computed again."""
-    return "full" if config.model.gradient_checkpointing else "none"
+def activation_policy(job: Job) -> Policy:
+    """What the job asks for; `auto` is the first policy that fits the card, `full` where that is not known."""
+    asked = job.config.model.gradient_checkpointing
+    if isinstance(asked, bool):
+        return "full" if asked else "none"
+    if asked != "auto":
+        return asked
+    if not job.placement.on_gpu:
+        return "none"
+    if job.card is None:
+        return "full"
+    most = job.card * (1 - TOLERANCE)
+    return next((policy for policy in POLICIES if gpu_memory(job, policy).total <= most), POLICIES[-1])
 
 
 def layer_tensors(shape: ModelShape, policy: Policy) -> int:

@@ -40,7 +40,8 @@ def assess(prepared: Prepared, train: TrainConfig, gpu_memory: str | None = None
     known = find_shape(train, prepared.job_dir)
     if known.shape is None:
         return Assessment(known, limits, Fit("cannot tell", (known.source,)))
-    job = Job(train, known.shape, placement_of(prepared.job.resources, train))
+    card = limits.gpu.size if limits.gpu else None
+    job = Job(train, known.shape, placement_of(prepared.job.resources, train), card)
     setup = Setup(job, limits, *_most(prepared.profile, job))
     fit = check_fit(setup.found, limits, on_gpu=job.placement.on_gpu)
     decided = limits.gpu if job.placement.on_gpu else limits.host

@@ -116,8 +116,8 @@ def _fewest(setup: Setup, kinds: Sequence[Kind]) -> Setup | None:
 
 
 def _checkpointing(setup: Setup) -> list[Setup]:
-    model = setup.job.config.model
-    return [] if model.gradient_checkpointing else [setup.train("model.gradient_checkpointing", True)]
+    asked = setup.job.config.model.gradient_checkpointing
+    return [] if asked == "auto" else [setup.train("model.gradient_checkpointing", "auto")]
 
 
 def _smaller_batches(setup: Setup) -> list[Setup]:

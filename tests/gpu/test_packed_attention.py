@@ -32,9 +32,9 @@ def samples():
 
 
 def batch_of(rows, width=1024):
-    batch = Collator(2, width, borders=True)([Row(number, row, []) for number, row in enumerate(rows)])
+    batch = Collator(2, width)([Row(number, row, []) for number, row in enumerate(rows)])
     batch = {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
-    return {name: value for name, value in batch.items() if name not in ("rows", "labels")}
+    return {name: value for name, value in batch.items() if name not in ("rows", "labels", "loss_at")}
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def test_rows_are_padded_to_the_longest_without_a_length():
 
 
 def test_borders_are_the_cumulative_lengths_of_samples_and_padding_over_all_rows():
-    batch = Collator(2, 8, borders=True)([Row(0, [sample(5, 6, 7), sample(8, 9)], []), Row(1, [sample(*range(8))], [])])
+    batch = Collator(2, 8)([Row(0, [sample(5, 6, 7), sample(8, 9)], []), Row(1, [sample(*range(8))], [])])
     assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16]
     assert batch["cu_seq_lens_q"].dtype == torch.int32
     assert batch["max_length_q"] == 8

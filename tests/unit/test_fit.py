@@ -164,7 +164,7 @@ def test_submit_refuses_what_cannot_fit(write, capsys, launch_home):
     first, hint = err.splitlines()
     assert first.startswith("error: job.yaml: train: each GPU: needs 1")
     assert first.endswith(" GB, allowed: 85.90 GB (gpu_memory of cluster big: 80Gi)")
-    assert hint == ("hint:  nearest change that fits: --set train.model.gradient_checkpointing=true; see launch "
+    assert hint == ("hint:  nearest change that fits: --set train.model.gradient_checkpointing=auto; see launch "
                     "estimate job.yaml; to send it all the same: --even-if-too-big")
     assert not launch_home.exists()
     assert run(capsys, "estimate", "job.yaml")[0] == 2
@@ -229,7 +229,7 @@ def test_on_a_cpu_the_node_decides(write, capsys):
 FULL = {"model": {"lora": None, "quantization": "none"}}
 CHANGES = [
     (1, {"model": {"gradient_checkpointing": False}, "optimizer": {"batch_size": 4}},
-     {"train.model.gradient_checkpointing": "true"}),
+     {"train.model.gradient_checkpointing": "auto"}),
     (1, {"optimizer": {"batch_size": 32, "accumulation": 2}},
      {"train.optimizer.batch_size": "16", "train.optimizer.accumulation": "4"}),
     (8, {"model": {"quantization": "none"}}, {"train.optimizer.deepspeed.zero_stage": "3"}),

@@ -12,6 +12,7 @@ from trainer.fused.head import summed_loss
 from trainer.fused.keep import Policy
 from trainer.fused.layer import Layer, Norm, Step, run_layer
 from trainer.fused.linear import Adapter, Linear, Product, Scratch
+from trainer.kernels import ops_for
 
 # classes of transformers whose decoder layers compute what Layer does
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "InternLM3DecoderLayer"})
@@ -40,7 +41,7 @@ def obstacle(model: Any) -> str | None:
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
     if trained:
         return f"{trained[0]} is trained"
-    found = (_linear_obstacle(module) for layer in layers for module in _linears(layer))
+    found = (_product_obstacle(layer, *names) for layer in layers for names in PRODUCTS.values())
     return next((problem for problem in found if problem), None)
 
 
@@ -53,6 +54,8 @@ def use_fused_layers(model: Any, policy: Policy) -> None:
         layer.forward = _with_fused(layer.forward, _layer_of(layer, causal.config, scratch))
     norm = causal.model.norm
     causal.lm_head.forward = _with_loss(causal.lm_head, norm)
+    if policy.host is not None and not causal.config.tie_word_embeddings:
+        _wait_in_host_memory(causal.model.embed_tokens)
     causal.forward = _FusedForward(causal, policy)
 
 
@@ -70,10 +73,9 @@ class _FusedForward:
         max_length_q: int = 0,
         **kwargs: Any,
     ) -> Any:
-        """input_ids, labels, position_ids [B, T]; loss_at: the places in B*T whose next token is trained."""
-        if input_ids is None or labels is None or cu_seq_lens_q is None or "loss_at" not in kwargs:
-            if cu_seq_lens_q is not None:
-                kwargs |= {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+        """input_ids, labels, position_ids [B, T]; loss_at: the places in B*T whose next token is trained. Without
+        sample borders, as in generation, the usual forward."""
+        if input_ids is None or labels is None or cu_seq_lens_q is None:
             return self.usual(input_ids=input_ids, labels=labels, **kwargs)
         borders = Borders(cu_seq_lens_q, max_length_q, len(input_ids))
         hidden = self._layers(input_ids, kwargs["position_ids"], borders)
@@ -85,16 +87,29 @@ class _FusedForward:
 
     def _layers(self, input_ids: torch.Tensor, position_ids: torch.Tensor, borders: Borders) -> torch.Tensor:
         base = self.causal.model
-        x = base.embed_tokens(input_ids)
+        x: torch.Tensor = base.embed_tokens(input_ids)
         cos, sin = base.rotary_emb(x, position_ids=position_ids)
-        angles = [part.expand(*input_ids.shape, -1).flatten(0, 1).contiguous() for part in (cos, sin)]
-        step = Step(*angles, borders, self.policy, self.causal.training)
+        cos, sin = (part.expand(*input_ids.shape, -1).flatten(0, 1).contiguous() for part in (cos, sin))
+        step = Step(cos, sin, borders, self.policy, self.causal.training)
         if self.policy.host is not None:
             self.policy.host.begin_step()
         x = x.flatten(0, 1)
         for layer in base.layers:
             x = layer(x, fused=step)
         return x
+
+
+def _wait_in_host_memory(embedding: Any) -> None:
+    """Leave a frozen embedding's rows in host memory until they are asked for: a step needs few of them."""
+    device, table = embedding.weight.device, embedding.weight.detach().cpu().pin_memory()
+    embedding.weight = torch.nn.Parameter(table.new_empty(0, table.shape[1], device=device), requires_grad=False)
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = ops_for(ids).take_rows(table, ids.flatten(), device)
+        shaped: torch.Tensor = rows.unflatten(0, ids.shape)
+        return shaped
+
+    embedding.forward = forward
 
 
 def _with_fused(usual: Callable[..., Any], parts: Layer) -> Callable[..., Any]:
@@ -132,10 +147,6 @@ def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
     )
 
 
-def _linears(layer: Any) -> Iterator[Any]:
-    return (getattr(getattr(layer, half), name) for half, names in PRODUCTS.values() for name in names)
-
-
 def _linear(module: Any) -> Linear:
     base = getattr(module, "base_layer", module)
     return Linear(base, base.out_features, base.in_features, _adapter(module))
@@ -149,13 +160,15 @@ def _adapter(module: Any) -> Adapter | None:
     return Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], dropout)
 
 
-def _linear_obstacle(module: Any) -> str | None:
-    base = getattr(module, "base_layer", module)
-    if type(base).__name__ not in {"Linear", "Linear4bit"}:
-        return f"a {type(base).__name__}"
-    if any(getattr(module, "lora_variant", {}).values()):
+def _product_obstacle(layer: Any, half: str, names: tuple[str, ...]) -> str | None:
+    modules = [getattr(getattr(layer, half), name) for name in names]
+    kinds = {type(getattr(module, "base_layer", module)).__name__ for module in modules}
+    if kinds - {"Linear", "Linear4bit"}:
+        return f"a {', '.join(sorted(kinds))}"
+    if any(any(getattr(module, "lora_variant", {}).values()) for module in modules):
         return "a variant of LoRA"
-    return None
+    adapters = {(found.scale, found.dropout) for found in map(_adapter, modules) if found is not None}
+    return "adapters of several scales" if len(adapters) > 1 else None
 
 
 def _windows(config: Any) -> Iterator[int]:

@@ -49,7 +49,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders,
     return Kept(out, sums, (state, unused))
 
 
-def backward(
+def backward(  # noqa: PLR0913, PLR0917  (what a gradient of attention depends on)
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: Kept, borders: Borders, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients for q [B, T, H, D], k and v [B, T, K, D], B*T = N, from that of kept.out [N, H, D]."""
@@ -77,17 +77,18 @@ def _has_kernel(q: torch.Tensor) -> bool:
 
 
 def _rows(part: torch.Tensor, borders: Borders) -> torch.Tensor:
-    return part.unflatten(0, (borders.rows, -1)).transpose(1, 2)
+    shaped: torch.Tensor = part.unflatten(0, (borders.rows, -1)).transpose(1, 2)
+    return shaped
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders, scale: float) -> torch.Tensor:
     """One sample after the other. [N, H, D]"""
     sizes = borders.starts.diff().tolist()
-    parts = zip(*(tensor.split(sizes) for tensor in (q, k, v)), strict=True)
-    return torch.cat([_one(*part, scale) for part in parts])
+    samples = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+    return torch.cat([_one(*sample, scale=scale) for sample in samples])
 
 
-def _one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def _one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
     q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
     many = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=many)[0].transpose(0, 1)
@@ -97,6 +98,6 @@ def _plain_backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.enable_grad():
-        parts = [part.detach().requires_grad_() for part in (q, k, v)]
-        dq, dk, dv = torch.autograd.grad(_plain(*parts, borders, scale), parts, grad)
+        q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+        dq, dk, dv = torch.autograd.grad(_plain(q, k, v, borders, scale), (q, k, v), grad)
     return dq[None], dk[None], dv[None]

@@ -161,7 +161,8 @@ class _Worker:
     def attention_backward(self, grad: torch.Tensor, sums: dict[str, Gradients], *, to_x: bool) -> torch.Tensor | None:
         """The gradient for x from that of the middle. [N, C]"""
         have, layer, ops = self.have, self.layer, ops_for(grad)
-        assert have.attention is not None and have.qkv is not None
+        assert have.attention is not None
+        assert have.qkv is not None
         through = self.o.through_b(grad)
         self.o.add_adapter_grads(sums["o"], grad, have.attention.out.flatten(1), through)
         d_out = self.o.input_grad(grad, through).view_as(have.attention.out)
@@ -198,7 +199,7 @@ class _LayerFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer, step = ctx.layer, ctx.step
         have = _recall(ctx, step.policy)
         ready = ctx.ready or passes(layer.products, have.x, ctx.seeds, lasting=False)

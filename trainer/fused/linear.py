@@ -179,7 +179,8 @@ class Pass:
     def _inner(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """s x A^T for every adapter. [N, r]"""
         out = x.new_empty(len(x), len(self.slots.a)).addmm_(x, self.slots.a.t(), beta=0, alpha=self.product.scale)
-        return out.split(self.product.ranks, dim=1)
+        parts: tuple[torch.Tensor, ...] = out.split(self.product.ranks, dim=1)
+        return parts
 
     def _dropped(self, x: torch.Tensor, part: int) -> torch.Tensor:
         """x through the adapters' dropout: one mask for all layers that share the input."""

@@ -84,7 +84,7 @@ def dropout(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
 
 def take_rows(table: torch.Tensor, at: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Rows `at` [N] of a table [V, C] that is in host memory, on the device. [N, C]"""
-    return table[at.to(table.device)].to(device)
+    return table.index_select(0, at.to(table.device)).to(device)
 
 
 def nf4_weight_(
@@ -112,4 +112,5 @@ def _in_float32(packed: torch.Tensor, state: Any) -> torch.Tensor:
 
     wide = copy(state)
     wide.dtype = torch.float32
-    return dequantize_4bit(packed, wide)
+    dense: torch.Tensor = dequantize_4bit(packed, wide)
+    return dense

@@ -34,7 +34,7 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Any:
-    """The model on its device, with its adapter when it gets one, ready to train."""
+    """The model on its device, with its adapter when it gets one, ready to train. Raises ConfigError."""
     made = config.model.init is not None
     model = new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device)
     if takes_borders(config.model.dtype, device):

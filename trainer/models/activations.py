@@ -1,0 +1,35 @@
+"""How the layers of a model are run in training: through the fused ones where the model has their shape, with the
+activations that the job or the GPU's memory asks for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.dist import Place
+from trainer.estimate import Job, Placement, Policy, activation_policy, shape_of_config
+from trainer.fused.apply import obstacle, use_fused_layers
+from trainer.fused.keep import policy_named
+
+
+def find_policy(config: TrainConfig, model: Any, place: Place) -> Policy:
+    """What is kept for the backward pass, by the estimate of this model on this GPU."""
+    try:
+        shape = shape_of_config(model.config.to_dict())
+    except ValueError:  # a family that the estimate does not know
+        return "none" if config.model.gradient_checkpointing in {False, "none"} else "full"
+    card = None if place.on_cpu else torch.cuda.get_device_properties(place.device).total_memory
+    return activation_policy(Job(config, shape, Placement(1, place.world, on_gpu=not place.on_cpu), card))
+
+
+def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable[[str], None]) -> bool:
+    """Make the model's layers ready to train. Returns whether transformers has to checkpoint them."""
+    policy = find_policy(config, model, place)
+    problem = obstacle(model)
+    if problem is None:
+        use_fused_layers(model, policy_named(policy, place.device))
+        tell(f"layers: fused, gradient checkpointing {policy}")
+        return False
+    tell(f"layers: those of transformers ({problem}), gradient checkpointing {'none' if policy == 'none' else 'full'}")
+    return policy != "none"

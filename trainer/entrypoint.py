@@ -33,7 +33,7 @@ from trainer.stop import PREEMPTED, STOP_SIGNALS
 PEER_WAIT_S = 600
 # Threads that wait for each other leave the cores to others: beside two busy processes a run on two cores took 41 s
 # instead of 128 s, and alone 3 % longer.
-_SHARED = {"OMP_WAIT_POLICY": "passive"}
+_SHARED = {"OMP_WAIT_POLICY": "passive", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 KILLED = 137
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of an ended container; absent elsewhere
 TERMINATION_BYTES = 4000

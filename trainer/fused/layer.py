@@ -119,22 +119,21 @@ class _Worker:
         return have.middle
 
     def parts(self) -> Iterator[tuple[int, slice]]:
-        """The feed-forward half's parts of all tokens, numbered; one where gate_up is kept and memory is no matter."""
-        tokens = len(self.have.x)
-        size = tokens if self.step.policy.keeps("gate_up") else PART_TOKENS
-        for number, begin in enumerate(range(0, tokens, size)):
-            yield number, slice(begin, begin + size)
+        """The feed-forward half's parts of all tokens, numbered."""
+        for number, begin in enumerate(range(0, len(self.have.x), PART_TOKENS)):
+            yield number, slice(begin, begin + PART_TOKENS)
 
     def mlp(self) -> torch.Tensor:
         """The layer's output: middle + down(silu(gate) * up). [N, C]"""
         middle = self.fill_middle()
         out = middle.clone()
+        if self.step.policy.keeps("gate_up"):
+            self.have.gate_up = middle.new_empty(len(middle), self.layer.gate_up.outputs)
         for number, part in self.parts():
             normed = self.normed(middle[part], self.layer.mlp_norm)
-            gate_up = self.gate_up.forward(normed, part=number)
+            into = None if self.have.gate_up is None else self.have.gate_up[part]
+            gate_up = self.gate_up.forward(normed, into=into, part=number)
             self.down.forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
-            if self.step.policy.keeps("gate_up"):
-                self.have.gate_up = gate_up
         return out
 
     def mlp_backward(self, grad: torch.Tensor, sums: dict[str, Gradients]) -> torch.Tensor:

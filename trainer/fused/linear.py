@@ -123,10 +123,13 @@ class Pass:
         biases = [layer.bias for layer in product.layers]
         self.bias = None if biases[0] is None else torch.cat([part for part in biases if part is not None])
 
-    def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None, part: int = 0) -> torch.Tensor:
-        """y [N, O] of x [N, I], added to `onto` where that is given. `part`: which part of a pass in parts."""
+    def forward(
+        self, x: torch.Tensor, *, into: torch.Tensor | None = None, onto: torch.Tensor | None = None, part: int = 0
+    ) -> torch.Tensor:
+        """y [N, O] of x [N, I], written `into` or added `onto` a tensor that is given. `part`: which part of a pass in
+        parts."""
         if onto is None:
-            onto = torch.mm(x, self.weight.t())
+            onto = torch.mm(x, self.weight.t(), out=into)
         else:
             onto.addmm_(x, self.weight.t())
         if self.bias is not None:

@@ -26,7 +26,7 @@ PRODUCTS = {
 
 def obstacle(model: Any) -> str | None:
     """Why a model cannot take the fused layers, or None. `model`: a PeftModel, or a plain one."""
-    if not hasattr(model, "peft_config"):
+    if not hasattr(model, "get_base_model"):
         return "every parameter is trained"
     causal = model.get_base_model()
     layers = getattr(getattr(causal, "model", None), "layers", [])

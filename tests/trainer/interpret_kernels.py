@@ -1,0 +1,91 @@
+"""Runs every Triton kernel in Triton's interpreter, without a GPU, and prints how far each is from its plain twin in
+float64 (relative). Started by test_kernels.py: the interpreter has to be chosen before Triton is imported."""
+
+import json
+
+import torch
+from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.nn import Params4bit
+
+from trainer.kernels import gpu, plain
+
+
+def main():
+    torch.manual_seed(0)
+    print(json.dumps({**norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows()}))
+
+
+def far(found, wanted):
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def norms():
+    x, grad, residual, weight = torch.randn(5, 96), torch.randn(5, 96), torch.randn(5, 96), torch.randn(96)
+    wide = [part.double() for part in (grad, x, weight)]
+    return {
+        "rms_norm": far(gpu.rms_norm(x, weight, 1e-5), plain.rms_norm(wide[1], wide[2], 1e-5)),
+        "rms_norm_backward": far(gpu.rms_norm_backward(grad, x, weight, 1e-5, residual),
+                                 plain.rms_norm_backward(*wide, 1e-5, residual.double())),
+        "rms_norm_backward_alone": far(gpu.rms_norm_backward(grad, x, weight, 1e-5, None),
+                                       plain.rms_norm_backward(*wide, 1e-5, None)),
+    }  # fmt: skip
+
+
+def rotations():
+    angles = torch.randn(6, 8)
+    cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
+    every = torch.randn(6, 9, 16)
+    wide = every.double()
+    gpu.rope_(every[:, :6], cos, sin)
+    plain.rope_(wide[:, :6], cos.double(), sin.double())
+    parts = [torch.randn(2, heads, 3, 16).transpose(1, 2) for heads in (5, 2, 2)]  # as the attention leaves them
+    back = plain.unrope(*(part.double() for part in parts), cos.double(), sin.double())
+    return {"rope_": far(every, wide), "unrope": far(gpu.unrope(*parts, cos, sin), back)}
+
+
+def activations():
+    gate_up, grad = torch.randn(5, 140), torch.randn(5, 70)
+    out = far(gpu.swiglu(gate_up), plain.swiglu(gate_up.double()))
+    wide = grad.double(), gate_up.double()
+    gpu.swiglu_backward_(grad, gate_up)
+    plain.swiglu_backward_(*wide)
+    return {"swiglu": out, "swiglu_backward_": max(far(grad, wide[0]), far(gate_up, wide[1]))}
+
+
+def loss():
+    logits, targets = 3 * torch.randn(5, 9000), torch.randint(0, 9000, (5,))
+    wide = logits.double()
+    found, wanted = gpu.cross_entropy_(logits, targets, 0.3), plain.cross_entropy_(wide, targets, 0.3)
+    return {"cross_entropy_": max(far(found, wanted), far(logits, wide))}
+
+
+def dropout():
+    """The share that is dropped, the scale of the rest, and the same again for the same seed."""
+    x = torch.randn(100, 96)
+    found = gpu.dropout(x, 0.25, 7)
+    kept = found != 0
+    same = torch.equal(found, gpu.dropout(x, 0.25, 7)) and not torch.equal(found, gpu.dropout(x, 0.25, 8))
+    share = (~kept).float().mean().item()
+    return {"dropout": far(found, x * kept / 0.75) + (0 if same and 0.23 < share < 0.27 else 1)}
+
+
+def weights():
+    dense = torch.randn(70, 192) * 0.1
+    weight = Params4bit(dense, requires_grad=False, quant_type="nf4")
+    weight.data, weight.quant_state = quantize_4bit(dense, quant_type="nf4", compress_statistics=True)
+    a, b, found = torch.randn(24, 192), torch.randn(70, 24), {}
+    for name, adapter in (("nf4_weight_", (None, None)), ("nf4_weight_with_adapter", (a, b))):
+        out, wanted = torch.empty(70, 192), torch.empty(70, 192, dtype=torch.float64)
+        gpu.nf4_weight_(out, weight, *adapter, 0.5)
+        plain.nf4_weight_(wanted, weight, *adapter, 0.5)
+        found[name] = far(out, wanted)
+    return found
+
+
+def rows():
+    table, at = torch.randn(50, 96), torch.tensor([3, 49, 0, 3])
+    return {"take_rows": far(gpu.take_rows(table, at, table.device), table[at])}
+
+
+if __name__ == "__main__":
+    main()

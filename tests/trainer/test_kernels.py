@@ -1,0 +1,34 @@
+"""The Triton kernels against their twins in float64: in Triton's interpreter here, on a GPU in tests/gpu."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.trainer.conftest import REPO
+from trainer.kernels import plain
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="no Triton: it is there for Linux only")
+NAMES = [name for name, value in vars(plain).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+@pytest.fixture(scope="module")
+def distances():
+    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPO)}
+    script = "from tests.trainer.interpret_kernels import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_kernel_is_compared(distances):
+    assert {name for name in NAMES if name not in distances} == set()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "rms_norm_backward_alone", "nf4_weight_with_adapter"])
+def test_a_kernel_computes_what_its_twin_does(distances, name):
+    assert distances[name] < 1e-6

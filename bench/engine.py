@@ -75,8 +75,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def worker(options: argparse.Namespace, kind: str, seq: int, batch: int, policy: str) -> dict[str, Any]:
     """One measurement of ours, in a process of its own."""
-    job = {"kind": kind, "model": str(options.model), "rows": [str(path) for path in options.rows], "tokenizer": str(options.tokenizer),
-           "seq": seq, "batch": batch, "policy": policy, "loss_steps": options.loss_steps}  # fmt: skip
+    job = {"kind": kind, "model": str(options.model), "rows": [str(path) for path in options.rows],
+           "tokenizer": str(options.tokenizer), "seq": seq, "batch": batch, "policy": policy,
+           "loss_steps": options.loss_steps}  # fmt: skip
     found = run([sys.executable, Path(__file__).with_name("engine_worker.py"), json.dumps(job)])
     if "tok_s" not in found and "loss" not in found:
         raise SystemExit(f"error: our {kind} run failed: {found['error']}")

@@ -18,14 +18,16 @@ __all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShap
 
 TOLERANCE = 0.05  # the estimate of a GPU is good to this share
 
-# A GPU. CUDA's context, kernels and libraries, before anything is allocated.
-CUDA_CONTEXT = 500_000_000
-# cuBLAS's workspace on Hopper (torch's CUBLAS_WORKSPACE_CONFIG :4096:8).
-CUBLAS_WORKSPACE = 32 * 2**20
+# A GPU. CUDA's context, kernels and libraries, before anything is allocated (H200, torch 2.11: 0.65 GB), and cuBLAS with
+# its workspace.
+CUDA_CONTEXT = 650_000_000
+CUBLAS_WORKSPACE = 100_000_000
 # Channels and buffers of NCCL, once there are several ranks.
 NCCL_BUFFERS = 400_000_000
-# Share of the memory for activations that torch's allocator holds without using it.
-FRAGMENTATION = 0.02
+# Share of the memory for what lives for a moment that torch's allocator holds without using it.
+FRAGMENTATION = 0.25
+# Tensors of one layer's input's size on their way to and from the node's memory.
+ON_THEIR_WAY = 4
 # 4-bit weights: values that share a scale, scales that share a second one (QLoRA, arXiv:2305.14314, section 3), and the
 # code tables and offset beside each weight, in blocks of torch's allocator.
 NF4_BLOCK, NF4_GROUP, NF4_TABLES = 64, 256, 2048
@@ -155,16 +157,16 @@ def gpu_memory(job: Job, policy: Policy) -> GpuMemory:
     """The memory of one process on its device, under this activation policy."""
     lora, state = job.config.model.lora, state_bytes(job.config)
     trained = job.share(job.trained * state.weight, from_stage=3)
-    slack = 1 + FRAGMENTATION
+    slack, moving = 1 + FRAGMENTATION, ON_THEIR_WAY if policy == "offload" else 0
     return GpuMemory(
-        weights=trained if lora is None else frozen_weights(job),
+        weights=trained if lora is None else frozen_weights(job, policy),
         adapters=0 if lora is None else trained,
         gradients=gradients(job, state),
         optimizer=0 if job.offloads else job.share(job.trained * (state.master + state.moments), from_stage=1),
-        buffers=work_buffers(job),
+        buffers=work_buffers(job, policy),
         deepspeed=communication(job, state),
         context=CUDA_CONTEXT if job.placement.on_gpu else 0,
-        activations=round(slack * job.shape.layers * kept_in_layer(job, policy)),
+        activations=job.shape.layers * kept_in_layer(job, policy) + moving * job.tokens * job.shape.hidden * job.element,
         layer=round(slack * work_in_layer(job, policy)),
         loss=round(slack * loss_work(job)),
         step=step_work(job, state),
@@ -198,12 +200,14 @@ def adapter_parameters(lora: Lora, shape: ModelShape) -> int:
     return shape.layers * lora.r * sum(inputs + outputs for inputs, outputs in targets)
 
 
-def frozen_weights(job: Job) -> int:
-    """The base model of an adapter. ZeRO-3 splits parameters, but not the scales that belong to 4-bit ones."""
+def frozen_weights(job: Job, policy: Policy) -> int:
+    """The base model of an adapter; under `offload` without its embedding. ZeRO-3 splits parameters, but not the scales
+    that belong to 4-bit ones."""
     shape = job.shape
+    away = shape.vocab * shape.hidden if policy == "offload" and not shape.tied else 0
     if job.config.model.quantization == "none":
-        return job.share(shape.parameters * job.element, from_stage=3)
-    rest = (shape.parameters - shape.linear_parameters) * job.element
+        return job.share((shape.parameters - away) * job.element, from_stage=3)
+    rest = (shape.parameters - away - shape.linear_parameters) * job.element
     return job.share(shape.linear_parameters // 2 + rest, from_stage=3) + nf4_scales(shape)
 
 
@@ -233,13 +237,14 @@ def step_work(job: Job, state: StateBytes) -> int:
 # Buffers
 
 
-def work_buffers(job: Job) -> int:
-    """The dense weights of one layer, for all layers the same memory; bf16 copies of float32 weights that autocast
-    keeps."""
+def work_buffers(job: Job, policy: Policy) -> int:
+    """The dense weights of one layer, for all layers the same memory, or under `none` kept for the backward pass; bf16
+    copies of float32 weights that autocast keeps."""
     model = job.config.model
     buffers = CUBLAS_WORKSPACE if job.placement.on_gpu else 0
     if model.lora is not None and model.quantization == "nf4":
-        buffers += job.shape.linear_parameters // job.shape.layers * job.element
+        dense = job.shape.linear_parameters * job.element
+        buffers += dense if policy == "none" else dense // job.shape.layers
     if model.lora is None and model.dtype == "bf16" and job.config.optimizer.deepspeed is None:
         buffers += job.shape.linear_parameters * 2
     return buffers

@@ -1,4 +1,5 @@
-"""Which process of a node a line comes from: all but the first put their rank in front of every line they print."""
+"""How a process prints. All but the first of a node put their rank in front of every line, so that it is known where
+a line comes from."""
 
 import io
 import sys
@@ -14,6 +15,16 @@ def mark_lines(environ: Mapping[str, str]) -> None:
     if environ.get("LOCAL_RANK", "0") != "0":
         prefix = f"[rank {environ['RANK']}] "
         sys.stdout, sys.stderr = MarkedStream(sys.stdout, prefix), MarkedStream(sys.stderr, prefix)
+
+
+def show(line: str) -> None:
+    """Print a line at once; on a terminal its numbers are coloured."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(soft_wrap=True).print(line, markup=False, emoji=False)
+    else:
+        print(line, flush=True)  # noqa: T201
 
 
 class MarkedStream(io.TextIOBase, TextIO):

@@ -263,14 +263,7 @@ class Run:
         settle = torch.cuda.synchronize if not self.place.on_cpu else lambda: None
         ledger, train, data = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"], self.config.data
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
-        saver = Saver(
-            self.output,
-            self._writers,
-            self.config.runtime.keep,
-            is_main=self.place.is_main,
-            processes=self.place.processes,
-            barrier=barrier,
-        )
+        saver = Saver(self.output, self._writers, self.config.runtime.keep, self.place, barrier, self.tell)
         borders = takes_borders(self.config.model.dtype, self.place.device)
         collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None, borders=borders)
         trainer = CheckedTrainer(

@@ -66,8 +66,9 @@ def flops_per_token(model: nn.Module, context: float) -> float:
 def _matrices(model: nn.Module) -> list[Any]:
     """The weights that tokens are multiplied with: looking up an embedding is no product, an output head is one even
     if it shares the embedding's weights."""
-    found = [getattr(module, "weight", None) for module in model.modules() if not isinstance(module, nn.Embedding)]
-    return [weight for weight in found if isinstance(weight, nn.Parameter) and len(_shape(weight)) == 2]
+    own = [dict(module.named_parameters(recurse=False)) for module in model.modules()
+           if not isinstance(module, nn.Embedding)]  # fmt: skip
+    return [found["weight"] for found in own if "weight" in found and len(_shape(found["weight"])) == 2]
 
 
 def _shape(weight: Any) -> tuple[int, ...]:

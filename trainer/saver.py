@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoint import Writers, publish
+from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.host_memory import free_bytes
 
@@ -30,13 +31,19 @@ HOST_SHARE = 0.5
 
 
 class Saver:
-    """The saves of one rank. `barrier` waits for all ranks; `processes` share this machine's memory."""
+    """The saves of one rank. `barrier` waits for all ranks; `tell` prints a line, read by the launcher."""
 
     def __init__(
-        self, output: Path, writers: Writers, keep: int, *, is_main: bool, processes: int, barrier: Callable[[], None]
+        self,
+        output: Path,
+        writers: Writers,
+        keep: int,
+        place: Place,
+        barrier: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
-        self.output, self.writers, self.keep, self.is_main = output, writers, keep, is_main
-        self._processes, self._barrier = processes, barrier
+        self.output, self.writers, self.keep, self.place = output, writers, keep, place
+        self._barrier, self._tell = barrier, tell
         self._thread = ThreadPoolExecutor(1, "saver")
         self._step = 0
         self._jobs: list[Callable[[], object]] = []
@@ -63,17 +70,19 @@ class Saver:
 
     def write(self, state: Any, write: Callable[[Any], object]) -> None:
         """Have the thread write a copy of the state; without room for a copy, write the state now."""
-        if _bytes(state) * self._processes > HOST_SHARE * free_bytes():
+        if _bytes(state) * self.place.processes > HOST_SHARE * free_bytes():
             write(state)
             return
         held = on_host(state, {})
         self._jobs.append(lambda: write(held))
 
     def check(self) -> None:
-        """Raises SaveError when this rank has failed to write or to publish."""
-        for done in (self._writing, self._publishing):
-            if done is not None and done.done():
-                self._result(done)
+        """Tell of a checkpoint that was published since. Raises SaveError when this rank has failed to write it or to
+        publish it."""
+        if self._writing is not None and self._writing.done():
+            self._result(self._writing)
+        if self._publishing is not None and self._publishing.done():
+            self._published(self._publishing)
 
     def all_have_written(self) -> None:
         """Every rank says so, at once: rank 0 publishes."""
@@ -81,7 +90,7 @@ class Saver:
             return
         self._result(self._writing)
         self._writing = None
-        if self.is_main:
+        if self.place.is_main:
             self._publishing = self._thread.submit(publish, self.output, self._step, self.writers, self.keep)
 
     def wait(self) -> None:
@@ -91,9 +100,13 @@ class Saver:
             self._barrier()
             self.all_have_written()
         if self._publishing is not None:
-            self._result(self._publishing)
-        self._publishing = None
+            self._published(self._publishing)
         self._barrier()
+
+    def _published(self, done: "Future[None]") -> None:
+        self._result(done)
+        self._publishing = None
+        self._tell(f"saved {self.output / f'checkpoint-{self._step}'} (step {self._step})")
 
     def _result(self, done: "Future[None]") -> None:
         with self._explained():

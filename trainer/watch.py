@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 
 import torch
 
@@ -80,7 +80,7 @@ def slow_ranks(forward_s: Sequence[float]) -> Iterator[tuple[int, float]]:
     Whole steps would not tell: all ranks wait for the slowest one before a step ends. In forward passes nobody waits
     (but under ZeRO-3, where all look alike).
     """
-    usual = median(forward_s)
+    usual = median_low(forward_s)
     for rank, seconds in enumerate(forward_s):
         if len(forward_s) > 1 and usual > 0 and seconds > (1 + SLOWER) * usual:
             yield rank, seconds / usual

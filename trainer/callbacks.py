@@ -171,7 +171,9 @@ class ValidationCallback(TrainerCallback):  # type: ignore[misc]
             loss = self.loss()
         self.journal.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
         self.journal.keep({"step": state.global_step, "validation_loss": loss})
+        logs_step = control.should_log
         self.report({"eval_loss": loss})
+        control.should_log = logs_step  # transformers takes it for the step's own log
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]

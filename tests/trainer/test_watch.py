@@ -91,7 +91,7 @@ def test_answers_validation_and_saves_do_not_count(tmp_path, clock):
     SampleCallback(1, lambda step: clock.turn(50), ledger.stopwatch).on_step_end(None, state, None)
     validation = ValidationCallback(1, lambda: clock.turn(30) or 0.25, log.journal, lambda values: None,
                                     ledger.stopwatch)
-    validation.on_step_end(None, state, None)
+    validation.on_step_end(None, state, SimpleNamespace(should_log=True))
     with ledger.stopwatch.paused():  # as CheckedTrainer._save_checkpoint does
         clock.turn(20)
     row = step(log, ledger, state, clock, waits=0, computes=2)

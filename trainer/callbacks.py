@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trainer.dist import Place
 from trainer.divergence import Divergence, gathered
 from trainer.forward import ForwardTimes
-from trainer.metrics import Ledger, MetricsFile, device_used_gib, memory_gib, step_line
+from trainer.metrics import Ledger, MetricsFile, memory_gib, step_line
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.stop import Stop
@@ -111,8 +111,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "step_s": trained_s / steps,
             "data_wait_s": mine[1],
             "paused_s": now.paused_s - before.paused_s,
-            "memory_gib": memory_gib(),
-            "device_used_gib": device_used_gib(),
+            **memory_gib(on_cpu=self.journal.place.on_cpu),
         }
 
     def _read(self, step: int) -> Reading:

@@ -27,23 +27,16 @@ def step_line(values: Mapping[str, Any]) -> str:
     )
 
 
-def memory_gib() -> float:
-    """Peak memory of this process: allocated on the GPU where there is one, else resident."""
+def memory_gib(*, on_cpu: bool) -> dict[str, float | None]:
+    """`memory_gib`: this process's peak, allocated on its GPU or, without one, resident. `device_used_gib`: what its GPU
+    says is used, by all processes and by what torch holds in reserve."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def device_used_gib() -> float | None:
-    """What the GPU says is used, by all processes and by what torch holds in reserve; None without a GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
+    if on_cpu:
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return {"memory_gib": resident, "device_used_gib": None}
     free, total = torch.cuda.mem_get_info()
-    return (total - free) / 2**30
+    return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30, "device_used_gib": (total - free) / 2**30}
 
 
 @dataclass

@@ -7,7 +7,9 @@ one, and the end of the run, wait for it.
 
 Where the copies would take more than half of the host's free memory, a rank writes its state within the step instead.
 
-A save of 700 MB (58 million float32 weights with Adam's states, two cores, local disk) stops training for STALL.
+Of a save of 700 MB (57 million float32 weights and Adam's states) on two busy cores and a local disk, copying takes
+0.6 s, writing 1.1 s, the way to the disk 0.2 s and hashing 1.0 s. Training stood still for 0.2 s where it did for 1.9 s
+when all of it was done within the step; with DeepSpeed, which keeps the weights twice, for 0.8 s instead of 3.3 s.
 """
 
 import copy
@@ -64,7 +66,7 @@ class Saver:
         self._step, self._jobs = step, []
         with self._explained():
             yield
-        if torch.cuda.is_available():
+        if not self.place.on_cpu:
             torch.cuda.synchronize()  # the copies are there
         self._writing = self._thread.submit(_do_all, self._jobs)
 

@@ -28,8 +28,8 @@ def step_line(values: Mapping[str, Any]) -> str:
 
 
 def memory_gib(*, on_cpu: bool) -> dict[str, float | None]:
-    """`memory_gib`: this process's peak, allocated on its GPU or, without one, resident. `device_used_gib`: what its GPU
-    says is used, by all processes and by what torch holds in reserve."""
+    """`memory_gib`: this process's peak, allocated on its GPU or, without one, resident. `device_used_gib`: what the
+    GPU says is used, by all processes and by what torch holds in reserve."""
     import torch
 
     if on_cpu:

@@ -25,6 +25,7 @@ class Watch:
         self._tell, self._processes = tell, processes
         self._told: set[str] = set()
         self._intervals = 0
+        self._suspected: set[str] = set()
 
     def warn(self, cause: str, text: str | None) -> None:
         """`text` is None where all is well."""
@@ -34,21 +35,30 @@ class Watch:
 
     def interval(self, step_s: float, waited_s: Sequence[float], forward_s: Sequence[float]) -> None:
         """Judge the mean step since the last log line: how long it took, and on each rank how much of it went by until
-        the batches were there and in forward passes. The first one, in which everything is new, is passed over."""
+        the batches were there and in forward passes. What is so twice in a row is told; the first interval, in which
+        everything is new, does not count."""
         self._intervals += 1
         if self._intervals == 1:
             return
-        rank = max(range(len(waited_s)), key=waited_s.__getitem__)
-        self.warn("loading", slow_loading(self._name(rank), step_s, waited_s[rank]))
-        for rank, ratio in slow_ranks(forward_s):
-            self.warn(
-                f"rank {rank}",
-                f"{self._name(rank)} is slower than the others, which wait for it: its forward passes take "
-                f"{forward_s[rank]:.2f} s a step, {ratio - 1:.0%} more than the median; look at that GPU's clock and "
-                "temperature (nvidia-smi -q -d PERFORMANCE), and at what else runs on that machine",
-            )
+        found = dict(self._slow(step_s, waited_s, forward_s))
+        for cause in self._suspected & found.keys():
+            self.warn(cause, found[cause])
+        self._suspected = set(found)
         for cause, text in full_memory():
             self.warn(cause, text)
+
+    def _slow(
+        self, step_s: float, waited_s: Sequence[float], forward_s: Sequence[float]
+    ) -> Iterator[tuple[str, str]]:
+        rank = max(range(len(waited_s)), key=waited_s.__getitem__)
+        if text := slow_loading(self._name(rank), step_s, waited_s[rank]):
+            yield "loading", text
+        for rank, ratio in slow_ranks(forward_s):
+            yield f"rank {rank}", (
+                f"{self._name(rank)} is slower than the others, which wait for it: its forward passes take "
+                f"{forward_s[rank]:.2f} s a step, {ratio - 1:.0%} more than the median; look at its GPU "
+                "(nvidia-smi -q -d PERFORMANCE) and at what else runs on that machine"
+            )
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} (node {rank // self._processes})"

@@ -18,13 +18,17 @@ def mark_lines(environ: Mapping[str, str]) -> None:
 
 
 def show(line: str) -> None:
-    """Print a line at once; on a terminal its numbers are coloured."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console(soft_wrap=True).print(line, markup=False, emoji=False)
-    else:
+    """Print a line at once; on a terminal the values of a step line are coloured."""
+    if not sys.stdout.isatty():
         print(line, flush=True)  # noqa: T201
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(line)
+    if line.startswith("step "):
+        text.highlight_regex(r"(?<= )\S+(?=  |$)", "cyan")
+    Console(highlight=False, soft_wrap=True).print(text)
 
 
 class MarkedStream(io.TextIOBase, TextIO):

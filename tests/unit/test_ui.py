@@ -80,7 +80,7 @@ STEP = "step 10/250  loss 2.3456  mfu 41.2%"
 
 
 @pytest.mark.parametrize("program", [
-    f"from launcher import ui\nfrom launcher.logs.line import LogLine\nui.print_logs([[LogLine(0, b'{STEP}')]], nodes=1)",
+    f"from launcher import ui\nfrom launcher.logs.line import LogLine as L\nui.print_logs([[L(0, b'{STEP}')]], nodes=1)",
     f"from trainer.output import show; show('{STEP}')",
 ], ids=["launcher", "trainer"])
 def test_the_values_of_a_step_line_are_coloured_on_a_terminal_only(program):

@@ -79,10 +79,18 @@ def test_colour_on_a_terminal_unless_refused(no_color, coloured):
 STEP = "step 10/250  loss 2.3456  mfu 41.2%"
 
 
-@pytest.mark.parametrize("program", [
-    f"from launcher import ui\nfrom launcher.logs.line import LogLine as L\nui.print_logs([[L(0, b'{STEP}')]], nodes=1)",
-    f"from trainer.output import show; show('{STEP}')",
-], ids=["launcher", "trainer"])
+BY_LAUNCHER = f"""
+from launcher import ui
+from launcher.backends.base import LogLine
+ui.print_logs([[LogLine(0, b"{STEP}")]], nodes=1)
+"""
+BY_TRAINER = f"""
+from trainer.output import show
+show("{STEP}")
+"""
+
+
+@pytest.mark.parametrize("program", [BY_LAUNCHER, BY_TRAINER], ids=["launcher", "trainer"])
 def test_the_values_of_a_step_line_are_coloured_on_a_terminal_only(program):
     shown, plain = on_a_terminal(program), on_a_terminal(program, no_color="1")
     assert re.search("loss \x1b\\[[0-9;]*36m2.3456", shown)

@@ -112,16 +112,17 @@ def test_a_state_without_room_for_a_copy_is_written_at_once(saver, monkeypatch):
 
 
 def test_copies_keep_their_kind_and_what_is_one_stays_one():
-    weight = torch.arange(6.0).view(2, 3)
+    weight = torch.arange(4.0).view(2, 2)
     groups = [{"lr": 0.1, "params": (0, 1)}]
-    state = OrderedDict(a=weight, b=weight.detach(), half=weight[0], groups=groups)
+    state = OrderedDict(a=weight, b=weight.detach(), turned=weight.t(), half=weight[0], groups=groups)
     held = on_host(state, {})
     weight.zero_()
     groups[0]["lr"] = 0.5
     assert type(held) is OrderedDict
     assert held["a"] is held["b"]
-    assert held["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert held["half"].tolist() == [0, 1, 2]
+    assert held["a"].tolist() == [[0, 1], [2, 3]]
+    assert held["turned"].tolist() == [[0, 2], [1, 3]]
+    assert held["half"].tolist() == [0, 1]
     assert held["groups"] == [{"lr": 0.1, "params": (0, 1)}]
 
 

@@ -11,6 +11,7 @@ from launcher.logs.line import Batch, LogLine
 from launcher.logs.progress import Step, parse_step
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+_VALUES = r"(?<= )\S+(?=  |$)"  # of a step line
 REDRAWS_PER_S = 10
 
 
@@ -68,6 +69,8 @@ class Screen:
 
         text = printable(line.text)
         shown = Text.from_ansi(text) if "\x1b" in text else Text(text, style="bold red" if line.gap else "")
+        if parse_step(text):
+            shown.highlight_regex(_VALUES, "cyan")
         if not self._width:
             return shown
         return Text(f"[node {line.node:>{self._width}}] ", style=_COLOURS[line.node % len(_COLOURS)]).append_text(shown)

@@ -62,6 +62,7 @@ def train(config: dict) -> None:
         print(f"rows {step}  rank {rank}  {rows(step, rank, again=attempt > 0)}", flush=True)
         if rank == 0 and (stop or step % config["runtime"]["save_every"] == 0):
             saved.write_text(str(step), encoding="utf-8")
+            print(f"saved {folder}/checkpoint-{step} (step {step})", flush=True)
         if stop:
             meet(folder, f"{attempt}-stop", told, PEER_STEP_S)
             sys.exit(75)

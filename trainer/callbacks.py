@@ -4,47 +4,82 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from trainer.dist import Place
-from trainer.divergence import Divergence
+from trainer.divergence import Divergence, gathered
+from trainer.forward import ForwardTimes
 from trainer.metrics import Ledger, MetricsFile, memory_gib, step_line
 from trainer.peers import Peers
+from trainer.saver import Saver
 from trainer.stop import Stop
+from trainer.stopwatch import Stopwatch
+from trainer.watch import Watch
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Where a rank says what it has measured: lines for people, and rows of metrics.jsonl, which rank 0 keeps."""
+
+    place: Place
+    tell: Callable[[str], None]
+    metrics: MetricsFile
+
+    def keep(self, values: dict[str, Any]) -> None:
+        """Add a row, with the time."""
+        if self.place.is_main:
+            self.metrics.append({**values, "time": time.time()})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where counters stood at a step: tokens, seconds of training, of waiting for batches and of pauses."""
+
+    step: int
+    tokens: int
+    trained_s: float
+    waited_s: float
+    paused_s: float
+
+
+# what reports get of it beside transformers' own values
+REPORTED = ("tokens_per_s", "mfu", "step_s", "data_wait_s", "paused_s", "memory_gib", "device_used_gib")
 
 
 class LogCallback(TrainerCallback):  # type: ignore[misc]
-    """The step line and metrics.jsonl."""
+    """The step line, metrics.jsonl, and what the other callbacks report: its values are added to the log that they
+    get, so it must be the first of them. `flops`: those of a token, and those of a device in a second; None where that
+    is unknown."""
 
     def __init__(
         self,
-        place: Place,
-        metrics: MetricsFile,
+        journal: Journal,
         ledger: Ledger,
         divergence: Divergence,
-        tell: Callable[[str], None],
-        *,
+        watch: Watch,
         epochs_per_step: float,
+        flops: tuple[float, float] | None,
     ) -> None:
-        self.place, self.metrics, self.ledger, self.divergence, self.tell = place, metrics, ledger, divergence, tell
-        self.epochs_per_step = epochs_per_step
-        self._since = time.monotonic()
-        self._seen = 0
+        self.journal, self.ledger, self.divergence, self.watch = journal, ledger, divergence, watch
+        self.epochs_per_step, self.flops = epochs_per_step, flops
+        self.forward = ForwardTimes(journal.place.device)
         self._first: tuple[float, int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._since, self._first = time.monotonic(), (time.monotonic(), state.global_step)
+        self.forward.attach(kwargs["model"])
+        self._since, self._first = self._read(state.global_step), (time.monotonic(), state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Print and keep one step."""
         if not logs or "loss" not in logs or self._first is None:
             return
-        now, (began, first_step) = time.monotonic(), self._first
-        per_step = (now - began) / max(1, state.global_step - first_step)
+        began, first_step = self._first
+        per_step = (time.monotonic() - began) / max(1, state.global_step - first_step)
         values = {
             "step": state.global_step,
             "total": state.max_steps,
@@ -53,15 +88,35 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "lr": float(logs.get("learning_rate", 0.0)),
             "grad_norm": float(logs.get("grad_norm") or 0.0),
             "epoch": state.global_step * self.epochs_per_step,
-            "tokens_per_s": (self.ledger.tokens - self._seen) * self.place.world / max(1e-9, now - self._since),
-            "memory_gib": memory_gib(),
+            **self._measured(state.global_step),
             "eta_s": per_step * (state.max_steps - state.global_step),
-            "time": time.time(),
         }
-        self._since, self._seen = now, self.ledger.tokens
-        self.tell(step_line(values))
-        if self.place.is_main:
-            self.metrics.append(values)
+        logs.update({name: values[name] for name in REPORTED if values[name] is not None})
+        self.journal.tell(step_line(values))
+        self.journal.keep(values)
+
+    def _measured(self, step: int) -> dict[str, float | None]:
+        """What the mean step since the last line took. All ranks take part."""
+        before, now = self._since, self._read(step)
+        self._since, steps = now, max(1, now.step - before.step)
+        trained_s = max(1e-9, now.trained_s - before.trained_s)
+        mine = [now.tokens - before.tokens, (now.waited_s - before.waited_s) / steps, self.forward.take() / steps]
+        ranks = gathered(torch.tensor(mine, dtype=torch.float64, device=self.journal.place.device))
+        tokens, waited_s, forward_s = zip(*ranks, strict=True)
+        self.watch.interval(trained_s / steps, waited_s, forward_s)
+        per_s = sum(tokens) / trained_s
+        return {
+            "tokens_per_s": per_s,
+            "mfu": per_s / len(ranks) * self.flops[0] / self.flops[1] if self.flops else None,
+            "step_s": trained_s / steps,
+            "data_wait_s": mine[1],
+            "paused_s": now.paused_s - before.paused_s,
+            **memory_gib(on_cpu=self.journal.place.on_cpu),
+        }
+
+    def _read(self, step: int) -> Reading:
+        stopwatch = self.ledger.stopwatch
+        return Reading(step, self.ledger.tokens, stopwatch.trained_s, stopwatch.waited_s, stopwatch.paused_s)
 
 
 class RowsCallback(TrainerCallback):  # type: ignore[misc]
@@ -83,40 +138,52 @@ class RowsCallback(TrainerCallback):  # type: ignore[misc]
 class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Answers the questions every so many steps."""
 
-    def __init__(self, every: int, ask: Callable[[int], object]) -> None:
-        self.every, self.ask = every, ask
+    def __init__(self, every: int, ask: Callable[[int], object], stopwatch: Stopwatch) -> None:
+        self.every, self.ask, self.stopwatch = every, ask, stopwatch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The last step is left to the comparison at the end."""
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self.ask(state.global_step)
+            with self.stopwatch.paused():
+                self.ask(state.global_step)
 
 
 class ValidationCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures the loss on the validation rows every so many steps and at the end: one line, one row of metrics."""
+    """Measures the loss on the validation rows every so many steps and at the end: one line, one row of metrics, and
+    to whom else `report` tells it, under transformers' name."""
 
     def __init__(
-        self, every: int, loss: Callable[[], float], place: Place, metrics: MetricsFile, tell: Callable[[str], None]
+        self,
+        every: int,
+        loss: Callable[[], float],
+        journal: Journal,
+        report: Callable[[dict[str, float]], None],
+        stopwatch: Stopwatch,
     ) -> None:
-        self.every, self.loss, self.place, self.metrics, self.tell = every, loss, place, metrics, tell
+        self.every, self.loss, self.journal, self.report, self.stopwatch = every, loss, journal, report, stopwatch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """On all ranks at once."""
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        loss = self.loss()
-        self.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
-        if self.place.is_main:
-            self.metrics.append({"step": state.global_step, "validation_loss": loss, "time": time.time()})
+        with self.stopwatch.paused():
+            loss = self.loss()
+        self.journal.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
+        self.journal.keep({"step": state.global_step, "validation_loss": loss})
+        logs_step = control.should_log
+        self.report({"eval_loss": loss})
+        control.should_log = logs_step  # transformers takes it for the step's own log
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]
-    """What all ranks agree on at the end of a step: whether one of them was told to stop, or saw a bad step."""
+    """What all ranks agree on at the end of a step: whether one of them was told to stop, saw a bad step, or is still
+    writing the last checkpoint."""
 
     def __init__(
-        self, place: Place, stop: Stop, ledger: Ledger, divergence: Divergence, peers: Peers | None
+        self, place: Place, stop: Stop, ledger: Ledger, divergence: Divergence, saver: Saver, peers: Peers | None
     ) -> None:
         self.place, self.stop, self.ledger, self.divergence, self.peers = place, stop, ledger, divergence, peers
+        self.saver = saver
         self.stopped = False
         self.saved = "nothing saved"
 
@@ -127,9 +194,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
             self.peers.ready()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Told: save and stop. Bad: what DeepSpeed or we have passed over is not saved as progress."""
+        """Told: save and stop. Bad: what DeepSpeed or we have passed over is not saved as progress. Raises SaveError
+        when the last save has failed."""
+        self.saver.check()
         passed_over = kwargs["optimizer"].step_was_skipped
-        told, bad = any_rank([self.stop.told, passed_over or not self.ledger.is_finite], self.place.device)
+        bad_here = passed_over or not self.ledger.is_finite
+        told, bad, writing = any_rank([self.stop.told, bad_here, self.saver.is_writing], self.place.device)
+        if not writing:
+            self.saver.all_have_written()
         if told:
             self._stop(state, control)
             control.should_save = True

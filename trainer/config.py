@@ -330,10 +330,20 @@ class Sampling(Section):
     max_new_tokens: int = Field(600, ge=1, le=2**17, description="Longest answer in tokens.")
 
 
+TrackerName = Literal["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow",
+                      "neptune", "swanlab", "tensorboard", "trackio", "wandb"]  # fmt: skip
+
+
 class Runtime(Section):
     """What happens besides training."""
 
     log_every: int = Field(10, ge=1, description="Steps between two log lines.")
+    report_to: list[TrackerName] | None = Field(
+        None,
+        description="Where the same numbers go besides the log and metrics.jsonl, through transformers' reports, which "
+        "read their own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). Default: TensorBoard, in "
+        "output_dir/tensorboard, if it is installed.",
+    )
     save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed once a newer one is complete.")
     eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
@@ -348,9 +358,7 @@ class Runtime(Section):
         description="Steps in a row whose loss or gradient is not a number until the run ends with exit code 70; "
         "such a step changes no weights and is not saved.",
     )
-    log_rows: bool = Field(
-        False, description="Print which rows every step trained on; `launch drill` turns it on."
-    )
+    log_rows: bool = Field(False, description="Print which rows every step trained on; `launch drill` turns it on.")
     resume: Literal["auto", "never"] = Field(
         "auto",
         description="`auto`: go on from the newest complete checkpoint in "

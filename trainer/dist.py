@@ -20,12 +20,13 @@ from trainer.peers import CALL_S, Peers
 
 @dataclass(frozen=True)
 class Place:
-    """Rank, world size and device of this process."""
+    """Rank, world size and device of this process; how many `processes` its node has."""
 
     rank: int
     local_rank: int
     world: int
     device: torch.device
+    processes: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -41,20 +42,20 @@ class Place:
 def find_place(config: TrainConfig) -> Place:
     """From torchrun's variables; alone without them. Raises ConfigError when GPUs were asked for
     that are not here."""
-    rank, local, world = (
+    rank, local, world, processes = (
         int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1"))
     )
     asked = int(os.environ.get("LAUNCH_GPUS_PER_NODE", "1" if torch.cuda.is_available() else "0"))
     if config.settings.device == "cpu" or asked == 0:
-        return Place(rank, local, world, torch.device("cpu"))
+        return Place(rank, local, world, torch.device("cpu"), processes)
     if torch.cuda.device_count() <= local:
         raise ConfigError(
             f"resources.gpus_per_node: got {asked}, but this node shows {torch.cuda.device_count()} GPU(s)",
             "check the driver with nvidia-smi, or train on the CPU: --set train.settings.device=cpu",
         )
     torch.cuda.set_device(local)
-    return Place(rank, local, world, torch.device("cuda", local))
+    return Place(rank, local, world, torch.device("cuda", local), processes)
 
 
 def find_peers(place: Place, end: Callable[[int, str], None]) -> Peers | None:

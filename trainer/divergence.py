@@ -59,15 +59,15 @@ class Divergence:
         mine = torch.tensor([one.loss, *one.rows], dtype=torch.float64, device=self.place.device)
         return [
             {"rank": rank, "loss": str(values[0]), "rows": [self._named(int(number)) for number in values[1:]]}
-            for rank, values in enumerate(_gathered(mine))
+            for rank, values in enumerate(gathered(mine))
         ]
 
     def _named(self, number: int) -> dict[str, Any]:
         return {"row": number, "samples": self.rows[number].origins}
 
 
-def _gathered(mine: torch.Tensor) -> list[list[float]]:
-    """The values of every rank; all have as many, since every rank gets as many rows a step."""
+def gathered(mine: torch.Tensor) -> list[list[float]]:
+    """The values of every rank; all have as many."""
     if not torch.distributed.is_initialized():
         return [mine.tolist()]
     parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]

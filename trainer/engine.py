@@ -1,7 +1,7 @@
 """A training run from its config to its output folder, on transformers' Trainer with its DeepSpeed integration.
 
-Output folder: config.yaml, metrics.jsonl, samples.jsonl, samples.md, loss.png, checkpoint-N/, and at the end
-adapter/ (LoRA) or model/ (every parameter).
+Output folder: config.yaml, metrics.jsonl, tensorboard/, samples.jsonl, samples.md, loss.png, checkpoint-N/, and at the
+end adapter/ (LoRA) or model/ (every parameter).
 """
 
 import math
@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
 from trainer.callbacks import (
+    Journal,
     LogCallback,
     RowsCallback,
     SampleCallback,
@@ -39,12 +41,18 @@ from trainer.ds_config import build_ds_config
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
+from trainer.flops import flops_of
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, save_result
+from trainer.output import show
 from trainer.samples import Sample, Sampler, append_samples, comparison
+from trainer.saver import Saver
 from trainer.stop import Stop
+from trainer.stopwatch import Stopwatch
+from trainer.trackers import TENSORBOARD, find_trackers, tensorboard
+from trainer.watch import begin_watch
 
 PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
 
@@ -88,6 +96,7 @@ class Run:
         set_seed(self.config.settings.seed)
         args = self._arguments(deepspeed)
         resumed = self._resume_point()
+        start = checkpoint_step(resumed) if resumed else 0
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
@@ -104,6 +113,8 @@ class Run:
         )
         before = self._before(sampler, model, resumed)
         trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)
+        if self.place.is_main and TENSORBOARD in self.trackers:
+            trainer.add_callback(tensorboard(self.output / TENSORBOARD, start))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
@@ -190,6 +201,7 @@ class Run:
         return checkpoint
 
     def _arguments(self, deepspeed: dict[str, Any] | None) -> TrainingArguments:
+        self.trackers = find_trackers(self.config.runtime.report_to, self.tell)
         optimizer, runtime, model = self.config.optimizer, self.config.runtime, self.config.model
         return TrainingArguments(
             output_dir=str(self.output),
@@ -205,7 +217,7 @@ class Run:
             max_grad_norm=optimizer.max_grad_norm,
             num_train_epochs=optimizer.epochs,
             max_steps=optimizer.max_steps or -1,
-            optim="adamw_torch",
+            optim="adamw_torch" if self.place.on_cpu else "adamw_torch_fused",
             bf16=model.dtype == "bf16",
             use_cpu=self.place.on_cpu,
             deepspeed=deepspeed,
@@ -214,7 +226,7 @@ class Run:
             logging_steps=runtime.log_every,
             logging_first_step=True,
             save_steps=runtime.save_every,
-            report_to=[],
+            report_to=[name for name in self.trackers if name != TENSORBOARD],  # which gets a folder from us
             disable_tqdm=True,
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
@@ -248,8 +260,10 @@ class Run:
     def _trainer(
         self, model: Any, args: TrainingArguments, rows: dict[str, Rows], tokenizer: Any, sampler: Sampler
     ) -> tuple[CheckedTrainer, StepCallback]:
-        ledger, train, data = Ledger(), rows["train"], self.config.data
+        settle = torch.cuda.synchronize if not self.place.on_cpu else lambda: None
+        ledger, train, data = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"], self.config.data
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
+        saver = Saver(self.output, self._writers, self.config.runtime.keep, self.place, barrier, self.tell)
         collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None)
         trainer = CheckedTrainer(
             model=model,
@@ -260,31 +274,35 @@ class Run:
             place=self.place,
             ledger=ledger,
             peers=self.peers,
-            keep=self.config.runtime.keep,
-            writers=self._writers,
+            saver=saver,
         )
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
-        metrics = MetricsFile(self.output / "metrics.jsonl")
-        trainer.add_callback(
-            LogCallback(
-                self.place, metrics, ledger, divergence, self.tell, epochs_per_step=self._batch / len(train)
-            )
-        )
+        journal = Journal(self.place, self.tell, MetricsFile(self.output / "metrics.jsonl"))
+        watch = begin_watch(self.place, self.config.model.dtype, self.tell)
+        flops = flops_of(model, train.samples.lengths[train.members], self.place.device)
+        log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), flops)
+        trainer.callback_handler.callbacks.insert(0, log)  # before the reports, which get what it measures
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
-            SampleCallback(self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step))
+            SampleCallback(
+                self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step), ledger.stopwatch
+            )
         )
         if len(rows["validation"]):
             validation = Validation(rows["validation"], collator, self.place, self.config.optimizer.batch_size)
             trainer.add_callback(
                 ValidationCallback(
-                    self.config.runtime.eval_every, lambda: validation.loss(model), self.place, metrics, self.tell
+                    self.config.runtime.eval_every,
+                    lambda: validation.loss(model),
+                    journal,
+                    trainer.log,
+                    ledger.stopwatch,
                 )
             )
-        steps = StepCallback(self.place, self.stop, ledger, divergence, self.peers)
+        steps = StepCallback(self.place, self.stop, ledger, divergence, saver, self.peers)
         trainer.add_callback(steps)
         return trainer, steps
 
@@ -337,7 +355,7 @@ def _teller(place: Place) -> Callable[[str], None]:
 
     def tell(text: str) -> None:
         if place.is_main or (place.local_rank == 0 and text.startswith("step ")):
-            print(text, flush=True)  # noqa: T201
+            show(text)
 
     return tell
 

@@ -1,26 +1,25 @@
 """transformers' Trainer with our promises: it knows its rows, passes over steps that are not finite, and a checkpoint
 has its name only when it is whole."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from trainer.callbacks import barrier
-from trainer.checkpoint import Writers, part_folder, publish
+from trainer.checkpoint import part_folder
 from trainer.data.order import Order
 from trainer.dist import Place
-from trainer.errors import SaveError
+from trainer.errors import DivergedError
 from trainer.metrics import Ledger
 from trainer.peers import Peers
-
-# torch and safetensors hide the system's error in a text of their own
-WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error")
+from trainer.saver import Saver
 
 
 class RankBatches:
@@ -45,15 +44,13 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         place: Place,
         ledger: Ledger,
         peers: Peers | None,
-        keep: int,
-        writers: Writers,
+        saver: Saver,
         order: Order,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
-        self.keep, self.writers = keep, writers
-        self.output = Path(self.args.output_dir)
+        self.saver, self.output = saver, Path(self.args.output_dir)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The micro-batches of the whole run, as one epoch; a run that goes on skips the numbers of the first ones."""
@@ -67,10 +64,10 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             pin_memory=self.args.dataloader_pin_memory,
         )
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next step."""
         self.ledger.begin_step()
-        return super().get_batch_samples(*args, **kwargs)
+        return super().get_batch_samples(self.ledger.stopwatch.batches(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch, and write it down."""
@@ -106,23 +103,45 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         return str(part_folder(self.output))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write, wait for all ranks, publish. Raises SaveError when this rank cannot write."""
-        with self.peers.busy() if self.peers else nullcontext():
-            try:
-                super()._save_checkpoint(model, trial)
-                barrier()
-                if self.place.is_main:
-                    publish(self.output, self.state.global_step, self.writers, self.keep)
-            except Exception as error:
-                if isinstance(error, OSError) or any(word in str(error) for word in WRITE_FAILURES):
-                    raise self._unwritten(error) from error
-                raise
-            barrier()
+        """Take the state; threads write and publish it (trainer.saver). Raises SaveError when this rank cannot write,
+        or could not write the checkpoint before."""
+        busy = self.peers.busy() if self.peers else nullcontext()
+        with busy, self.ledger.stopwatch.paused(), self.saver.save(self.state.global_step):
+            super()._save_checkpoint(model, trial)
 
-    def _unwritten(self, error: Exception) -> SaveError:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
-        free_gib = shutil.disk_usage(self.output).free / 2**30
-        return SaveError(
-            f"{self.output}: step {self.state.global_step} could not be saved: {reason} ({free_gib:.1f} GiB free)",
-            "make room, then start the same job again: older checkpoints are as they were",
-        )
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What is trained of the model, for a checkpoint. All ranks take part, rank 0 writes."""
+        state = self._weights()
+        if self.args.should_save:
+            self.saver.write(state, partial(self._save, output_dir))
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """By the names that save_pretrained takes: of an adapter, or of the whole model."""
+        adapter = isinstance(self.model, PeftModel)
+        if is_deepspeed_zero3_enabled():
+            return dict(self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapter) or {})
+        state = self.model.state_dict()
+        if adapter:
+            return {name: state[name] for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return dict(state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """With DeepSpeed every rank has a part of it, and DeepSpeed names the files."""
+        if self.is_deepspeed_enabled:
+            from trainer.ds_saving import write_with
+
+            write_with(self.saver, self.model_wrapped)
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+                self.saver.write(part.state_dict(), partial(torch.save, f=Path(output_dir) / name))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the last checkpoint is published then. Raises SaveError, and DivergedError on all ranks at once."""
+        try:
+            done = super().train(*args, **kwargs)
+        except DivergedError:
+            self.saver.wait()
+            raise
+        self.saver.wait()
+        return done

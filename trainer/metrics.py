@@ -9,33 +9,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.stopwatch import Stopwatch
+
 
 def step_line(values: Mapping[str, Any]) -> str:
-    """`step 10/250  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mem 1.2GiB  eta 0:00:32`; read by the launcher."""
+    """`step 10/250  epoch 0.12  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mfu 41.2%  mem 1.2GiB  eta 0:00:32`;
+    read by the launcher. No mfu where the card's rate is unknown; mem is what the device says is used, or this
+    process's where there is no GPU."""
     seconds = int(values["eta_s"])
     eta = f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+    used = "" if values["mfu"] is None else f"mfu {values['mfu']:.1%}  "
+    memory = values["memory_gib"] if values["device_used_gib"] is None else values["device_used_gib"]
     return (
-        f"step {values['step']}/{values['total']}  loss {values['loss']:.4f}  lr {values['lr']:.1e}  "
-        f"grad {values['grad_norm']:.2f}  "
-        f"tok/s {values['tokens_per_s']:.0f}  mem {values['memory_gib']:.1f}GiB  eta {eta}"
+        f"step {values['step']}/{values['total']}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  "
+        f"lr {values['lr']:.1e}  grad {values['grad_norm']:.2f}  "
+        f"tok/s {values['tokens_per_s']:.0f}  {used}mem {memory:.1f}GiB  eta {eta}"
     )
 
 
-def memory_gib() -> float:
-    """Peak memory of this process: the GPU's where there is one, else resident memory."""
+def memory_gib(*, on_cpu: bool) -> dict[str, float | None]:
+    """`memory_gib`: this process's peak, allocated on its GPU or, without one, resident. `device_used_gib`: what the
+    GPU says is used, by all processes and by what torch holds in reserve."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if on_cpu:
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return {"memory_gib": resident, "device_used_gib": None}
+    free, total = torch.cuda.mem_get_info()
+    return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30, "device_used_gib": (total - free) / 2**30}
 
 
 @dataclass
 class Ledger:
-    """What this process has computed: tokens, padding included, and of the step under way its rows, loss and gradient
-    norm (None where there is none)."""
+    """What this process has computed: tokens, padding included, the time for them, and of the step under way its rows,
+    loss and gradient norm (None where there is none)."""
 
     tokens: int = 0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     rows: list[int] = field(default_factory=list)
     loss: float = 0.0
     grad_norm: float | None = None

@@ -1,4 +1,5 @@
-"""Which process of a node a line comes from: all but the first put their rank in front of every line they print."""
+"""How a process prints. All but the first of a node put their rank in front of every line, so that it is known where
+a line comes from."""
 
 import io
 import sys
@@ -14,6 +15,20 @@ def mark_lines(environ: Mapping[str, str]) -> None:
     if environ.get("LOCAL_RANK", "0") != "0":
         prefix = f"[rank {environ['RANK']}] "
         sys.stdout, sys.stderr = MarkedStream(sys.stdout, prefix), MarkedStream(sys.stderr, prefix)
+
+
+def show(line: str) -> None:
+    """Print a line at once; on a terminal the values of a step line are coloured."""
+    if not sys.stdout.isatty():
+        print(line, flush=True)  # noqa: T201
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(line)
+    if line.startswith("step "):
+        text.highlight_regex(r"(?<= )\S+(?=  |$)", "cyan")
+    Console(highlight=False, soft_wrap=True).print(text)
 
 
 class MarkedStream(io.TextIOBase, TextIO):

@@ -77,8 +77,10 @@ def _resumed(record: Record, expected: Expected) -> Check:
 
 
 def _surely_saved(attempt: Attempt, save_every: int) -> int:
-    """The last save before the last finished step: a step begins when the save before it is complete."""
-    return max(attempt.start, (attempt.last - 1) // save_every * save_every)
+    """The last save that the log calls complete; without the log's word the one before the last: a save begins when the
+    one before is complete."""
+    begun = (attempt.last - 1) // save_every
+    return max(attempt.start, attempt.saved, (begun - 1) * save_every)
 
 
 def _steps_wrong(record: Record, expected: Expected) -> Iterator[str]:

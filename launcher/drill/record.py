@@ -2,7 +2,8 @@
 Pure.
 
 The lines are the trainer's, with `train.runtime.log_rows`: `rows STEP  rank R  ID ID ...` from every rank at the end of
-a step and before the save at that step; `resuming from CHECKPOINT (step K)` from rank 0; `data: ...` from rank 0.
+a step and before the save at that step; `saved CHECKPOINT (step K)` from rank 0 once that save is complete, some steps
+later; `resuming from CHECKPOINT (step K)` from rank 0; `data: ...` from rank 0.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 _ROWS = re.compile(r"(?:\[rank \d+\] )?rows (\d+)  rank (\d+)((?: +\d+)+)")
 _RESUMED = re.compile(r"resuming from .*\(step (\d+)\)")
+_SAVED = re.compile(r"saved .*\(step (\d+)\)")
 _PACKED = re.compile(r"data: packed into (\d+) rows\b")
 _KEPT = re.compile(r"data: \d+ rows read, (\d+) conversations kept\b")
 
@@ -25,9 +27,11 @@ class Step:
 
 @dataclass
 class Attempt:
-    """One start of the job, as rank 0 tells it: it went on after step `start`, and finished `steps`."""
+    """One start of the job, as rank 0 tells it: it went on after step `start`, finished `steps`, and last `saved` that
+    one."""
 
     start: int
+    saved: int = 0
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -60,6 +64,8 @@ class Record:
             self._add_step(int(match[2]), Step(int(match[1]), tuple(map(int, match[3].split()))))
         elif match := _RESUMED.match(text):
             self.attempts.append(Attempt(int(match[1])))
+        elif (match := _SAVED.match(text)) and self.attempts:
+            self.attempts[-1].saved = int(match[1])
         elif match := _PACKED.match(text) or _KEPT.match(text):
             self.num_rows = int(match[1])
 

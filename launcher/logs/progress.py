@@ -1,6 +1,8 @@
 """The trainer's step line, read back from a log, whatever back end it came through. Pure.
 
-The line is `step 10/250  loss 2.3456  lr 1.0e-03  tok/s 12345  mem 1.2GiB  eta 0:00:32`.
+The line is
+`step 10/250  epoch 0.12  loss 2.3456  lr 1.0e-03  grad 0.51  tok/s 12345  mfu 41.2%  mem 1.2GiB  eta 0:00:32`,
+where mfu may be missing.
 """
 
 import re

@@ -72,6 +72,7 @@ optimizer:
     offload: none
 runtime:
   log_every: 10
+  report_to: null
   save_every: 500
   keep: 2
   eval_every: 500

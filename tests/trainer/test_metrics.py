@@ -2,6 +2,9 @@ from launcher.logs.progress import parse_step
 from trainer.metrics import MetricsFile, plot_loss, step_line
 
 ROW = {
+    "epoch": 0.1249,
+    "mfu": 0.4123,
+    "device_used_gib": 71.26,
     "step": 10,
     "total": 250,
     "loss": 2.34567,
@@ -15,17 +18,27 @@ ROW = {
 
 def test_step_line_is_read_back_by_the_launcher():
     line = step_line(ROW)
-    assert line == "step 10/250  loss 2.3457  lr 1.0e-03  grad 0.50  tok/s 12346  mem 1.2GiB  eta 1:02:05"
+    assert line == (
+        "step 10/250  epoch 0.12  loss 2.3457  lr 1.0e-03  grad 0.50  tok/s 12346  mfu 41.2%  mem 71.3GiB  eta 1:02:05"
+    )
     step = parse_step(line)
     assert (step.step, step.total) == (10, 250)
     assert step.values == {
+        "epoch": "0.12",
         "loss": "2.3457",
         "lr": "1.0e-03",
         "grad": "0.50",
         "tok/s": "12346",
-        "mem": "1.2GiB",
+        "mfu": "41.2%",
+        "mem": "71.3GiB",
         "eta": "1:02:05",
     }
+
+
+def test_without_a_known_card_the_step_line_has_no_utilisation_and_the_memory_of_the_process():
+    step = parse_step(step_line({**ROW, "mfu": None, "device_used_gib": None}))
+    assert "mfu" not in step.values
+    assert step.values["mem"] == "1.2GiB"
 
 
 def test_metrics_survive_a_cut_last_line_and_forget_what_is_done_again(tmp_path):

@@ -16,7 +16,12 @@ def rows_of(step, rank):
 
 def told(first, last, rank, *, local=False):
     mark = f"[rank {rank}] " if local and rank else ""
-    return [f"{mark}rows {step}  rank {rank}  {rows_of(step, rank)}" for step in range(first, last + 1)]
+    lines = []
+    for step in range(first, last + 1):
+        lines.append(f"{mark}rows {step}  rank {rank}  {rows_of(step, rank)}")
+        if rank == 0 and step > first and step % EVERY == 1:  # a save is complete some time after its step
+            lines.append(f"saved outputs/job/checkpoint-{step - 1} (step {step - 1})")
+    return lines
 
 
 def head(resumed=None):
@@ -67,6 +72,13 @@ def test_a_preemption_may_lose_no_step():
 def test_a_kill_may_not_lose_more_than_the_last_save():
     lines = log((0, 10, 10), (4, 12, 12))
     assert failed(lines) == {"resumed": "stopped after step 10, saved at step 8, went on from step 4"}
+
+
+def test_a_save_counts_once_the_next_has_begun_if_not_before():
+    silent = [line for line in log((0, 7, 7), (0, 12, 12)) if not line.startswith("saved ")]
+    assert failed(silent) == {}
+    silent = [line for line in log((0, 9, 9), (0, 12, 12)) if not line.startswith("saved ")]
+    assert failed(silent) == {"resumed": "stopped after step 9, saved at step 4, went on from nothing"}
 
 
 def test_at_a_save_either_checkpoint_will_do():

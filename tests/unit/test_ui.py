@@ -76,6 +76,28 @@ def test_colour_on_a_terminal_unless_refused(no_color, coloured):
     assert "[x]" in shown
 
 
+STEP = "step 10/250  loss 2.3456  mfu 41.2%"
+
+
+BY_LAUNCHER = f"""
+from launcher import ui
+from launcher.backends.base import LogLine
+ui.print_logs([[LogLine(0, b"{STEP}")]], nodes=1)
+"""
+BY_TRAINER = f"""
+from trainer.output import show
+show("{STEP}")
+"""
+
+
+@pytest.mark.parametrize("program", [BY_LAUNCHER, BY_TRAINER], ids=["launcher", "trainer"])
+def test_the_values_of_a_step_line_are_coloured_on_a_terminal_only(program):
+    shown, plain = on_a_terminal(program), on_a_terminal(program, no_color="1")
+    assert re.search("loss \x1b\\[[0-9;]*36m2.3456", shown)
+    assert STEP in plain
+    assert STEP in re.sub("\x1b\\[[0-9;]*m", "", shown)
+
+
 def on_a_terminal(program, no_color=""):
     """What a program writes to a terminal."""
     leader, follower = pty.openpty()

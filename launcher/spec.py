@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from launcher.quantities import DURATION_FORM, SIZE_FORM, duration_s, size_bytes
-from trainer.config import Section, TrainConfig
+from trainer.config import TrainConfig
+from trainer.sections import Section
 
 BackendName = Literal["kubernetes", "slurm", "local"]
 BACKENDS: tuple[BackendName, ...] = ("kubernetes", "slurm", "local")

@@ -35,7 +35,7 @@ from trainer.data.rows import Rows
 from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config
+from trainer.ds_config import build_ds_config, fill_buckets, zero_stage
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
@@ -45,6 +45,7 @@ from trainer.models.attention import takes_borders
 from trainer.models.build import build_model, build_tokenizer, save_result
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.stop import Stop
+from trainer.zero_state import is_by_name
 
 PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
 
@@ -56,6 +57,7 @@ class Run:
         self.config, self.stop = config, stop
         self.place: Place = find_place(config)
         self.output = Path(config.settings.output_dir or "outputs")
+        self.deepspeed: dict[str, Any] | None = None
         self.tell: Callable[[str], None] = _teller(self.place)
         self.peers = find_peers(self.place, end)
 
@@ -83,10 +85,10 @@ class Run:
                 self.peers.leave(code, why)
 
     def _run(self) -> None:
-        deepspeed = self._deepspeed_config()
+        self.deepspeed = self._deepspeed_config()
         self._prepare_output()
         set_seed(self.config.settings.seed)
-        args = self._arguments(deepspeed)
+        args = self._arguments(self.deepspeed)
         resumed = self._resume_point()
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
@@ -94,6 +96,8 @@ class Run:
         model = build_model(self.config, self.place.device)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
+        if self.deepspeed:
+            fill_buckets(args.hf_deepspeed_config.config, _trained(model))
         sampler = Sampler(
             Encoder(tokenizer, find_template(self.config.model.chat_template, tokenizer)),
             tokenizer,
@@ -237,7 +241,7 @@ class Run:
 
     @property
     def _writers(self) -> Writers:
-        return Writers(self.place.world, self._batch, split=self.config.optimizer.deepspeed is not None)
+        return Writers(self.place.world, self._batch, split=self.deepspeed is not None and not is_by_name(self.deepspeed))
 
     @property
     def _batch(self) -> int:
@@ -291,8 +295,7 @@ class Run:
 
     def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""
-        deepspeed = self.config.optimizer.deepspeed
-        split = deepspeed is not None and deepspeed.zero_stage == 3 and step > 0
+        split = zero_stage(self.deepspeed) == 3 and step > 0
         samples = (
             sampler.answer_all(model, step, synced=split and self.place.world > 1)
             if split or self.place.is_main
@@ -345,9 +348,12 @@ def _teller(place: Place) -> Callable[[str], None]:
 
 def _parameters(model: Any) -> str:
     """How many parameters there are and how many are trained (4-bit layers count their real ones)."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         total += math.prod(state.shape) if state is not None else parameter.numel()
-    return f"model: {total:,} parameters, {trained:,} of them trained"
+    return f"model: {total:,} parameters, {_trained(model):,} of them trained"
+
+
+def _trained(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

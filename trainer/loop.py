@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
 from trainer.callbacks import barrier
 from trainer.checkpoint import Writers, part_folder, publish
@@ -18,6 +19,7 @@ from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.metrics import Ledger
 from trainer.peers import Peers
+from trainer.zero_state import is_by_name, load_state, save_state
 
 # torch and safetensors hide the system's error in a text of their own
 WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error")
@@ -100,6 +102,28 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
+
+    @property
+    def _is_by_name(self) -> bool:
+        return self.is_deepspeed_enabled and is_by_name(self.args.hf_deepspeed_config.config)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """In ZeRO 0 to 2 under the names of the parameters, not in DeepSpeed's own files."""
+        if not self._is_by_name:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_state(self.model_wrapped, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Bring back what `_save_optimizer_and_scheduler` has written."""
+        if resume_from_checkpoint is None or not self._is_by_name:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        load_state(self.model_wrapped, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes checkpoint-N, and removes old ones: never among those that count."""

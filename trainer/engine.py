@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from trainer.callbacks import (
+    BeforeCallback,
     LogCallback,
     RowsCallback,
     SampleCallback,
@@ -35,7 +37,7 @@ from trainer.data.rows import Rows
 from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config, fill_buckets, zero_stage
+from trainer.ds_config import build_ds_config, fill_buckets
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
@@ -43,6 +45,7 @@ from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.attention import takes_borders
 from trainer.models.build import build_model, build_tokenizer, save_result
+from trainer.models.split import full_size, is_split
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.stop import Stop
 from trainer.zero_state import is_by_name
@@ -93,7 +96,7 @@ class Run:
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
-        model = build_model(self.config, self.place.device)
+        model = build_model(self.config, self.place.device, self.deepspeed)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
         if self.deepspeed:
@@ -105,8 +108,11 @@ class Run:
             self.config.runtime.sample_prompts,
             lambda: self.stop.told,
         )
-        before = self._before(sampler, model, resumed)
+        split = is_split(model)
+        before = [] if split else self._before(sampler, model, resumed)
         trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)
+        if split:  # only DeepSpeed can put the weights together
+            trainer.add_callback(BeforeCallback(lambda: before.extend(self._before(sampler, model, resumed))))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
@@ -295,7 +301,7 @@ class Run:
 
     def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""
-        split = zero_stage(self.deepspeed) == 3 and step > 0
+        split = is_split(model)
         samples = (
             sampler.answer_all(model, step, synced=split and self.place.world > 1)
             if split or self.place.is_main
@@ -311,7 +317,8 @@ class Run:
             (self.output / "samples.jsonl").unlink(missing_ok=True)
         if resumed is not None and not hasattr(model, "disable_adapter"):
             return []
-        return self._ask(sampler, model, 0)  # a new adapter changes nothing yet
+        with nullcontext() if resumed is None else model.disable_adapter():
+            return self._ask(sampler, model, 0)
 
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
         after = self._ask(sampler, model, step)
@@ -351,9 +358,9 @@ def _parameters(model: Any) -> str:
     total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        total += math.prod(state.shape) if state is not None else parameter.numel()
+        total += math.prod(state.shape) if state is not None else full_size(parameter)
     return f"model: {total:,} parameters, {_trained(model):,} of them trained"
 
 
 def _trained(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return sum(full_size(parameter) for parameter in model.parameters() if parameter.requires_grad)

@@ -1,5 +1,6 @@
 """Adapters on the linear layers of a model."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,41 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            init_lora_weights="pissa" if lora.init == "pissa" else True,
             bias="none",
             target_modules=lora.targets or found,
             task_type="CAUSAL_LM",
         ),
+    )
+
+
+def lora_plus(model: Any, optimizer: type[torch.optim.Optimizer], lora: Lora, settings: dict[str, Any]) -> Any:
+    """LoRA+ (PEFT's loraplus helper): the B matrices in groups of their own, with `lora.lr_ratio` times the rate.
+    `settings`: those of the optimizer, `weight_decay` among them."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    rest = {key: value for key, value in settings.items() if key not in ("lr", "weight_decay")}
+    return create_loraplus_optimizer(
+        model,
+        optimizer,
+        lr=settings["lr"],
+        loraplus_lr_ratio=lora.lr_ratio,
+        loraplus_weight_decay=settings["weight_decay"],
+        **rest,
+    )
+
+
+def keep_start(model: Any, folder: Path) -> None:
+    """Write down the adapter as PiSSA has made it, for `save_adapter`."""
+    model.save_pretrained(folder)
+
+
+def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path, start: Path) -> None:
+    """Write an adapter for the base as it is on disk: PiSSA has changed the base, so its result is the difference to
+    the adapter in `start`, of twice the rank."""
+    is_pissa = model.peft_config["default"].init_lora_weights == "pissa"
+    model.save_pretrained(
+        folder, state_dict=weights, path_initial_model_for_weight_conversion=str(start) if is_pissa else None
     )

@@ -273,6 +273,7 @@ class Run:
             peers=self.peers,
             keep=self.config.runtime.keep,
             writers=self._writers,
+            lora=self.config.model.lora,
         )
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:

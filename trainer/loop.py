@@ -18,7 +18,9 @@ from trainer.data.order import Order
 from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.metrics import Ledger
+from trainer.models.lora import lora_plus
 from trainer.peers import Peers
+from trainer.sections import Lora
 from trainer.zero_state import is_by_name, load_state, save_state
 
 # torch and safetensors hide the system's error in a text of their own
@@ -50,9 +52,11 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         keep: int,
         writers: Writers,
         order: Order,
+        lora: Lora | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.lora = lora
         self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
         self.keep, self.writers = keep, writers
         self.output = Path(self.args.output_dir)
@@ -102,6 +106,13 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """With other rates for a part of the adapter, where the job asks for them."""
+        if self.optimizer is None and self.lora is not None and self.lora.lr_ratio != 1:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = lora_plus(self.model, kind, self.lora, {**settings, "weight_decay": self.args.weight_decay})
+        return super().create_optimizer(model)
 
     @property
     def _is_by_name(self) -> bool:

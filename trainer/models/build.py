@@ -17,7 +17,7 @@ from trainer.metrics import replace_text
 from trainer.models.attention import takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import DTYPES, load_model
-from trainer.models.lora import attach_lora
+from trainer.models.lora import attach_lora, save_adapter
 from trainer.models.split import Split, is_split
 from trainer.models.tokenizer import load_tokenizer
 from trainer.samples import stop_ids
@@ -65,7 +65,7 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if config.model.lora is not None:
-        model.save_pretrained(output / "adapter", state_dict=weights)
+        save_adapter(model, weights, output)
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     if config.model.init == "internlm2":

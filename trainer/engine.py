@@ -45,6 +45,7 @@ from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.attention import takes_borders
 from trainer.models.build import build_model, build_tokenizer, save_result
+from trainer.models.lora import keep_start
 from trainer.models.split import full_size, is_split
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.stop import Stop
@@ -108,6 +109,8 @@ class Run:
             self.config.runtime.sample_prompts,
             lambda: self.stop.told,
         )
+        if self.place.is_main and resumed is None and self.config.model.lora is not None:
+            keep_start(model, self.output)
         split = is_split(model)
         before = [] if split else self._before(sampler, model, resumed)
         trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)

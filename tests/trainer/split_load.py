@@ -44,6 +44,8 @@ def load_and_measure(folder, raw, rank, port):
     load.read_tensors = counted
     model = load.load_model(config, torch.device("cpu"), split)
     parts = {name: parameter.ds_tensor.nbytes for name, parameter in model.named_parameters()}
-    scales = {name: sum(one.nbytes for one in contents(parameter)[1:]) for name, parameter in model.named_parameters()}
+    states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
+    scales = sum(one.nbytes for state in states for one in (state.absmax, state.code, *vars(state.state2).values())
+                 if isinstance(one, torch.Tensor))
     (folder / f"rank-{rank}.json").write_text(json.dumps(
-        {"peak": split.peak - before, "read": read, "parts": parts, "scales": sum(scales.values())}))
+        {"peak": split.peak - before, "read": read, "parts": parts, "scales": scales}))

@@ -27,10 +27,10 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory):
-    """Thirteen answers of one to forty words, in six rows when packed; neither is a multiple of four."""
+    """Seventeen answers of one to forty words, in fewer rows when packed; neither number is a multiple of four."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lengths = [1, 40, 2, 1, 30, 3, 1, 20, 2, 1, 35, 4, 1]
-    rows = [{"messages": [{"role": "user", "content": WORDS[number]},
+    lengths = [1, 40, 2, 1, 30, 3, 1, 20, 2, 1, 35, 4, 1, 38, 25, 36, 1]
+    rows = [{"messages": [{"role": "user", "content": WORDS[number % 16]},
                           {"role": "assistant", "content": " ".join((WORDS * 3)[:length])}]}
             for number, length in enumerate(lengths)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -9,6 +9,7 @@ from trainer.config import Lora
 from trainer.errors import ConfigError
 
 HEADS = ("lm_head", "output", "embed_out")
+START = "pissa_start"
 
 
 def target_names(model: torch.nn.Module) -> list[str]:
@@ -58,15 +59,20 @@ def lora_plus(model: Any, optimizer: type[torch.optim.Optimizer], lora: Lora, se
     )
 
 
-def keep_start(model: Any, folder: Path) -> None:
-    """Write down the adapter as PiSSA has made it, for `save_adapter`."""
-    model.save_pretrained(folder)
+def keep_start(model: Any, output: Path) -> None:
+    """Write down the adapter that PiSSA has taken out of the base, for `save_adapter`."""
+    if _is_pissa(model):
+        model.save_pretrained(output / START)
 
 
-def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path, start: Path) -> None:
-    """Write an adapter for the base as it is on disk: PiSSA has changed the base, so its result is the difference to
-    the adapter in `start`, of twice the rank."""
-    is_pissa = model.peft_config["default"].init_lora_weights == "pissa"
-    model.save_pretrained(
-        folder, state_dict=weights, path_initial_model_for_weight_conversion=str(start) if is_pissa else None
-    )
+def save_adapter(model: Any, weights: dict[str, torch.Tensor], output: Path) -> None:
+    """adapter/, for the base as it is on disk: PiSSA's result is the difference to what it started from, as an adapter
+    of twice the rank (PEFT's conversion)."""
+    if _is_pissa(model):  # whose weights no rank has in parts
+        model.save_pretrained(output / "adapter", path_initial_model_for_weight_conversion=str(output / START))
+    else:
+        model.save_pretrained(output / "adapter", state_dict=weights)
+
+
+def _is_pissa(model: Any) -> bool:
+    return bool(model.peft_config["default"].init_lora_weights == "pissa")

@@ -5,6 +5,7 @@ DeepSpeed alone would split a model only after every rank has loaded all of it: 
 weights (peft issue 2016, bitsandbytes issue 1249).
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,14 +72,14 @@ def contents(parameter: Any) -> list[torch.Tensor]:
 def empty_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
     """What quantising a weight would give (bitsandbytes' quantize_4bit: scales of 64 weights, in 8 bits with scales of
     256 each), as memory without content; `tensor` is of the meta device."""
-    from bitsandbytes.functional import QuantState, create_dynamic_map, get_4bit_type, quantize_4bit
+    from bitsandbytes.functional import QuantState, quantize_4bit
     from bitsandbytes.nn import Params4bit
 
     data, single = quantize_4bit(tensor, quant_type="nf4", quant_storage=storage)
-    blocks = single.absmax.numel()
+    blocks, (code, scale_code) = single.absmax.numel(), _codes(device)
     scales = QuantState(
         absmax=torch.empty(-(-blocks // 256), device=device),
-        code=create_dynamic_map().to(device),
+        code=scale_code,
         blocksize=256,
         dtype=torch.float32,
     )
@@ -87,7 +88,7 @@ def empty_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device,
         shape=tensor.shape,
         dtype=tensor.dtype,
         blocksize=single.blocksize,
-        code=get_4bit_type("nf4", device=device),
+        code=code,
         quant_type="nf4",
         offset=torch.empty((), device=device),
         state2=scales,
@@ -100,3 +101,11 @@ def empty_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device,
         module=module,
         bnb_quantized=True,
     )
+
+
+@cache
+def _codes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values that 4 and 8 bits stand for; the same for all weights."""
+    from bitsandbytes.functional import create_dynamic_map, get_4bit_type
+
+    return get_4bit_type("nf4", device=device), create_dynamic_map().to(device)

@@ -134,8 +134,8 @@ class Model(Section):
         if self.lora is None and self.quantization != "none":
             bits = {"nf4": 4, "int8": 8}[self.quantization]
             problems.append(
-                f"got quantization {self.quantization} with lora null, allowed: `quantization: none` for full-parameter "
-                f"training, or a lora section ({bits}-bit weights cannot be trained)"
+                f"got quantization {self.quantization} with lora null, allowed: `quantization: none` for "
+                f"full-parameter training, or a lora section ({bits}-bit weights cannot be trained)"
             )
         if self.lora is not None and self.lora.init == "pissa" and self.quantization != "none":
             problems.append(

@@ -1,4 +1,4 @@
-"""TrainConfig + world size -> DeepSpeed's JSON. Pure, but for the user's own file. (Keys: deepspeed.ai/docs/config-json.)
+"""TrainConfig + world size -> DeepSpeed's JSON (keys: deepspeed.ai/docs/config-json). Pure but for the user's file.
 
 `auto` stands for what is known only when the model is there: the sizes of buckets.
 """

@@ -250,7 +250,8 @@ class Run:
 
     @property
     def _writers(self) -> Writers:
-        return Writers(self.place.world, self._batch, split=self.deepspeed is not None and not is_by_name(self.deepspeed))
+        split = self.deepspeed is not None and not is_by_name(self.deepspeed)
+        return Writers(self.place.world, self._batch, split=split)
 
     @property
     def _batch(self) -> int:
@@ -276,8 +277,8 @@ class Run:
             peers=self.peers,
             keep=self.config.runtime.keep,
             writers=self._writers,
-            lora=self.config.model.lora,
         )
+        trainer.lora = self.config.model.lora
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)

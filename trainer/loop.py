@@ -43,6 +43,8 @@ class RankBatches:
 class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
 
+    lora: Lora | None = None
+
     def __init__(
         self,
         *args: Any,
@@ -52,11 +54,9 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         keep: int,
         writers: Writers,
         order: Order,
-        lora: Lora | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.lora = lora
         self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
         self.keep, self.writers = keep, writers
         self.output = Path(self.args.output_dir)
@@ -109,9 +109,10 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def create_optimizer(self, model: Any = None) -> Any:
         """With other rates for a part of the adapter, where the job asks for them."""
-        if self.optimizer is None and self.lora is not None and self.lora.lr_ratio != 1:
+        if getattr(self, "optimizer", None) is None and self.lora is not None and self.lora.lr_ratio != 1:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = lora_plus(self.model, kind, self.lora, {**settings, "weight_decay": self.args.weight_decay})
+            settings["weight_decay"] = self.args.weight_decay
+            self.optimizer = lora_plus(self.model, kind, self.lora, settings)
         return super().create_optimizer(model)
 
     @property

@@ -35,15 +35,16 @@ class Lora(Section):
         False, description="Scale by alpha / sqrt(r) instead, which keeps large ranks learning (arXiv:2312.03732)."
     )
     dora: bool = Field(
-        False, description="Train the length of every weight's rows apart from their direction (DoRA, arXiv:2402.09353)."
+        False, description="Train the length of a weight's rows apart from their direction (DoRA, arXiv:2402.09353)."
     )
     init: Literal["zero", "pissa"] = Field(
         "zero",
-        description="`zero`: an adapter that changes nothing yet. `pissa`: the weight's largest singular vectors, which "
-        "the base gives up for training (arXiv:2404.02948); the result is an adapter of rank 2 r for the base as it is.",
+        description="`zero`: an adapter that changes nothing yet. `pissa`: the weight's largest singular vectors, "
+        "which the base gives up for training (arXiv:2404.02948); the result is an adapter of rank 2 r for the base "
+        "as it is.",
     )
     lr_ratio: float = Field(
-        1.0, ge=1, le=1000, description="Learning rate of the B matrices, as a multiple of lr (LoRA+, arXiv:2402.12354)."
+        1.0, ge=1, le=1000, description="Learning rate of the B matrices as a multiple of lr (LoRA+, arXiv:2402.12354)."
     )
 
     @model_validator(mode="after")

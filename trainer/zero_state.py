@@ -81,7 +81,7 @@ def load_state(engine: Any, checkpoint: Path) -> None:
             group["lr"] = about["lr"]
         has_moments = bool(pieces.kinds)
     if engine.zero_optimization_stage() > 0 and has_moments:
-        engine.optimizer._lazy_init_hp_params_optimizer_state()  # noqa: SLF001  (as after its first step)
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # as after its first step
 
 
 def base_optimizer(engine: Any) -> Any:
@@ -106,7 +106,7 @@ def holders(engine: Any) -> Iterator[Holder]:
 
 def _spans(parameters: list[Any], names: dict[int, str]) -> Iterator[Span]:
     for parameter in parameters:
-        mapping = parameter._hp_mapping  # noqa: SLF001  (None where this rank has no part of it)
+        mapping = parameter._hp_mapping  # None where this rank has no part of it
         if mapping is not None:
             there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
             yield Span(names[id(parameter)], there.start, here.start, here.numel)
@@ -141,7 +141,7 @@ class Pieces:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("rank-*.safetensors"))]
+        self._files: list[Any] = [safe_open(path, framework="pt") for path in sorted(folder.glob("rank-*.safetensors"))]
         self.groups: list[dict[str, Any]] = json.loads(self._files[0].metadata()["groups"])
         self._found: dict[tuple[str, str], list[tuple[int, Any, str]]] = {}
         for file in self._files:

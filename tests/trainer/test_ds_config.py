@@ -109,7 +109,8 @@ def test_all_conflicts_are_told_at_once(tmp_path):
         build_ds_config(config(own(tmp_path, theirs)), 2, on_cpu=False)
     assert raised.value.message.splitlines() == [
         f"optimizer.deepspeed.config: {tmp_path}/ds.json contradicts this job:",
-        '  train_batch_size: got 7, ours 32 (optimizer.batch_size x accumulation x processes): change one, or write "auto"',
+        "  train_batch_size: got 7, ours 32 (optimizer.batch_size x accumulation x processes): change one, "
+        'or write "auto"',
         '  gradient_clipping: got 0.5, ours 1.0 (optimizer.max_grad_norm): change one, or write "auto"',
         '  bf16.enabled: got false, ours true (model.dtype): change one, or write "auto"',
         '  fp16.enabled: got true, ours false (model.dtype): change one, or write "auto"',
@@ -135,5 +136,5 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, text, message):
 
 
 def test_a_file_that_is_absent_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="no.json: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"no\.json: No such file or directory"):
         build_ds_config(config({"config": str(tmp_path / "no.json")}), 2, on_cpu=False)

@@ -16,7 +16,8 @@ from trainer.models.build import build_model
 from trainer.models.tokenizer import load_tokenizer
 from trainer.zero_state import FOLDER, Pieces
 
-WORDS = "Where does the river end and who lives there now in which year was it built".split()
+WORDS = ["Where", "does", "the", "river", "end", "and", "who", "lives", "there", "now", "in", "which", "year", "was",
+         "it", "built"]  # fmt: skip
 LAYOUTS = {"accumulated": (1, 4, 1), "two ranks": (2, 2, 1), "one batch": (1, 1, 4)}  # ranks, accumulation, batch size
 CASES = [
     *((stage, layout, True) for stage in (None, 0, 1, 2, 3) for layout in ("accumulated", "two ranks")),

@@ -1,4 +1,4 @@
-"""DoRA, rsLoRA, PiSSA, LoRA+ and int8 bases: a short real training changes what it should, and PEFT loads the result."""
+"""DoRA, rsLoRA, PiSSA, LoRA+ and int8 bases: a short real training changes what it should, and PEFT loads it."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_a_pissa_adapter_starts_as_the_base_and_ends_with_twice_the_rank(tiny_ba
     model = build_model(TrainConfig.model_validate(raw), CPU)
     plain = load_model(TrainConfig.model_validate(raw), CPU)
     assert torch.allclose(logits(model, tiny_base), logits(plain, tiny_base), atol=1e-4)
-    assert {tuple(value.shape)[0] for key, value in adapter.items() if "lora_A" in key} == {8}
+    assert {value.shape[0] for key, value in adapter.items() if "lora_A" in key} == {8}
     assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["r"] == 8
 
 

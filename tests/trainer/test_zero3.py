@@ -33,7 +33,9 @@ def outcome(folder):
     return [(row["loss"], row["grad_norm"]) for row in rows], [(one["step"], one["answer"]) for one in answers]
 
 
-@pytest.mark.parametrize("model", [{}, {"quantization": "none", "dtype": "bf16"}, {"quantization": "none", "lora": None}])
+@pytest.mark.parametrize(
+    "model", [{}, {"quantization": "none", "dtype": "bf16"}, {"quantization": "none", "lora": None}]
+)
 def test_zero3_trains_as_zero2_does(tiny_base, tmp_path, model):
     found = {}
     for stage in (2, 3):
@@ -56,7 +58,8 @@ def test_no_rank_ever_holds_or_reads_the_whole_model(tmp_path):
     raw = job(tmp_path, base, 3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    ranks = [warm.SERVER.Process(target=split_load.load_and_measure, args=(tmp_path, raw, rank, port)) for rank in (0, 1)]
+    places = [(tmp_path, raw, rank, port) for rank in (0, 1)]
+    ranks = [warm.SERVER.Process(target=split_load.load_and_measure, args=place) for place in places]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -139,7 +139,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, list[int], Read]]:
             yield name, list(tensor.shape), partial(torch.Tensor.contiguous, tensor)
 
 
-def _place(  # noqa: PLR0913, PLR0917
+def _place(
     model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.nn.Module, str]:
     """Put a weight where it belongs, which is returned; one of the meta device becomes memory without content."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from trainer.config import Lora
 from trainer.errors import ConfigError
+from trainer.sections import Lora
 
 HEADS = ("lm_head", "output", "embed_out")
 START = "pissa_start"

@@ -95,7 +95,7 @@ def check_writers(checkpoint: Path, writers: Writers) -> None:
     if wrote != writers.processes and (found["split"] or writers.split):
         raise ConfigError(
             f"resources: got {writers.processes} processes, but {checkpoint} was written by {wrote}",
-            f"run it with {wrote} processes (only a zero_stage up to 2, with an optimizer of ours, goes on with any "
+            f"run it with {wrote} process(es) (only a zero_stage up to 2, with an optimizer of ours, goes on with any "
             "number), or choose another settings.output_dir",
         )
     if rows != writers.rows_per_step:

@@ -21,7 +21,7 @@ from trainer.metrics import Ledger
 from trainer.models.lora import lora_plus
 from trainer.peers import Peers
 from trainer.sections import Lora
-from trainer.zero_state import is_by_name, load_state, save_state
+from trainer.zero_state import has_state, is_by_name, load_state, save_state
 
 # torch and safetensors hide the system's error in a text of their own
 WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error")
@@ -130,7 +130,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Bring back what `_save_optimizer_and_scheduler` has written."""
-        if resume_from_checkpoint is None or not self._is_by_name:
+        if resume_from_checkpoint is None or not has_state(Path(resume_from_checkpoint)):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         load_state(self.model_wrapped, Path(resume_from_checkpoint))

@@ -46,6 +46,11 @@ def is_by_name(ds_config: dict[str, Any] | None) -> bool:
     return ds_config is not None and zero_stage(ds_config) < 3 and "optimizer" not in ds_config
 
 
+def has_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written so."""
+    return (checkpoint / FOLDER).is_dir()
+
+
 def save_state(engine: Any, checkpoint: Path) -> None:
     """Write this rank's pieces; in stage 0, where all ranks have the same, rank 0 writes."""
     from safetensors.torch import save_file
@@ -131,8 +136,15 @@ def _fill(holder: Holder, base: Any, pieces: "Pieces") -> None:
     if not state:  # no step had a gradient
         return
     step = pieces.groups[holder.group]["step"]
-    on_torch = isinstance(base, torch.optim.AdamW)  # DeepSpeed's own counts in whole numbers
-    base.state[holder.tensor] = {"step": torch.tensor(float(step)) if on_torch else step, **state}
+    base.state[holder.tensor] = {"step": _step(base, holder, step), **state}
+
+
+def _step(base: Any, holder: Holder, step: int) -> Any:
+    """torch counts in a tensor, on the GPU in its fused form; DeepSpeed's own optimizer in whole numbers."""
+    if not isinstance(base, torch.optim.AdamW):
+        return step
+    is_fused = base.param_groups[holder.group].get("fused") or base.param_groups[holder.group].get("capturable")
+    return torch.tensor(float(step), device=holder.tensor.device if is_fused else "cpu")
 
 
 class Pieces:

@@ -60,7 +60,10 @@ def build_model(config: TrainConfig, device: torch.device, ds_config: dict[str, 
 
 def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path, is_main: bool) -> None:
     """adapter/ or model/; every rank takes part, rank 0 writes."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if config.model.lora is not None and is_split(trainer.model):  # of the base no rank has more than its part
+        weights = trainer.model_wrapped._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not is_main:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)

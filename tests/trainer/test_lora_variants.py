@@ -65,6 +65,7 @@ def test_a_variant_trains_and_peft_loads_it(tiny_base, tmp_path, name):
     config = TrainConfig.model_validate(raw)
     set_seed(7)
     fresh = build_model(config, CPU)
+    assert any(type(module).__name__ == "Linear8bitLt" for module in fresh.modules()) == (name == "int8")
     start = peft.get_peft_model_state_dict(fresh)
     if name != "pissa":  # whose result has twice the rank
         assert sorted(adapter) == sorted(start)

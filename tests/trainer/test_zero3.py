@@ -23,7 +23,7 @@ def job(folder, base, stage, **model):
         "optimizer": {"lr": 1e-2, "max_steps": 4, "batch_size": 1, "accumulation": 2,
                       "deepspeed": {"zero_stage": stage}},
         "runtime": {"log_every": 1, "save_every": 100, "eval_every": 2, "sample_prompts": ["Who?"],
-                    "sampling": {"temperature": 0, "max_new_tokens": 4}},
+                    "sampling": {"temperature": 0, "max_new_tokens": 2}},
     }  # fmt: skip
 
 

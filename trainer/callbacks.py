@@ -135,6 +135,17 @@ class RowsCallback(TrainerCallback):  # type: ignore[misc]
         sys.stdout.flush()
 
 
+class BeforeCallback(TrainerCallback):  # type: ignore[misc]
+    """What waits for DeepSpeed to be there, and comes before the first step."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Now."""
+        self.act()
+
+
 class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Answers the questions every so many steps."""
 

@@ -32,7 +32,7 @@ def remove_parts(output_dir: Path) -> None:
 
 class Writers(NamedTuple):
     """Who writes a checkpoint: how many processes, and how many rows they train on in one step, all together.
-    `split`: each keeps a part of the optimizer's state (DeepSpeed), which only as many can read back."""
+    `split`: each keeps a part of the optimizer's state (ZeRO-3), which only as many can read back."""
 
     processes: int
     rows_per_step: int
@@ -95,8 +95,8 @@ def check_writers(checkpoint: Path, writers: Writers) -> None:
     if wrote != writers.processes and (found["split"] or writers.split):
         raise ConfigError(
             f"resources: got {writers.processes} processes, but {checkpoint} was written by {wrote}",
-            f"run it with {wrote} processes (with deepspeed: null any number can go on from its own checkpoints), "
-            "or choose another settings.output_dir",
+            f"run it with {wrote} process(es) (only a zero_stage up to 2, with an optimizer of ours, goes on with any "
+            "number), or choose another settings.output_dir",
         )
     if rows != writers.rows_per_step:
         raise ConfigError(

@@ -8,7 +8,11 @@ unless the field's description says otherwise; docs/config.md is generated from 
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from trainer.sections import DeepSpeed as DeepSpeed
+from trainer.sections import Lora as Lora
+from trainer.sections import Section as Section
 
 SCHEMA_VERSION = 1
 
@@ -46,16 +50,6 @@ TemplateName = Literal[
 ]  # fmt: skip
 
 
-class Section(BaseModel):
-    """Base of every section: unknown keys and wrong types are errors, values cannot change afterwards.
-
-    A section left out is filled in by model_construct: its defaults need no check, and building one more validator
-    for each section takes longer than everything else that `launch render` does.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
-
-
 class Settings(Section):
     """What holds for the whole run."""
 
@@ -74,21 +68,6 @@ class Settings(Section):
     )
     device: Literal["auto", "cpu"] = Field(
         "auto", description="`auto`: the GPUs when the job asks for any, else the CPU. `cpu`: never a GPU."
-    )
-
-
-class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
-
-    r: int = Field(64, ge=1, le=4096, description="Rank of the adapter matrices.")
-    alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability on the adapter's input.")
-    targets: list[str] | None = Field(
-        None,
-        min_length=1,
-        description="Names of the linear layers that get an adapter. "
-        "Default: every linear layer but the head. (XTuner's automatic choice takes "
-        "InternLM2's head along, which servers reject.)",
     )
 
 
@@ -128,10 +107,11 @@ class Model(Section):
         None, description="Make a new model of this family, seeded by settings.seed, instead of reading one."
     )
     shape: Shape = Field(default_factory=Shape.model_construct, description="Size of the new model; with `init` only.")
-    quantization: Literal["nf4", "none"] = Field(
+    quantization: Literal["nf4", "int8", "none"] = Field(
         "nf4",
         description="`nf4`: linear layers in 4-bit NormalFloat with double quantisation (QLoRA, "
-        "arXiv:2305.14314); the head and embeddings stay in bf16. `none`: bf16.",
+        "arXiv:2305.14314); the head and embeddings stay in bf16. `int8`: linear layers in 8 bits, their outliers in "
+        "bf16 (LLM.int8, arXiv:2208.07339). `none`: bf16.",
     )
     lora: Lora | None = Field(
         default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter."
@@ -159,10 +139,16 @@ class Model(Section):
         if (self.path is None) == (self.init is None):
             given = "neither path nor init" if self.path is None else "both path and init"
             problems.append(f"got {given}, allowed: exactly one of the two")
-        if self.lora is None and self.quantization == "nf4":
+        if self.lora is None and self.quantization != "none":
+            bits = {"nf4": 4, "int8": 8}[self.quantization]
             problems.append(
-                "got quantization nf4 with lora null, allowed: `quantization: none` for full-parameter "
-                "training, or a lora section (4-bit weights cannot be trained)"
+                f"got quantization {self.quantization} with lora null, allowed: `quantization: none` for "
+                f"full-parameter training, or a lora section ({bits}-bit weights cannot be trained)"
+            )
+        if self.lora is not None and self.lora.init == "pissa" and self.quantization != "none":
+            problems.append(
+                f"got quantization {self.quantization} with lora.init pissa, allowed: `quantization: none` (the base "
+                "gives up a part of every weight, which a quantised one cannot)"
             )
         if self.init is not None and self.lora is not None:
             problems.append(
@@ -265,15 +251,6 @@ class Data(Section):
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"got validation {self.validation}, allowed: a share between 0 and 1, or sources")
         return self
-
-
-class DeepSpeed(Section):
-    """ZeRO (arXiv:1910.02054)."""
-
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights are split over the ranks."
-    )
-    offload: Literal["none", "cpu"] = Field("none", description="Where optimizer states live.")
 
 
 class Optimizer(Section):
@@ -382,7 +359,21 @@ class TrainConfig(Section):
                 f"got data.max_length {self.data.max_length} with model.shape.max_positions "
                 f"{self.model.shape.max_positions}, allowed: a max_length up to max_positions"
             )
+        stage = self.optimizer.deepspeed.zero_stage if self.optimizer.deepspeed else 0
+        problem = zero3_problem(self.model) if stage == 3 else None
+        if problem:
+            raise ValueError(problem)
         return self
+
+
+def zero3_problem(model: Model) -> str | None:
+    """What of a model cannot be split over the ranks, where each has a part of every weight."""
+    if model.quantization == "int8":  # split int8 weights compute wrong values (bitsandbytes issue 1451)
+        return "got model.quantization int8 with ZeRO-3, allowed: nf4 or none, or a zero_stage up to 2"
+    if model.lora is not None and (model.lora.dora or model.lora.init == "pissa"):
+        given = "dora" if model.lora.dora else "init pissa"
+        return f"got model.lora.{given} with ZeRO-3, allowed: a zero_stage up to 2 (it needs whole weights)"
+    return None
 
 
 # PyYAML writes these line ends as they are, and reads them as blanks, unless the text is quoted and escaped.

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from trainer.callbacks import (
+    BeforeCallback,
     Journal,
     LogCallback,
     RowsCallback,
@@ -37,7 +39,7 @@ from trainer.data.rows import Rows
 from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config
+from trainer.ds_config import build_ds_config, fill_buckets
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
@@ -46,6 +48,8 @@ from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, save_result
+from trainer.models.lora import keep_start
+from trainer.models.split import full_size, is_split
 from trainer.output import show
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.saver import Saver
@@ -53,6 +57,7 @@ from trainer.stop import Stop
 from trainer.stopwatch import Stopwatch
 from trainer.trackers import TENSORBOARD, find_trackers, tensorboard
 from trainer.watch import begin_watch
+from trainer.zero_state import is_by_name
 
 PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
 
@@ -64,6 +69,7 @@ class Run:
         self.config, self.stop = config, stop
         self.place: Place = find_place(config)
         self.output = Path(config.settings.output_dir or "outputs")
+        self.deepspeed: dict[str, Any] | None = None
         self.tell: Callable[[str], None] = _teller(self.place)
         self.peers = find_peers(self.place, end)
 
@@ -91,19 +97,21 @@ class Run:
                 self.peers.leave(code, why)
 
     def _run(self) -> None:
-        deepspeed = self._deepspeed_config()
+        self.deepspeed = self._deepspeed_config()
         self._prepare_output()
         set_seed(self.config.settings.seed)
-        args = self._arguments(deepspeed)
+        args = self._arguments(self.deepspeed)
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
-        model = build_model(self.config, self.place.device)
+        model = build_model(self.config, self.place.device, self.deepspeed)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
         args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
+        if self.deepspeed:
+            fill_buckets(args.hf_deepspeed_config.config, _trained(model))
         sampler = Sampler(
             Encoder(tokenizer, find_template(self.config.model.chat_template, tokenizer)),
             tokenizer,
@@ -111,10 +119,15 @@ class Run:
             self.config.runtime.sample_prompts,
             lambda: self.stop.told,
         )
-        before = self._before(sampler, model, resumed)
+        if self.place.is_main and resumed is None and self.config.model.lora is not None:
+            keep_start(model, self.output)
+        split = is_split(model)
+        before = [] if split else self._before(sampler, model, resumed)
         trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)
         if self.place.is_main and TENSORBOARD in self.trackers:
             trainer.add_callback(tensorboard(self.output / TENSORBOARD, start))
+        if split:  # only DeepSpeed can put the weights together
+            trainer.add_callback(BeforeCallback(lambda: before.extend(self._before(sampler, model, resumed))))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
@@ -249,7 +262,8 @@ class Run:
 
     @property
     def _writers(self) -> Writers:
-        return Writers(self.place.world, self._batch, split=self.config.optimizer.deepspeed is not None)
+        split = self.deepspeed is not None and not is_by_name(self.deepspeed)
+        return Writers(self.place.world, self._batch, split=split)
 
     @property
     def _batch(self) -> int:
@@ -276,6 +290,7 @@ class Run:
             peers=self.peers,
             saver=saver,
         )
+        trainer.lora = self.config.model.lora
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
@@ -308,8 +323,7 @@ class Run:
 
     def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""
-        deepspeed = self.config.optimizer.deepspeed
-        split = deepspeed is not None and deepspeed.zero_stage == 3 and step > 0
+        split = is_split(model)
         samples = (
             sampler.answer_all(model, step, synced=split and self.place.world > 1)
             if split or self.place.is_main
@@ -325,7 +339,8 @@ class Run:
             (self.output / "samples.jsonl").unlink(missing_ok=True)
         if resumed is not None and not hasattr(model, "disable_adapter"):
             return []
-        return self._ask(sampler, model, 0)  # a new adapter changes nothing yet
+        with nullcontext() if resumed is None else model.disable_adapter():
+            return self._ask(sampler, model, 0)
 
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
         after = self._ask(sampler, model, step)
@@ -362,9 +377,12 @@ def _teller(place: Place) -> Callable[[str], None]:
 
 def _parameters(model: Any) -> str:
     """How many parameters there are and how many are trained (4-bit layers count their real ones)."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        total += math.prod(state.shape) if state is not None else parameter.numel()
-    return f"model: {total:,} parameters, {trained:,} of them trained"
+        total += math.prod(state.shape) if state is not None else full_size(parameter)
+    return f"model: {total:,} parameters, {_trained(model):,} of them trained"
+
+
+def _trained(model: Any) -> int:
+    return sum(full_size(parameter) for parameter in model.parameters() if parameter.requires_grad)

@@ -18,8 +18,7 @@ __all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShap
 
 TOLERANCE = 0.05  # the estimate of a GPU is good to this share
 
-# A GPU. CUDA's context, kernels and libraries, before anything is allocated (H200, torch 2.11: 0.65 GB), and cuBLAS with
-# its workspace.
+# A GPU (measured: H200, torch 2.11). CUDA's context and libraries, before anything is allocated; cuBLAS's workspace.
 CUDA_CONTEXT = 650_000_000
 CUBLAS_WORKSPACE = 100_000_000
 # Channels and buffers of NCCL, once there are several ranks.
@@ -84,6 +83,11 @@ class Job:
         return self.config.optimizer.batch_size * self.config.data.max_length
 
     @property
+    def hidden_states(self) -> int:
+        """Bytes of one layer's input."""
+        return self.tokens * self.shape.hidden * self.element
+
+    @property
     def trained(self) -> int:
         """Parameters that are trained."""
         lora = self.config.model.lora
@@ -99,7 +103,7 @@ class Job:
     def offloads(self) -> bool:
         """Whether optimizer states live in the node's memory."""
         deepspeed = self.config.optimizer.deepspeed
-        return deepspeed is not None and deepspeed.offload == "cpu" and deepspeed.zero_stage >= 1
+        return deepspeed is not None and deepspeed.offload != "none" and deepspeed.zero_stage >= 1
 
     def share(self, size: int, *, from_stage: int) -> int:
         """What one rank holds of `size` bytes that ZeRO splits from this stage on."""
@@ -166,7 +170,7 @@ def gpu_memory(job: Job, policy: Policy) -> GpuMemory:
         buffers=work_buffers(job, policy),
         deepspeed=communication(job, state),
         context=CUDA_CONTEXT if job.placement.on_gpu else 0,
-        activations=job.shape.layers * kept_in_layer(job, policy) + moving * job.tokens * job.shape.hidden * job.element,
+        activations=job.shape.layers * kept_in_layer(job, policy) + moving * job.hidden_states,
         layer=round(slack * work_in_layer(job, policy)),
         loss=round(slack * loss_work(job)),
         step=step_work(job, state),
@@ -208,6 +212,8 @@ def frozen_weights(job: Job, policy: Policy) -> int:
     if job.config.model.quantization == "none":
         return job.share((shape.parameters - away) * job.element, from_stage=3)
     rest = (shape.parameters - away - shape.linear_parameters) * job.element
+    if job.config.model.quantization == "int8":
+        return shape.linear_parameters + rest
     return job.share(shape.linear_parameters // 2 + rest, from_stage=3) + nf4_scales(shape)
 
 

@@ -12,14 +12,18 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from trainer.checkpoint import part_folder
 from trainer.data.order import Order
 from trainer.dist import Place
 from trainer.errors import DivergedError
 from trainer.metrics import Ledger
+from trainer.models.lora import lora_plus
 from trainer.peers import Peers
 from trainer.saver import Saver
+from trainer.sections import Lora
+from trainer.zero_state import has_state, is_by_name, load_state, take_state, write_state
 
 
 class RankBatches:
@@ -37,6 +41,8 @@ class RankBatches:
 
 class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
+
+    lora: Lora | None = None
 
     def __init__(
         self,
@@ -98,6 +104,27 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             return
         super()._run_epoch(**kwargs)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """With other rates for a part of the adapter, where the job asks for them."""
+        if getattr(self, "optimizer", None) is None and self.lora is not None and self.lora.lr_ratio != 1:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            settings["weight_decay"] = self.args.weight_decay
+            self.optimizer = lora_plus(self.model, kind, self.lora, settings)
+        return super().create_optimizer(model)
+
+    @property
+    def _is_by_name(self) -> bool:
+        return self.is_deepspeed_enabled and is_by_name(self.args.hf_deepspeed_config.config)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Bring back what `_save_optimizer_and_scheduler` has written."""
+        if resume_from_checkpoint is None or not has_state(Path(resume_from_checkpoint)):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        load_state(self.model_wrapped, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes checkpoint-N, and removes old ones: never among those that count."""
         return str(part_folder(self.output))
@@ -126,15 +153,22 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         return dict(state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """With DeepSpeed every rank has a part of it, and DeepSpeed names the files."""
-        if self.is_deepspeed_enabled:
+        """With DeepSpeed every rank has a part of it: in ZeRO 0 to 2 under the names of the parameters, else in
+        DeepSpeed's own files."""
+        folder = Path(output_dir)
+        if self._is_by_name:
+            state = take_state(self.model_wrapped)
+            self.saver.write(state.pieces, partial(write_state, folder, state))
+        elif self.is_deepspeed_enabled:
             from trainer.ds_saving import write_with
 
             write_with(self.saver, self.model_wrapped)
             super()._save_optimizer_and_scheduler(output_dir)
+            return
         elif self.args.should_save:
-            for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
-                self.saver.write(part.state_dict(), partial(torch.save, f=Path(output_dir) / name))
+            self.saver.write(self.optimizer.state_dict(), partial(torch.save, f=folder / OPTIMIZER_NAME))
+        if self.args.should_save:
+            self.saver.write(self.lr_scheduler.state_dict(), partial(torch.save, f=folder / SCHEDULER_NAME))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the last checkpoint is published then. Raises SaveError, and DivergedError on all ranks at once."""

@@ -10,8 +10,8 @@ Where the copies would take more than half of the host's free memory, a rank wri
 Of a save of 700 MB (57 million float32 weights and Adam's states) on two busy cores and a local disk, copying takes
 0.4 s at most, writing 0.8 s, the way to the disk 0.1 s and hashing 0.7 s. Training stood still for 0.2 s where it did
 for 1.9 s when all of it was done within the step; with DeepSpeed, which keeps the weights twice, for 0.5 s instead of
-3.2 s. From an H200, 2 GB (an adapter of a 7B model with its states) are copied in 0.04 s, the first time in 1.2 s, which
-it takes to get host memory that a GPU writes to; writing takes 1.5 s.
+3.2 s. From an H200, 2 GB (an adapter of a 7B model with its states) are copied in 0.04 s, the first time in 1.2 s: it
+takes so long to get host memory that a GPU writes to. Writing takes 1.5 s.
 """
 
 import copy

@@ -33,6 +33,10 @@ model:
     alpha: 16
     dropout: 0.1
     targets: null
+    rslora: false
+    dora: false
+    init: zero
+    lr_ratio: 1.0
   chat_template: internlm2
   dtype: bf16
   gradient_checkpointing: true
@@ -70,6 +74,9 @@ optimizer:
   deepspeed:
     zero_stage: 2
     offload: none
+    offload_weights: none
+    nvme_path: null
+    config: null
 runtime:
   log_every: 10
   report_to: null

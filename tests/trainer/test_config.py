@@ -39,9 +39,10 @@ def test_defaults_are_xtuners():
         "weight_decay": 0.0,
         "betas": [0.9, 0.999],
         "max_grad_norm": 1.0,
-        "deepspeed": {"zero_stage": 2, "offload": "none"},
+        "deepspeed": {"zero_stage": 2, "offload": "none", "offload_weights": "none", "nvme_path": None, "config": None},
     }
-    assert values["model"]["lora"] == {"r": 64, "alpha": 16, "dropout": 0.1, "targets": None}
+    variants = {"rslora": False, "dora": False, "init": "zero", "lr_ratio": 1.0}
+    assert values["model"]["lora"] == {"r": 64, "alpha": 16, "dropout": 0.1, "targets": None, **variants}
     assert (values["model"]["quantization"], values["model"]["chat_template"], values["model"]["dtype"]) == (
         "nf4",
         "internlm2",

@@ -12,11 +12,13 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
 from trainer.data.report import Report
 from trainer.data.templates import find_template
+from trainer.ds_config import zero_stage
 from trainer.metrics import replace_text
 from trainer.models.attention import takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
-from trainer.models.load import load_model
-from trainer.models.lora import attach_lora
+from trainer.models.load import DTYPES, load_model
+from trainer.models.lora import attach_lora, save_adapter
+from trainer.models.split import Split, is_split
 from trainer.models.tokenizer import load_tokenizer
 from trainer.samples import stop_ids
 
@@ -33,27 +35,41 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
     return load_tokenizer(str(folder))
 
 
-def build_model(config: TrainConfig, device: torch.device) -> Any:
-    """The model on its device, with its adapter when it gets one, ready to train. Raises ConfigError."""
+def build_model(config: TrainConfig, device: torch.device, ds_config: dict[str, Any] | None = None) -> Any:
+    """The model on its device, with its adapter when it gets one, ready to train; in ZeRO-3 the part of this rank.
+    Raises ConfigError."""
     made = config.model.init is not None
-    model = new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device)
+    split = Split(ds_config) if ds_config and zero_stage(ds_config) == 3 else None
+    model = (
+        new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device, split)
+    )
     if takes_borders(config.model.dtype, device):
         use_varlen(model)
     if made:
         return model
     if config.model.lora is None:
-        return model.float().requires_grad_(True)
-    return attach_lora(model, config.model.lora, str(config.model.path))
+        # DeepSpeed makes the float32 copies of a split model, whose weights it takes as they are
+        return (model if is_split(model) else model.float()).requires_grad_(True)
+    base_is_split = is_split(model)
+    model = attach_lora(model, config.model.lora, str(config.model.path))
+    if base_is_split:  # as it does with a whole one
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(DTYPES[config.model.dtype])
+    return model
 
 
 def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path, is_main: bool) -> None:
     """adapter/ or model/; every rank takes part, rank 0 writes."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if config.model.lora is not None and is_split(trainer.model):  # of the base no rank has more than its part
+        weights = trainer.model_wrapped._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not is_main:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if config.model.lora is not None:
-        model.save_pretrained(output / "adapter", state_dict=weights)
+        save_adapter(model, weights, output)
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
     if config.model.init == "internlm2":

@@ -1,7 +1,9 @@
-"""Checkpoint -> model in memory, quantised while it is read: one weight at a time is held in full precision. [I/O]"""
+"""Checkpoint -> model in memory, quantised while it is read: one weight at a time is held in full precision. In ZeRO-3
+the ranks share the reading, and keep parts (trainer.models.split). [I/O]"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,33 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.models.registry import FAMILIES, Family
+from trainer.models.split import Split, empty_4bit
 from trainer.models.tokenizer import require_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
+OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
 
 
-def load_model(config: TrainConfig, device: torch.device) -> Any:
-    """The base model on `device`: linear layers in NF4 when asked, the rest in `model.dtype`. Raises ConfigError."""
+Read = Callable[[], torch.Tensor]
+
+
+def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
+    """The base model on `device`: linear layers quantised when asked, the rest in `model.dtype`; with `split` every
+    rank has its part of each weight. Raises ConfigError."""
     assert config.model.path is not None
     folder = checkpoint_folder(config.model.path)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = FAMILIES.get(str(raw.get("model_type")))
-    dtype, quantize = DTYPES[config.model.dtype], config.model.quantization == "nf4"
+    dtype, quantization = DTYPES[config.model.dtype], config.model.quantization
     if family is None:
-        return keep_layout(_auto_model(folder, dtype, quantize, device))
+        return keep_layout(_auto_model(folder, dtype, quantization, None if split else device))
     model = empty_model(family.config(raw), dtype)
-    if quantize:
-        replace_linears(model, dtype)
-    fill(model, family, folder, dtype, device)
-    model.is_loaded_in_4bit = quantize  # peft chooses its 4-bit LoRA layers by this
+    if quantization != "none":
+        replace_linears(model, quantization, dtype)
+    fill(model, family, folder, dtype, device, split)
+    model.is_loaded_in_4bit = quantization == "nf4"  # peft chooses its LoRA layers by these
+    model.is_loaded_in_8bit = quantization == "int8"
     return keep_layout(model)
 
 
@@ -71,33 +80,37 @@ def empty_model(llama_config: Any, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def replace_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Every linear layer but the head becomes an empty 4-bit one (NF4, double quantisation)."""
-    from bitsandbytes.nn import Linear4bit
+def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
+    """Every linear layer but the head becomes an empty quantised one: `nf4` (with double quantisation) or `int8`."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
+    kinds = {
+        "nf4": partial(
+            Linear4bit, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", quant_storage=dtype
+        ),
+        "int8": partial(Linear8bitLt, has_fp16_weights=False, threshold=OUTLIERS),
+    }
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and name != HEAD:
             with torch.device("meta"):
-                new = Linear4bit(
-                    module.in_features,
-                    module.out_features,
-                    module.bias is not None,
-                    compute_dtype=dtype,
-                    compress_statistics=True,
-                    quant_type="nf4",
-                    quant_storage=dtype,
-                )
+                new = kinds[quantization](module.in_features, module.out_features, module.bias is not None)
             model.set_submodule(name, new)
 
 
-def fill(model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def fill(
+    model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
+) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
     expected = dict(model.named_parameters())
-    for name, tensor in read_tensors(folder):
+    for turn, (name, shape, read) in enumerate(read_tensors(folder)):
+        mine = split is None or split.owner(turn) == torch.distributed.get_rank()
+        tensor = read() if mine else torch.empty(shape, device="meta")
         for new_name, part in family.convert(name, tensor, model.config):
             if new_name not in expected:
                 raise ConfigError(f"{folder}: got weight {name}, allowed: the weights of {type(model).__name__}")
-            _place(model, new_name, part, expected.pop(new_name), dtype, device)
+            module, attribute = _place(model, new_name, part, expected.pop(new_name), dtype, device)
+            if split is not None:
+                split.share(module, attribute, split.owner(turn))
     if HEAD + ".weight" in expected and model.config.tie_word_embeddings:
         expected.pop(HEAD + ".weight")
         model.tie_weights()
@@ -106,8 +119,9 @@ def fill(model: Any, family: Family, folder: Path, dtype: torch.dtype, device: t
     _fill_buffers(model, device)
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight of a checkpoint, from safetensors or, without pickle's code, from .bin files."""
+def read_tensors(folder: Path) -> Iterator[tuple[str, list[int], Read]]:
+    """Name and shape of every weight of a checkpoint, in the same order on every rank, and how to read it: from
+    safetensors or, without pickle's code, from .bin files."""
     files = sorted(folder.glob("*.safetensors"))
     if files:
         from safetensors import safe_open
@@ -115,34 +129,53 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         for file in files:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a dict)
-                    yield name, opened.get_tensor(name)
+                    yield name, opened.get_slice(name).get_shape(), partial(opened.get_tensor, name)
         return
     files = sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise ConfigError(f"{folder}: no weights: neither *.safetensors nor pytorch_model*.bin")
     for file in files:
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+        for name, tensor in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
+            yield name, list(tensor.shape), partial(torch.Tensor.contiguous, tensor)
 
 
 def _place(
     model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dtype: torch.dtype, device: torch.device
-) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
+) -> tuple[torch.nn.Module, str]:
+    """Put a weight where it belongs, which is returned; one of the meta device becomes memory without content."""
     module_name, _, attribute = name.rpartition(".")
     module = model.get_submodule(module_name)
-    quantised = isinstance(module, Linear4bit) and attribute == "weight"
+    quantised = attribute == "weight" and type(module).__name__ in QUANTISED
     shape = (module.out_features, module.in_features) if quantised else tuple(old.shape)
     if tuple(tensor.shape) != tuple(shape):
         raise ConfigError(f"weight {name}: got shape {list(tensor.shape)}, allowed: {list(shape)} (config.json)")
     tensor = tensor.to(dtype).contiguous()
     if quantised:
-        value = Params4bit(
-            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=dtype, module=module
-        )
-        setattr(module, attribute, value.to(device))
-    else:
-        setattr(module, attribute, torch.nn.Parameter(tensor.to(device, copy=True), requires_grad=False))
+        setattr(module, attribute, QUANTISED[type(module).__name__](tensor, dtype, device, module))
+        return module, attribute
+    data = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device, copy=True)
+    setattr(module, attribute, torch.nn.Parameter(data, requires_grad=False))
+    return module, attribute
+
+
+def _in_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
+    from bitsandbytes.nn import Params4bit
+
+    if tensor.is_meta:
+        return empty_4bit(tensor, storage, device, module)
+    value = Params4bit(
+        tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=storage, module=module
+    )
+    return value.to(device)
+
+
+def _in_8bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
+    from bitsandbytes.nn import Int8Params
+
+    return Int8Params(tensor, requires_grad=False, has_fp16_weights=False).to(device)
+
+
+QUANTISED = {"Linear4bit": _in_4bit, "Linear8bitLt": _in_8bit}
 
 
 def _fill_buffers(model: Any, device: torch.device) -> None:
@@ -152,20 +185,25 @@ def _fill_buffers(model: Any, device: torch.device) -> None:
         base.rotary_emb = type(base.rotary_emb)(config=model.config)
 
 
-def _auto_model(folder: Path, dtype: torch.dtype, quantize: bool, device: torch.device) -> Any:
+def _auto_model(folder: Path, dtype: torch.dtype, quantization: str, device: torch.device | None) -> Any:
+    """Through transformers' own class. No `device`: in ZeRO-3, where transformers splits what is not quantised."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantization = (
-        BitsAndBytesConfig(
+    kinds = {
+        "nf4": partial(
+            BitsAndBytesConfig,
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=dtype,
-        )
-        if quantize
-        else None
-    )
+        ),
+        "int8": partial(BitsAndBytesConfig, load_in_8bit=True, llm_int8_threshold=OUTLIERS),
+    }
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, quantization_config=quantization, trust_remote_code=False, device_map={"": device}
+        folder,
+        dtype=dtype,
+        quantization_config=kinds[quantization]() if quantization in kinds else None,
+        trust_remote_code=False,
+        device_map={"": device} if device is not None else None,
     )

@@ -1,13 +1,15 @@
 """Adapters on the linear layers of a model."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.config import Lora
 from trainer.errors import ConfigError
+from trainer.sections import Lora
 
 HEADS = ("lm_head", "output", "embed_out")
+START = "pissa_start"
 
 
 def target_names(model: torch.nn.Module) -> list[str]:
@@ -31,8 +33,46 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            init_lora_weights="pissa" if lora.init == "pissa" else True,
             bias="none",
             target_modules=lora.targets or found,
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def lora_plus(model: Any, optimizer: type[torch.optim.Optimizer], lora: Lora, settings: dict[str, Any]) -> Any:
+    """LoRA+ (PEFT's loraplus helper): the B matrices in groups of their own, with `lora.lr_ratio` times the rate.
+    `settings`: those of the optimizer, `weight_decay` among them."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    rest = {key: value for key, value in settings.items() if key not in ("lr", "weight_decay")}
+    return create_loraplus_optimizer(
+        model,
+        optimizer,
+        lr=settings["lr"],
+        loraplus_lr_ratio=lora.lr_ratio,
+        loraplus_weight_decay=settings["weight_decay"],
+        **rest,
+    )
+
+
+def keep_start(model: Any, output: Path) -> None:
+    """Write down the adapter that PiSSA has taken out of the base, for `save_adapter`."""
+    if _is_pissa(model):
+        model.save_pretrained(output / START)
+
+
+def save_adapter(model: Any, weights: dict[str, torch.Tensor], output: Path) -> None:
+    """adapter/, for the base as it is on disk: PiSSA's result is the difference to what it started from, as an adapter
+    of twice the rank (PEFT's conversion)."""
+    if _is_pissa(model):  # whose weights no rank has in parts
+        model.save_pretrained(output / "adapter", path_initial_model_for_weight_conversion=str(output / START))
+    else:
+        model.save_pretrained(output / "adapter", state_dict=weights)
+
+
+def _is_pissa(model: Any) -> bool:
+    return bool(model.peft_config["default"].init_lora_weights == "pissa")

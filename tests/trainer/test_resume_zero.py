@@ -1,0 +1,112 @@
+"""With DeepSpeed, a run that is stopped and goes on ends with the same adapter, bit for bit; up to ZeRO-2 it may go on
+with another number of ranks. Real training on the CPU."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.trainer import warm
+from tests.trainer.conftest import QUICKSTART
+
+STEPS, STOP = 5, 2
+
+
+def job(folder, base, stage, ranks, *, offload="none", **lora):
+    return {
+        "settings": {"seed": 7, "output_dir": str(folder / "out")},
+        "model": {"dtype": "fp32", "gradient_checkpointing": False, "path": str(base), "quantization": "none",
+                  "lora": {"r": 5, "dropout": 0.3, **lora}},
+        "data": {"sources": [{"path": str(QUICKSTART / "facts.jsonl"), "format": "messages"}], "max_length": 64},
+        "optimizer": {"lr": 1e-2, "max_steps": STEPS, "batch_size": 4 // ranks, "accumulation": 2,
+                      "deepspeed": {"zero_stage": stage, "offload": offload}},
+        "runtime": {"log_every": 1, "save_every": STOP, "keep": 9, "sample_prompts": []},
+    }  # fmt: skip
+
+
+def trained(folder, config, ranks):
+    """Losses and gradient norms of all steps, and the adapter."""
+    run = warm.start(folder, config, ranks)
+    assert run.codes() == [0] * ranks, run.text
+    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: (row["loss"], row["grad_norm"], row["lr"]) for row in rows}
+    return measured, load_file(folder / "out/adapter/adapter_model.safetensors")
+
+
+def going_on(whole, part):
+    """A folder that has the checkpoint of the middle only."""
+    shutil.copytree(whole / f"out/checkpoint-{STOP}", part / f"out/checkpoint-{STOP}")
+    return part
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_resumed_run_ends_with_the_same_bits(tiny_base, tmp_path, stage, ranks):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    measured, adapter = trained(whole, job(whole, tiny_base, stage, ranks), ranks)
+    again, other = trained(going_on(whole, part), job(part, tiny_base, stage, ranks), ranks)
+    assert again == {step: found for step, found in measured.items() if step > STOP}
+    assert list(adapter) == list(other)
+    assert all(adapter[name].equal(other[name]) for name in adapter)
+    assert list((whole / f"out/checkpoint-{STOP}").glob("global_step*")) == [] or stage == 3
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_float32_copies_of_bf16_weights_come_back(tiny_base, tmp_path, stage):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    config = job(whole, tiny_base, stage, 1)
+    config["model"]["dtype"] = "bf16"
+    measured, adapter = trained(whole, config, 1)
+    config["settings"]["output_dir"] = str(part / "out")
+    again, other = trained(going_on(whole, part), config, 1)
+    assert again == {step: found for step, found in measured.items() if step > STOP}
+    assert all(adapter[name].equal(other[name]) for name in adapter)
+
+
+def test_states_on_the_host_come_back(tiny_base, tmp_path):
+    """DeepSpeed's CPU Adam does not give the same bits: it keeps running powers of the betas."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    measured, _ = trained(whole, job(whole, tiny_base, 2, 1, offload="cpu"), 1)
+    again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, offload="cpu"), 1)
+    assert sorted(again) == list(range(STOP + 1, STEPS + 1))
+    for step, found in again.items():
+        assert found == pytest.approx(measured[step], rel=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "ranks", "other_ranks"), [(0, 1, 2), (1, 2, 1), (2, 2, 1), (2, 1, 2)])
+def test_another_number_of_ranks_goes_on_as_the_first_would_have(tiny_base, tmp_path, stage, ranks, other_ranks):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    measured, adapter = trained(whole, job(whole, tiny_base, stage, ranks, dropout=0.0), ranks)
+    config = job(part, tiny_base, stage, other_ranks, dropout=0.0)
+    again, other = trained(going_on(whole, part), config, other_ranks)
+    assert sorted(again) == list(range(STOP + 1, STEPS + 1))
+    for step, found in again.items():
+        assert found == pytest.approx(measured[step], rel=1e-5)
+    for name, weight in adapter.items():
+        assert (other[name] - weight).norm() <= 1e-4 * weight.norm()
+
+
+def test_zero3_refuses_another_number_of_ranks(tiny_base, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    trained(whole, job(whole, tiny_base, 3, 1), 1)
+    run = warm.start(going_on(whole, part), job(part, tiny_base, 3, 2), 2)
+    assert run.codes() == [78, 78], run.text
+    assert "resources: got 2 processes, but" in run.text and "was written by 1" in run.text
+
+
+def test_a_json_of_the_users_own_trains_and_goes_on(tiny_base, tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps(
+        {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "gradient_clipping": 1.0,
+         "zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}))  # fmt: skip
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    config = job(whole, tiny_base, 1, 1)
+    by_fields = trained(whole, config, 1)[0]
+    config["optimizer"]["deepspeed"] = {"config": str(tmp_path / "ds.json")}
+    config["settings"]["output_dir"] = str(part / "out")
+    again, _ = trained(part, config, 1)
+    assert again == by_fields
+    config["optimizer"]["max_grad_norm"] = 2.0
+    run = warm.start(tmp_path / "other", config)
+    assert run.codes() == [78], run.text
+    assert "gradient_clipping: got 1.0, ours 2.0 (optimizer.max_grad_norm)" in run.text and "Traceback" not in run.text

@@ -1,0 +1,99 @@
+"""The base of every section of a job file, and the two sections that say how weights are trained: adapters and ZeRO.
+
+Imports no torch, as trainer.config.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and wrong types are errors, values cannot change afterwards.
+
+    A section left out is filled in by model_construct: its defaults need no check, and building one more validator
+    for each section takes longer than everything else that `launch render` does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), and the variants that PEFT carries."""
+
+    r: int = Field(64, ge=1, le=4096, description="Rank of the adapter matrices.")
+    alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability on the adapter's input.")
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the linear layers that get an adapter. "
+        "Default: every linear layer but the head. (XTuner's automatic choice takes "
+        "InternLM2's head along, which servers reject.)",
+    )
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(r) instead, which keeps large ranks learning (arXiv:2312.03732)."
+    )
+    dora: bool = Field(
+        False, description="Train the length of a weight's rows apart from their direction (DoRA, arXiv:2402.09353)."
+    )
+    init: Literal["zero", "pissa"] = Field(
+        "zero",
+        description="`zero`: an adapter that changes nothing yet. `pissa`: the weight's largest singular vectors, "
+        "which the base gives up for training (arXiv:2404.02948); the result is an adapter of rank 2 r for the base "
+        "as it is.",
+    )
+    lr_ratio: float = Field(
+        1.0, ge=1, le=1000, description="Learning rate of the B matrices as a multiple of lr (LoRA+, arXiv:2402.12354)."
+    )
+
+    @model_validator(mode="after")
+    def _one_variant(self) -> Self:
+        if self.init == "pissa" and self.dora:
+            raise ValueError("got init pissa with dora, allowed: one of the two (DoRA measures the whole weight)")
+        return self
+
+
+class DeepSpeed(Section):
+    """ZeRO (arXiv:1910.02054)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="0: none, 1: optimizer states, 2: and gradients, 3: and weights are split over the ranks."
+    )
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where optimizer states live; `nvme` with zero_stage 3 only."
+    )
+    offload_weights: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where weights live while no layer needs them; with zero_stage 3 only."
+    )
+    nvme_path: str | None = Field(
+        None, min_length=1, description="Folder on a local NVMe disk of every node, for what is offloaded to `nvme`."
+    )
+    config: str | None = Field(
+        None,
+        min_length=1,
+        description="A DeepSpeed JSON of your own instead of these fields, used as it is. What it leaves out or calls "
+        "`auto` comes from this job; what contradicts the job is refused.",
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        problems = []
+        others = sorted(self.model_fields_set - {"config"})
+        if self.config is not None and others:
+            problems.append(f"got config with {', '.join(others)}, allowed: config alone (the file says the rest)")
+        if self.offload != "none" and self.zero_stage == 0:
+            problems.append(f"got offload {self.offload} with zero_stage 0, allowed: zero_stage 1, 2 or 3")
+        if self.offload == "nvme" and self.zero_stage in (1, 2):
+            problems.append(f"got offload nvme with zero_stage {self.zero_stage}, allowed: cpu, or zero_stage 3")
+        if self.offload_weights != "none" and self.zero_stage != 3:
+            problems.append(
+                f"got offload_weights {self.offload_weights} with zero_stage {self.zero_stage}, allowed: zero_stage 3"
+            )
+        on_disk = "nvme" in (self.offload, self.offload_weights)
+        if on_disk != (self.nvme_path is not None):
+            given = "no nvme_path with" if on_disk else "nvme_path without"
+            problems.append(f"got {given} something offloaded to nvme, allowed: both or neither")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -57,6 +57,8 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         super().__init__(*args, **kwargs)
         self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
         self.saver, self.output = saver, Path(self.args.output_dir)
+        _change_mode_only(self.model)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The micro-batches of the whole run, as one epoch; a run that goes on skips the numbers of the first ones."""
@@ -82,6 +84,16 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self.ledger.loss += float(loss)
         return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: trainer.flops counts them, and transformers would walk through all modules every micro-step."""
+        return 0
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As accelerate does it, which walks through all modules first; DeepSpeed clips itself."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """DeepSpeed has passed over a step that is not finite by now; AdamW passes over weights without gradient."""
@@ -179,3 +191,14 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             raise
         self.saver.wait()
         return done
+
+
+def _change_mode_only(model: Any) -> None:
+    """Spare a model that is in training mode from being put there again: a walk through thousands of modules, every
+    micro-step."""
+    usual = model.train
+
+    def train(mode: bool = True) -> Any:
+        return model if model.training == mode else usual(mode)
+
+    model.train = train

@@ -35,65 +35,82 @@ def policy_named(name: str, device: torch.device) -> Policy:
 
 class Host:
     """Tensors of one step in pinned host memory: they come back in the opposite order, each while the GPU computes with
-    the one before it."""
+    the one before it. The host memory is kept from step to step: getting it takes long."""
 
     AHEAD = 2  # a layer keeps so many this way
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
-        self._waiting: list[_Waiting] = []
+        self._slots: list[_Slot] = []
+        self._used = 0
         self._leaving: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def begin_step(self) -> None:
         """Forget what no backward pass has taken."""
-        self._waiting.clear()
+        self._used = 0
 
     def push(self, tensor: torch.Tensor) -> None:
         """Begin to copy a tensor to the host; its memory on the device is free after some more."""
-        waiting = _Waiting(tensor, self.stream)
-        self._waiting.append(waiting)
-        self._leaving.append((tensor, self.stream.record_event()))
+        if self._used == len(self._slots):
+            self._slots.append(_Slot(self.stream))
+        slot = self._slots[self._used]
+        self._used += 1
+        self._leaving.append((tensor, slot.store(tensor)))
         if len(self._leaving) > self.AHEAD:
-            gone, copied = self._leaving.popleft()
-            torch.cuda.current_stream().wait_event(copied)
-            del gone
+            self._let_go()
 
     def pop(self) -> torch.Tensor:
         """The tensor that was pushed last, on the device again."""
         while self._leaving:
-            gone, copied = self._leaving.popleft()
-            torch.cuda.current_stream().wait_event(copied)
-            del gone
-        tensor = self._waiting.pop().take()
-        for waiting in self._waiting[-self.AHEAD :]:
-            waiting.fetch()
+            self._let_go()
+        self._used -= 1
+        tensor = self._slots[self._used].take()
+        for slot in self._slots[max(0, self._used - self.AHEAD) : self._used]:
+            slot.fetch()
         return tensor
 
+    def _let_go(self) -> None:
+        """The device's work from here on, which may get this memory, waits until it was copied."""
+        _, copied = self._leaving.popleft()
+        torch.cuda.current_stream().wait_event(copied)
 
-class _Waiting:
-    """One tensor in host memory."""
 
-    def __init__(self, tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
-        self.stream, self._device = stream, tensor.device
-        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+class _Slot:
+    """Host memory for one tensor of a step."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self._copy = torch.empty(0)
         self._back: torch.Tensor | None = None
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._copy.copy_(tensor, non_blocking=True)
+        self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
+
+    def store(self, tensor: torch.Tensor) -> torch.cuda.Event:
+        """Begin to copy it here; the event comes when that is done."""
+        if self._copy.shape != tensor.shape or self._copy.dtype != tensor.dtype:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._back = None
+        self._move(tensor, self._copy)
+        self._device = tensor.device
+        return self._done
 
     def fetch(self) -> None:
         """Begin to bring it back, once."""
-        if self._back is not None:
-            return
-        self._back = torch.empty(self._copy.shape, dtype=self._copy.dtype, device=self._device)
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            self._back.copy_(self._copy, non_blocking=True)
-            self._done = self.stream.record_event()
+        if self._back is None:
+            self._back = torch.empty(self._copy.shape, dtype=self._copy.dtype, device=self._device)
+            self._move(self._copy, self._back)
 
     def take(self) -> torch.Tensor:
         """The tensor; the device's work from here on waits until it is there."""
         self.fetch()
         torch.cuda.current_stream().wait_event(self._done)
-        assert self._back is not None
-        return self._back
+        back, self._back = self._back, None
+        assert back is not None
+        return back
+
+    def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Beside the device's other work, but after what it was given so far."""
+        self._ready.record()
+        self.stream.wait_event(self._ready)
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+            self._done.record()

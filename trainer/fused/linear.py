@@ -53,11 +53,14 @@ class Linear:
 @dataclass(frozen=True)
 class Slots:
     """Memory for a product's weight [O, I] and its adapters in the dtype of the arithmetic; A matrices [R, I] lie below
-    each other."""
+    each other. `weights` and `each_a` are their parts; `adapters` all A and B, in the order of the parameters."""
 
     weight: torch.Tensor
+    weights: tuple[torch.Tensor, ...]
     a: torch.Tensor
+    each_a: tuple[torch.Tensor, ...]
     b: list[torch.Tensor]
+    adapters: list[torch.Tensor]
 
 
 class Scratch:
@@ -76,9 +79,13 @@ class Scratch:
 
 def new_slots(product: "Product", like: torch.Tensor) -> Slots:
     """Slots of a product's own, of the dtype and on the device of `like`."""
-    weight = like.new_empty(product.outputs, product.inputs) if product.is_copied(like.dtype) else like[:0]
+    copied = product.is_copied(like.dtype)
+    weight = like.new_empty(product.outputs if copied else 0, product.inputs)
     a = like.new_empty(sum(product.ranks), product.inputs)
-    return Slots(weight, a, [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters])
+    each_a = a.split(product.ranks) if product.ranks else ()
+    b = [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters]
+    adapters = [part for pair in zip(each_a, b, strict=True) for part in pair]
+    return Slots(weight, weight.split(product.sizes) if copied else (), a, each_a, b, adapters)
 
 
 class Product:
@@ -98,6 +105,8 @@ class Product:
 
     def columns(self, y: torch.Tensor) -> list[torch.Tensor]:
         """The parts of y [N, O] that belong to layers with an adapter."""
+        if len(self.layers) == 1:
+            return [y] * len(self.adapters)
         parts = y.split(self.sizes, dim=1)
         return [part for part, layer in zip(parts, self.layers, strict=True) if layer.adapter is not None]
 
@@ -173,8 +182,8 @@ class Pass:
         if not len(out):
             weight: torch.Tensor = product.layers[0].weight.detach()
             return weight
-        matrices = iter(zip(self.slots.a.split(product.ranks) if product.ranks else (), self.slots.b, strict=True))
-        for part, layer in zip(out.split(product.sizes), product.layers, strict=True):
+        matrices = iter(zip(self.slots.each_a, self.slots.b, strict=True))
+        for part, layer in zip(self.slots.weights, product.layers, strict=True):
             a, b = next(matrices) if layer.adapter else (None, None)
             _write_weight(part, layer, (a, b) if self.is_merged else (None, None), product.scale)
         return out
@@ -200,17 +209,11 @@ def passes(
     slots = [
         new_slots(product, like) if lasting else product.scratch.slots_for(product, like) for product in products
     ]
-    to = [part for product, slot in zip(products, slots, strict=True) for part in _interleaved(product, slot)]
+    to = [part for slot in slots for part in slot.adapters]
     if to:
-        torch._foreach_copy_(to, [matrix.detach() for product in products for matrix in product.parameters])
+        with torch.no_grad():
+            torch._foreach_copy_(to, [matrix for product in products for matrix in product.parameters])
     return [Pass(*each) for each in zip(products, slots, seeds, strict=True)]
-
-
-def _interleaved(product: Product, slots: Slots) -> list[torch.Tensor]:
-    """The slots of A and B in the order of the parameters."""
-    if not product.ranks:
-        return []
-    return [part for pair in zip(slots.a.split(product.ranks), slots.b, strict=True) for part in pair]
 
 
 class Gradients:

@@ -28,7 +28,7 @@ from trainer.models.build import build_model
 from trainer.models.tokenizer import load_tokenizer
 
 DEVICE = torch.device("cuda", 0)
-WARM_UP, STEPS, LAST = 3, 7, 50
+WARM_UP, STEPS, LAST = 3, 6, 50
 
 
 def main() -> None:

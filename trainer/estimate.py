@@ -141,10 +141,12 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`host`: bytes that a node needs at least; `shm`: of these, those in /dev/shm."""
+    """`policy`: what of the activations is kept; `host`: bytes that a node needs at least; `shm`: of these, those in
+    /dev/shm."""
 
     parameters: int
     trained: int
+    policy: Policy
     gpu: GpuMemory
     host: int
     shm: int
@@ -154,7 +156,7 @@ def estimate(job: Job) -> Estimate:
     """The memory of every GPU and every node. On a CPU `gpu` is a process's share of the node's memory."""
     policy, shm = activation_policy(job), shared_memory(job)
     memory = gpu_memory(job, policy)
-    return Estimate(job.shape.parameters, job.trained, memory, host_memory(job, memory, policy) + shm, shm)
+    return Estimate(job.shape.parameters, job.trained, policy, memory, host_memory(job, memory, policy) + shm, shm)
 
 
 def gpu_memory(job: Job, policy: Policy) -> GpuMemory:

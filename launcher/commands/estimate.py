@@ -103,6 +103,7 @@ def _rows(found: Assessment, setup: Setup) -> list[list[str]]:
         ["model", found.known.source],
         ["parameters", f"{estimate.parameters:,}, {estimate.trained:,} of them trained"],
         [device, f"{place.world} ({place.nodes} x {place.per_node}), ZeRO stage {setup.job.zero_stage}"],
+        ["gradient checkpointing", estimate.policy],
     ]
     if place.on_gpu:
         rows.append(["each GPU", _of(estimate.gpu.total, limits.gpu)])

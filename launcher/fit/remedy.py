@@ -117,7 +117,8 @@ def _fewest(setup: Setup, kinds: Sequence[Kind]) -> Setup | None:
 
 def _checkpointing(setup: Setup) -> list[Setup]:
     asked = setup.job.config.model.gradient_checkpointing
-    return [] if asked == "auto" else [setup.train("model.gradient_checkpointing", "auto")]
+    settled = asked in {"auto", "offload"}  # as far as it goes
+    return [] if settled else [setup.train("model.gradient_checkpointing", "auto")]
 
 
 def _smaller_batches(setup: Setup) -> list[Setup]:

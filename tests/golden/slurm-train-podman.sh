@@ -39,7 +39,7 @@ model:
     lr_ratio: 1.0
   chat_template: internlm2
   dtype: bf16
-  gradient_checkpointing: true
+  gradient_checkpointing: auto
 data:
   sources:
   - path: /data/guanaco.jsonl

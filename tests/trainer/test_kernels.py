@@ -17,18 +17,18 @@ NAMES = [name for name, value in vars(plain).items() if inspect.isfunction(value
 
 
 @pytest.fixture(scope="module")
-def distances():
+def found():
     environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPO)}
-    script = "from tests.trainer.interpret_kernels import main; main()"
+    script = "from tests.trainer.kernel_distances import main; main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, cwd=REPO)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_kernel_is_compared(distances):
-    assert {name for name in NAMES if name not in distances} == set()
+def test_every_kernel_is_compared(found):
+    assert {name for name in NAMES if name not in found} == set()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "rms_norm_backward_alone", "nf4_weight_with_adapter"])
-def test_a_kernel_computes_what_its_twin_does(distances, name):
-    assert distances[name] < 1e-6
+def test_a_kernel_computes_what_its_twin_does(found, name):
+    assert found[name] < 1e-6

@@ -1,5 +1,5 @@
-"""Runs every Triton kernel in Triton's interpreter, without a GPU, and prints how far each is from its plain twin in
-float64 (relative). Started by test_kernels.py: the interpreter has to be chosen before Triton is imported."""
+"""How far every Triton kernel is from its plain twin in float64 (relative), on a GPU or in Triton's interpreter, which
+has to be chosen before Triton is imported: test_kernels.py starts this as a process."""
 
 import json
 
@@ -11,8 +11,14 @@ from trainer.kernels import gpu, plain
 
 
 def main():
+    print(json.dumps(distances("cpu")))
+
+
+def distances(device):
+    """By the names of the kernels."""
     torch.manual_seed(0)
-    print(json.dumps({**norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows()}))
+    with torch.device(device):
+        return {**norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows(device)}
 
 
 def far(found, wanted):
@@ -82,9 +88,10 @@ def weights():
     return found
 
 
-def rows():
-    table, at = torch.randn(50, 96), torch.tensor([3, 49, 0, 3])
-    return {"take_rows": far(gpu.take_rows(table, at, table.device), table[at])}
+def rows(device):
+    table, at = torch.randn(50, 96, device="cpu"), torch.tensor([3, 49, 0, 3])
+    table = table.pin_memory() if device == "cuda" else table
+    return {"take_rows": far(gpu.take_rows(table, at, torch.device(device)).cpu(), table[at.cpu()])}
 
 
 if __name__ == "__main__":

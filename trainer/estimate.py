@@ -287,7 +287,8 @@ def gathered_weights(job: Job) -> int:
 
 
 def activation_policy(job: Job) -> Policy:
-    """What the job asks for; `auto` is the first policy that fits the card, `full` where that is not known."""
+    """What the job asks for; `auto` is the first policy that fits the card, `full` where that is not known and for full
+    training, whose layers are transformers' own."""
     asked = job.config.model.gradient_checkpointing
     if isinstance(asked, bool):
         return "full" if asked else "none"
@@ -295,7 +296,7 @@ def activation_policy(job: Job) -> Policy:
         return asked
     if not job.placement.on_gpu:
         return "none"
-    if job.card is None:
+    if job.card is None or job.config.model.lora is None:
         return "full"
     most = job.card * (1 - TOLERANCE)
     return next((policy for policy in POLICIES if gpu_memory(job, policy).total <= most), POLICIES[-1])

@@ -241,6 +241,7 @@ def test_auto_is_the_first_policy_that_fits_the_card():
         assert module.activation_policy(replace(job(), card=card)) == policy
     assert module.activation_policy(replace(job(), card=2**30)) == "offload"
     assert module.activation_policy(job()) == "full"
+    assert module.activation_policy(replace(job(model=FULL), card=2**40)) == "full"
     assert module.activation_policy(job(on_gpu=False)) == "none"
 
 

@@ -32,5 +32,7 @@ def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable
         use_fused_layers(model, policy_named(policy, place.device))
         tell(f"layers: fused, gradient checkpointing {policy}")
         return False
-    tell(f"layers: those of transformers ({problem}), gradient checkpointing {'none' if policy == 'none' else 'full'}")
-    return policy != "none"
+    # the estimate behind `auto` is of fused layers, which take less
+    checkpoints = policy != "none" or (config.model.gradient_checkpointing == "auto" and not place.on_cpu)
+    tell(f"layers: those of transformers ({problem}), gradient checkpointing {'full' if checkpoints else 'none'}")
+    return checkpoints

@@ -100,7 +100,8 @@ def test_node_0_dead_or_a_rank_silent_ends_the_other_node_and_names_it(nodes):
     dead, silent = nodes("dead"), nodes("silent")
     pid = int(silent.wait_for(1, r"rank 1 pid (\d+) step 3")[1])
     os.kill(pid, signal.SIGSTOP)
-    os.kill(int(dead.wait_for(0, r"rank 0 pid (\d+) step 3")[1]), signal.SIGKILL)
+    # two seconds: by then rank 1 has read who its peer is, from the store that dies with node 0
+    os.kill(int(dead.wait_for(0, r"rank 0 pid (\d+) step 40\b")[1]), signal.SIGKILL)
     os.killpg(dead.processes[0].pid, signal.SIGKILL)
     assert dead.codes() == [-signal.SIGKILL, 1]
     assert re.search(rf"error: rank 0 on host {HOST} is gone", dead.text(1))

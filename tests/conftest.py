@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The one marker. A suite that a shell has put into the background inherits an ignored SIGINT, and would hand it to
-    the commands that it interrupts."""
+    the commands that it interrupts. How long an example of Hypothesis takes says nothing about the code."""
+    if find_spec("hypothesis"):  # a machine with a GPU may not have it
+        from hypothesis import settings
+
+        settings.register_profile("patient", deadline=None)
+        settings.load_profile("patient")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(name): may skip; --require=name makes that a failure")
 

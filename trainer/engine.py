@@ -335,7 +335,7 @@ class Run:
         return samples
 
     def _before(self, sampler: Sampler, model: Any, resumed: Path | None) -> list[Sample]:
-        if resumed is None:
+        if resumed is None and self.place.is_main:  # a slower rank would remove what rank 0 has written
             (self.output / "samples.jsonl").unlink(missing_ok=True)
         if resumed is not None and not hasattr(model, "disable_adapter"):
             return []

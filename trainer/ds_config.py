@@ -10,13 +10,11 @@ from typing import Any
 
 from trainer.config import TrainConfig, zero3_problem
 from trainer.errors import ConfigError
+from trainer.estimate import LIVE_WEIGHTS, bucket_elements
 from trainer.sections import DeepSpeed
 
 AUTO = "auto"
 ABSENT = object()
-BUCKETS = 4  # a bucket is sent while the next one fills; more of them would be smaller than a network likes
-MIN_BUCKET = 2**20
-DEFAULT_BUCKET = 500_000_000  # DeepSpeed's, for full models
 FILLED_LATER = {
     "optimizer.params.eps",
     "zero_optimization.reduce_bucket_size",
@@ -24,7 +22,6 @@ FILLED_LATER = {
     "zero_optimization.stage3_prefetch_bucket_size",
     "zero_optimization.stage3_param_persistence_threshold",
 }  # the last two by transformers, from the model's width
-LIVE_WEIGHTS = 200_000_000  # elements; DeepSpeed's 10^9 would keep half of a 4-bit 7B model (4 weights an element)
 
 
 def build_ds_config(config: TrainConfig, world: int, *, on_cpu: bool) -> dict[str, Any] | None:
@@ -52,8 +49,7 @@ def bucket_sizes(trained: int, stage: int) -> dict[str, int]:
     communication overlaps, so its default takes 2 GB for an adapter of 0.3 GB."""
     if stage == 0:
         return {}
-    share = min(DEFAULT_BUCKET, max(MIN_BUCKET, trained // BUCKETS // 2 * 2))  # ZeRO asks for an even number
-    return {"reduce_bucket_size": share, "allgather_bucket_size": share}
+    return dict.fromkeys(("reduce_bucket_size", "allgather_bucket_size"), bucket_elements(trained))
 
 
 def fill_buckets(ds_config: dict[str, Any], trained: int) -> None:

@@ -30,12 +30,14 @@ ON_THEIR_WAY = 4
 # 4-bit weights: values that share a scale, scales that share a second one (QLoRA, arXiv:2305.14314, section 3), and the
 # code tables and offset beside each weight, in blocks of torch's allocator.
 NF4_BLOCK, NF4_GROUP, NF4_TABLES = 64, 256, 2048
-# Tokens that go through the feed-forward half at a time, and bytes of the logits that exist at a time.
+# Tokens that go through the feed-forward half of a fused layer at a time, and bytes of logits that exist at a time.
 FEED_FORWARD_PART, LOGITS_PART = 8192, 2**28
 # Bytes of a logit where all exist at once: bf16, and float32 for the softmax and its gradient.
 WHOLE_LOGIT = 10
-# DeepSpeed's buffers, in elements: a bucket is this part of what is trained, within these bounds; whole weights that
-# ZeRO-3 keeps beside a rank's own part (stage3_max_live_parameters).
+# DeepSpeed's buffers, in elements, as trainer.ds_config asks for them: a bucket is this part of what is trained (it is
+# sent while the next one fills; more of them would be smaller than a network likes), within these bounds, the upper one
+# DeepSpeed's own; whole weights that ZeRO-3 keeps beside a rank's own part (DeepSpeed's 10^9 would be half of a 4-bit
+# 7B model, which has 4 weights in an element).
 BUCKETS, SMALLEST_BUCKET, LARGEST_BUCKET = 4, 2**20, 500_000_000
 LIVE_WEIGHTS = 200_000_000
 
@@ -271,7 +273,7 @@ def communication(job: Job, state: StateBytes) -> int:
 
 def bucket_elements(trained: int) -> int:
     """Elements of a bucket, which DeepSpeed reserves whole."""
-    return min(LARGEST_BUCKET, max(SMALLEST_BUCKET, trained // BUCKETS))
+    return min(LARGEST_BUCKET, max(SMALLEST_BUCKET, trained // BUCKETS // 2 * 2))  # ZeRO asks for an even number
 
 
 def gathered_weights(job: Job) -> int:

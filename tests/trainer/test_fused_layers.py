@@ -3,7 +3,14 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from trainer.config import Lora
 from trainer.data.collate import Collator
@@ -18,10 +25,14 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
          "vocab_size": 400, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}  # fmt: skip
 
 
-def model_of(*, quantised=False, dropout=0.0, dtype=torch.float32, kv_heads=2, targets=None, **changes):
+LLAMA = (LlamaConfig, LlamaForCausalLM)
+
+
+def model_of(*, quantised=False, dropout=0.0, dtype=torch.float32, kv_heads=2, targets=None, family=LLAMA, **changes):
     """A random model with an adapter that already changes something; always the same."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": kv_heads, **changes})).to(dtype)
+    config, kind = family
+    model = kind(config(**{**SIZES, "num_key_value_heads": kv_heads, **changes})).to(dtype)
     if quantised:
         for name, module in list(model.named_modules()):
             if type(module) is torch.nn.Linear and name != "lm_head":
@@ -90,7 +101,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(policy, quantised
     """Whatever is kept, and with the tokens in several parts."""
     batch = batch_of(*rows)
     wanted = gradients(model_of(quantised=quantised), usual(batch))
-    monkeypatch.setattr(layer, "PART_TOKENS", 40)
+    monkeypatch.setattr(layer, "FEED_FORWARD_PART", 40)
     model = model_of(quantised=quantised)
     use_fused_layers(model, Policy(policy))
     assert_same(gradients(model, batch), wanted)
@@ -103,12 +114,15 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(policy, quantised
     {"targets": ["up_proj", "o_proj"]},
     {"tie_word_embeddings": True},
     {"head_dim": 32},
-], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads"])  # fmt: skip
+    {"family": (MistralConfig, MistralForCausalLM), "sliding_window": None},
+    {"family": (Qwen2Config, Qwen2ForCausalLM)},
+], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads", "mistral", "qwen2"])  # fmt: skip
 def test_other_shapes_and_targets_too(changes):
     """In float64: small gradients are not lost among large ones."""
     batch = batch_of(*PACKED)
     wanted = gradients(model_of(dtype=torch.float64, **changes), usual(batch))
     model = model_of(dtype=torch.float64, **changes)
+    assert obstacle(model) is None
     use_fused_layers(model, Policy("full"))
     assert_same(gradients(model, batch), wanted)
 
@@ -116,7 +130,7 @@ def test_other_shapes_and_targets_too(changes):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_dropout_the_gradient_is_the_slope_of_the_loss(policy, monkeypatch):
     """In float64, along a random direction, the same values dropped every time, in every part."""
-    monkeypatch.setattr(layer, "PART_TOKENS", 40)
+    monkeypatch.setattr(layer, "FEED_FORWARD_PART", 40)
     model, batch = model_of(dropout=0.3, dtype=torch.float64), batch_of(*PACKED)
     use_fused_layers(model, Policy(policy))
 

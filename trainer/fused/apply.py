@@ -15,7 +15,7 @@ from trainer.fused.linear import Adapter, Linear, Product, Scratch
 from trainer.kernels import ops_for
 
 # classes of transformers whose decoder layers compute what Layer does
-LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "InternLM3DecoderLayer"})
+LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
 PRODUCTS = {
     "qkv": ("self_attn", ("q_proj", "k_proj", "v_proj")),
     "o": ("self_attn", ("o_proj",)),

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from trainer.estimate import LOGITS_PART
 from trainer.fused.layer import Norm
 from trainer.kernels import ops_for
-
-PART_BYTES = 2**28  # of logits that are held at once
 
 
 def summed_loss(hidden: torch.Tensor, norm: Norm, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -27,7 +26,7 @@ class _HeadLoss(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         total = hidden.new_zeros((), dtype=wide)
         grad = torch.empty_like(hidden) if wants_grad else None
-        part = max(128, PART_BYTES // (head.shape[0] * hidden.element_size()) // 128 * 128)
+        part = max(128, LOGITS_PART // (head.shape[0] * hidden.element_size()) // 128 * 128)
         for begin in range(0, len(hidden), part):
             x = hidden[begin : begin + part]
             logits = ops.rms_norm(x, norm.weight, norm.eps) @ head.t()

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
+from trainer.estimate import FEED_FORWARD_PART
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
 from trainer.fused.keep import Policy
 from trainer.fused.linear import Gradients, Pass, Product, passes
 from trainer.kernels import ops_for
-
-PART_TOKENS = 8192  # the feed-forward half goes through so many at a time: its activations are the widest
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ class _Worker:
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """The feed-forward half's parts of all tokens, numbered."""
-        for number, begin in enumerate(range(0, len(self.have.x), PART_TOKENS)):
-            yield number, slice(begin, begin + PART_TOKENS)
+        for number, begin in enumerate(range(0, len(self.have.x), FEED_FORWARD_PART)):
+            yield number, slice(begin, begin + FEED_FORWARD_PART)
 
     def mlp(self) -> torch.Tensor:
         """The layer's output: middle + down(silu(gate) * up). [N, C]"""

@@ -109,6 +109,8 @@ class Run:
         model = build_model(self.config, self.place.device, self.deepspeed)
         model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
         self.tell(_parameters(model))
+        samples = rows["train"].samples.lengths[rows["train"].members]
+        self.flops = flops_of(model, samples, self.place.device)
         args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
         if self.deepspeed:
             fill_buckets(args.hf_deepspeed_config.config, _trained(model))
@@ -296,8 +298,7 @@ class Run:
                 trainer.remove_callback(callback)
         journal = Journal(self.place, self.tell, MetricsFile(self.output / "metrics.jsonl"))
         watch = begin_watch(self.place, self.config.model.dtype, self.tell)
-        flops = flops_of(model, train.samples.lengths[train.members], self.place.device)
-        log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), flops)
+        log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), self.flops)
         trainer.callback_handler.callbacks.insert(0, log)  # before the reports, which get what it measures
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))

@@ -18,8 +18,9 @@ from trainer.checkpoint import part_folder
 from trainer.data.order import Order
 from trainer.dist import Place
 from trainer.errors import DivergedError
+from trainer.fused.flat import link_adapters
 from trainer.metrics import Ledger
-from trainer.models.lora import lora_plus
+from trainer.models.lora import is_of_adapter, lora_plus
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.sections import Lora
@@ -58,6 +59,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
         self.saver, self.output = saver, Path(self.args.output_dir)
         _change_mode_only(self.model)
+        link_adapters(self.model)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -130,11 +132,13 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Bring back what `_save_optimizer_and_scheduler` has written."""
-        if resume_from_checkpoint is None or not has_state(Path(resume_from_checkpoint)):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        load_state(self.model_wrapped, Path(resume_from_checkpoint))
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        named = resume_from_checkpoint if resume_from_checkpoint and has_state(Path(resume_from_checkpoint)) else None
+        theirs = None if named else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, theirs)
+        link_adapters(self.model)
+        if named:
+            load_state(self.model_wrapped, Path(named))
+            self._load_optimizer_and_scheduler(named)
         return prepared
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -161,7 +165,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             return dict(self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapter) or {})
         state = self.model.state_dict()
         if adapter:
-            return {name: state[name] for name, weight in self.model.named_parameters() if weight.requires_grad}
+            return {name: weight for name, weight in state.items() if is_of_adapter(name)}
         return dict(state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -80,7 +80,21 @@ def gradients(model, batch):
     model.train()
     loss = model(**batch, use_cache=False).loss
     loss.backward()
-    return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    names = {id(value): name for name, value in model.named_parameters()}
+    found = {id(value): value.grad for value in model.parameters() if value.grad is not None}
+    for module in model.modules():
+        if hasattr(module, "flat_adapters"):
+            found |= of_matrices(module.flat_adapters, found)
+    return loss.detach(), {names[key]: grad for key, grad in found.items()}
+
+
+def of_matrices(adapters, found):
+    """The gradients that a layer's two parameters have, as those of PEFT's matrices."""
+    grads = {}
+    for flat, matrices in zip(adapters.parameters, adapters.matrices, strict=True):
+        parts = found.pop(id(flat)).flatten().split([matrix.numel() for matrix in matrices])
+        grads |= {id(matrix): part.view(matrix.shape) for matrix, part in zip(matrices, parts, strict=True)}
+    return grads
 
 
 def assert_same(found, wanted, tolerance=1e-5):

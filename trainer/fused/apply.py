@@ -8,6 +8,7 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trainer.fused.attention import Borders
+from trainer.fused.flat import FlatAdapters
 from trainer.fused.head import summed_loss
 from trainer.fused.keep import Policy
 from trainer.fused.layer import Layer, Norm, Step, run_layer
@@ -133,9 +134,10 @@ def _with_loss(head: Any, norm: Any) -> Callable[..., torch.Tensor]:
 
 def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
     products = {
-        kind: Product(kind, [_linear(getattr(getattr(layer, half), name)) for name in names], scratch)
+        kind: Product(kind, [_linear(getattr(getattr(layer, half), name)) for name in names])
         for kind, (half, names) in PRODUCTS.items()
     }
+    layer.flat_adapters = FlatAdapters(layer, [product.adapters for product in products.values()])
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return Layer(
         **products,
@@ -144,6 +146,8 @@ def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         scale=layer.self_attn.scaling,
+        adapters=layer.flat_adapters,
+        scratch=scratch,
     )
 
 

@@ -3,8 +3,9 @@
 Shapes: N tokens of all rows, C channels, H query and K key heads of width D, F channels of the feed-forward half.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from trainer.estimate import FEED_FORWARD_PART
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
+from trainer.fused.flat import Copies, FlatAdapters
 from trainer.fused.keep import Policy
-from trainer.fused.linear import Gradients, Pass, Product, passes
+from trainer.fused.linear import Matrices, Pass, Product, Scratch
 from trainer.kernels import ops_for
 
 
@@ -27,7 +29,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """The frozen parts and the adapters of one decoder layer."""
+    """The frozen parts and the adapters of one decoder layer. `scratch` is shared by all layers."""
 
     qkv: Product
     o: Product
@@ -38,16 +40,13 @@ class Layer:
     heads: int
     kv_heads: int
     scale: float
+    adapters: FlatAdapters
+    scratch: Scratch
 
     @property
     def products(self) -> tuple[Product, Product, Product, Product]:
-        """All four, in the order of the parameters."""
+        """All four, in the order of the adapters."""
         return self.qkv, self.o, self.gate_up, self.down
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
-        return [parameter for product in self.products for parameter in product.parameters]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Step:
 
 def run_layer(x: torch.Tensor, layer: Layer, step: Step) -> torch.Tensor:
     """The layer's output [N, C] for x [N, C]."""
-    out: torch.Tensor = _LayerFunction.apply(x, layer, step, *layer.parameters)
+    out: torch.Tensor = _LayerFunction.apply(x, layer, step, *layer.adapters.parameters)
     return out
 
 
@@ -135,7 +134,7 @@ class _Worker:
             self.down.forward(ops_for(gate_up).swiglu(gate_up), onto=out[part], part=number)
         return out
 
-    def mlp_backward(self, grad: torch.Tensor, sums: dict[str, Gradients]) -> torch.Tensor:
+    def mlp_backward(self, grad: torch.Tensor, grads: dict[str, Matrices]) -> torch.Tensor:
         """The gradient for the middle from that of the output. [N, C]"""
         norm, middle, ops = self.layer.mlp_norm, self.fill_middle(), ops_for(grad)
         out = torch.empty_like(grad)
@@ -147,22 +146,22 @@ class _Worker:
             through = self.down.through_b(dy)
             inner = self.down.input_grad(dy, through, number)
             ops.swiglu_backward_(inner, gate_up)  # from here on gate_up is its gradient, and inner down's input
-            self.down.add_adapter_grads(sums["down"], dy, inner, through, number)
+            self.down.put_adapter_grads(grads["down"], dy, inner, through, number)
             del inner
             through = self.gate_up.through_b(gate_up)
-            self.gate_up.add_adapter_grads(sums["gate_up"], gate_up, normed, through, number)
+            self.gate_up.put_adapter_grads(grads["gate_up"], gate_up, normed, through, number)
             d_normed = self.gate_up.input_grad(gate_up, through, number)
             out[part] = ops.rms_norm_backward(d_normed, middle[part], norm.weight, norm.eps, dy)
         self.have.gate_up = None
         return out
 
-    def attention_backward(self, grad: torch.Tensor, sums: dict[str, Gradients], *, to_x: bool) -> torch.Tensor | None:
+    def attention_backward(self, grad: torch.Tensor, grads: dict[str, Matrices], *, to_x: bool) -> torch.Tensor | None:
         """The gradient for x from that of the middle. [N, C]"""
         have, layer, ops = self.have, self.layer, ops_for(grad)
         assert have.attention is not None
         assert have.qkv is not None
         through = self.o.through_b(grad)
-        self.o.add_adapter_grads(sums["o"], grad, have.attention.out.flatten(1), through)
+        self.o.put_adapter_grads(grads["o"], grad, have.attention.out.flatten(1), through)
         d_out = self.o.input_grad(grad, through).view_as(have.attention.out)
         d_heads = attention.backward(
             d_out, *self.heads(have.qkv), have.attention, self.step.borders, layer.scale
@@ -171,7 +170,7 @@ class _Worker:
         d_qkv = ops.unrope(*d_heads, self.step.cos, self.step.sin)
         del d_heads, d_out
         through = self.qkv.through_b(d_qkv)
-        self.qkv.add_adapter_grads(sums["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
+        self.qkv.put_adapter_grads(grads["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
         if not to_x:
             return None
         norm = layer.attention_norm
@@ -188,7 +187,7 @@ class _LayerFunction(torch.autograd.Function):
         ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else [None] * 4
         needed = any(ctx.needs_input_grad)
         lasting = needed and step.policy.keeps("weights")
-        ready = passes(layer.products, x, ctx.seeds, lasting=lasting)
+        ready = _passes(layer, x, ctx.seeds, lasting=lasting)
         work = _Worker(layer, step, _Activations(x), ready)
         out = work.mlp()
         if needed:
@@ -200,12 +199,32 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer, step = ctx.layer, ctx.step
         have = _recall(ctx, step.policy)
-        ready = ctx.ready or passes(layer.products, have.x, ctx.seeds, lasting=False)
+        ready = ctx.ready or _passes(layer, have.x, ctx.seeds, lasting=False)
         work = _Worker(layer, step, have, ready)
-        sums = {product.kind: Gradients(product) for product in layer.products}
-        middle = work.mlp_backward(grad.contiguous(), sums)
-        dx = work.attention_backward(middle, sums, to_x=ctx.needs_input_grad[0])
-        return dx, None, None, *(value for product in layer.products for value in sums[product.kind].take())
+        parameters = layer.adapters.parameters
+        flats = [torch.empty_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32)) for flat in parameters]
+        kinds = (product.kind for product in layer.products)
+        grads = dict(zip(kinds, layer.adapters.cut(flats), strict=True))
+        middle = work.mlp_backward(grad.contiguous(), grads)
+        dx = work.attention_backward(middle, grads, to_x=ctx.needs_input_grad[0])
+        return dx, None, None, *(value.to(flat.dtype) for value, flat in zip(flats, parameters, strict=True))
+
+
+def _passes(layer: Layer, like: torch.Tensor, seeds: Sequence[int | None], *, lasting: bool) -> list[Pass]:
+    """The products, ready for a pass over tokens like `like`; good until the next call, or `lasting`."""
+    kind = (like.dtype, like.device)
+    matrices = layer.adapters.as_they_are()
+    if any(flat.dtype != like.dtype for flat in layer.adapters.parameters):
+        sizes = tuple(flat.numel() for flat in layer.adapters.parameters)
+        make = partial(Copies.like, layer.adapters, like)
+        matrices = (make() if lasting else layer.scratch.get(("adapters", sizes, kind), make)).fill(layer.adapters)
+    ready = []
+    for product, adapters, seed in zip(layer.products, matrices, seeds, strict=True):
+        shape = (product.outputs if product.is_copied(like.dtype) else 0, product.inputs)
+        room = partial(like.new_empty, shape)
+        held = room() if lasting else layer.scratch.get((product.kind, shape, kind), room)
+        ready.append(Pass(product, adapters, held, seed))
+    return ready
 
 
 def _keep(ctx: Any, have: _Activations, policy: Policy) -> None:

@@ -5,13 +5,15 @@ update is added to W before it is rounded: one product instead of three, and non
 it would take. Shapes: N tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from trainer.kernels import ops_for
+
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -51,57 +53,41 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Memory for a product's weight [O, I] and its adapters in the dtype of the arithmetic; A matrices [R, I] lie below
-    each other. `weights` and `each_a` are their parts; `adapters` all A and B, in the order of the parameters."""
+class Matrices:
+    """The adapters of a product, or their gradients: A matrices below each other, [R, I], `each_a` its parts, and B of
+    each, [o, r]. `a` is None where there are none."""
 
-    weight: torch.Tensor
-    weights: tuple[torch.Tensor, ...]
-    a: torch.Tensor
+    a: torch.Tensor | None
     each_a: tuple[torch.Tensor, ...]
-    b: list[torch.Tensor]
-    adapters: list[torch.Tensor]
+    b: tuple[torch.Tensor, ...]
 
 
 class Scratch:
-    """Slots that all layers share: what a layer puts there is good until the next one comes."""
+    """Memory that all layers share: what a layer puts there is good until the next one comes."""
 
     def __init__(self) -> None:
-        self._slots: dict[Any, Slots] = {}
+        self._held: dict[Any, Any] = {}
 
-    def slots_for(self, product: "Product", like: torch.Tensor) -> Slots:
-        """Of the dtype and on the device of `like`."""
-        key = (product.kind, product.sizes, product.inputs, product.ranks, like.dtype, like.device)
-        if key not in self._slots:
-            self._slots[key] = new_slots(product, like)
-        return self._slots[key]
-
-
-def new_slots(product: "Product", like: torch.Tensor) -> Slots:
-    """Slots of a product's own, of the dtype and on the device of `like`."""
-    copied = product.is_copied(like.dtype)
-    weight = like.new_empty(product.outputs if copied else 0, product.inputs)
-    a = like.new_empty(sum(product.ranks), product.inputs)
-    each_a = a.split(product.ranks) if product.ranks else ()
-    b = [like.new_empty(len(adapter.b), len(adapter.a)) for adapter in product.adapters]
-    adapters = [part for pair in zip(each_a, b, strict=True) for part in pair]
-    return Slots(weight, weight.split(product.sizes) if copied else (), a, each_a, b, adapters)
+    def get(self, key: Any, make: Callable[[], Held]) -> Held:
+        """What is there under `key`, made the first time."""
+        if key not in self._held:
+            self._held[key] = make()
+        found: Held = self._held[key]
+        return found
 
 
 class Product:
     """The layers of one `kind` (such as "qkv") in one decoder layer, as one product. Their adapters have one scale and
     one dropout."""
 
-    def __init__(self, kind: str, layers: Sequence[Linear], scratch: Scratch) -> None:
-        self.kind, self.layers, self.scratch = kind, layers, scratch
+    def __init__(self, kind: str, layers: Sequence[Linear]) -> None:
+        self.kind, self.layers = kind, layers
         self.inputs, self.sizes = layers[0].inputs, tuple(layer.outputs for layer in layers)
         self.outputs = sum(self.sizes)
         self.adapters = [layer.adapter for layer in layers if layer.adapter is not None]
         self.ranks = tuple(len(adapter.a) for adapter in self.adapters)
         self.scale = self.adapters[0].scale if self.adapters else 0.0
         self.dropout = self.adapters[0].dropout if self.adapters else 0.0
-        # A and B of every adapter, in the order of Gradients.take
-        self.parameters = [matrix for adapter in self.adapters for matrix in (adapter.a, adapter.b)]
 
     def columns(self, y: torch.Tensor) -> list[torch.Tensor]:
         """The parts of y [N, O] that belong to layers with an adapter."""
@@ -121,14 +107,14 @@ class Product:
 
 
 class Pass:
-    """Products of one layer with their weights at hand, for one pass of one step. `seed`: of the dropout, None where
-    there is none."""
+    """A product with its weights at hand, for one pass of one step. `room` [O, I]: for the dense weight, empty where it
+    is used as it is. `seed`: of the dropout, None where there is none."""
 
-    def __init__(self, product: Product, slots: Slots, seed: int | None) -> None:
-        self.product, self.slots = product, slots
+    def __init__(self, product: Product, adapters: Matrices, room: torch.Tensor, seed: int | None) -> None:
+        self.product, self.adapters = product, adapters
         self.seed = seed if product.dropout else None
-        self.is_merged = self.seed is None and product.merges(slots.a.dtype)
-        self.weight = self._dense()
+        self.is_merged = self.seed is None and product.merges(room.dtype)
+        self.weight = self._dense(room)
         biases = [layer.bias for layer in product.layers]
         self.bias = None if biases[0] is None else torch.cat([part for part in biases if part is not None])
 
@@ -145,52 +131,53 @@ class Pass:
             onto += self.bias
         if self.product.adapters and not self.is_merged:
             inner = self._inner(self._dropped(x, part))
-            for y, xa, b in zip(self.product.columns(onto), inner, self.slots.b, strict=True):
+            for y, xa, b in zip(self.product.columns(onto), inner, self.adapters.b, strict=True):
                 y.addmm_(xa, b.t())
         return onto
 
     def through_b(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient for x A^T [N, R] from that of y [N, O]."""
-        out = grad.new_empty(len(grad), len(self.slots.a))
+        out = grad.new_empty(len(grad), sum(self.product.ranks))
         parts = out.split(self.product.ranks, dim=1)
-        for to, dy, b in zip(parts, self.product.columns(grad), self.slots.b, strict=True):
+        for to, dy, b in zip(parts, self.product.columns(grad), self.adapters.b, strict=True):
             to.addmm_(dy, b, beta=0, alpha=self.product.scale)
         return out
 
     def input_grad(self, grad: torch.Tensor, through: torch.Tensor, part: int = 0) -> torch.Tensor:
         """The gradient for x [N, I]; `through` is through_b(grad)."""
         out = torch.mm(grad, self.weight)
-        if self.product.adapters and not self.is_merged:
-            out += self._dropped(through @ self.slots.a, part)  # a mask's gradient is the mask
+        if self.adapters.a is not None and not self.is_merged:
+            out += self._dropped(through @ self.adapters.a, part)  # a mask's gradient is the mask
         return out
 
-    def add_adapter_grads(
-        self, sums: "Gradients", grad: torch.Tensor, x: torch.Tensor, through: torch.Tensor, part: int = 0
+    def put_adapter_grads(
+        self, to: Matrices, grad: torch.Tensor, x: torch.Tensor, through: torch.Tensor, part: int = 0
     ) -> None:
-        """Add the gradients for every A and B to `sums`."""
-        if not self.product.adapters:
+        """Write the gradients for every A and B, or from the second part of a pass on add them."""
+        if to.a is None:
             return
         x = self._dropped(x, part)
-        for number, part_a in enumerate(_wide_product(through, x).split(self.product.ranks)):
-            sums.add(2 * number, part_a)
-        for number, (dy, xa) in enumerate(zip(self.product.columns(grad), self._inner(x), strict=True)):
-            sums.add(2 * number + 1, _wide_product(dy, xa))
+        _wide_product(through, x, to.a, adds=part > 0)
+        for dy, xa, b in zip(self.product.columns(grad), self._inner(x), to.b, strict=True):
+            _wide_product(dy, xa, b, adds=part > 0)
 
-    def _dense(self) -> torch.Tensor:
+    def _dense(self, room: torch.Tensor) -> torch.Tensor:
         """W, or with `is_merged` W + s B A. [O, I]"""
-        product, out = self.product, self.slots.weight
-        if not len(out):
+        product = self.product
+        if not len(room):
             weight: torch.Tensor = product.layers[0].weight.detach()
             return weight
-        matrices = iter(zip(self.slots.each_a, self.slots.b, strict=True))
-        for part, layer in zip(self.slots.weights, product.layers, strict=True):
+        matrices = iter(zip(self.adapters.each_a, self.adapters.b, strict=True))
+        for part, layer in zip(room.split(product.sizes), product.layers, strict=True):
             a, b = next(matrices) if layer.adapter else (None, None)
             _write_weight(part, layer, (a, b) if self.is_merged else (None, None), product.scale)
-        return out
+        return room
 
     def _inner(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """s x A^T for every adapter. [N, r]"""
-        out = x.new_empty(len(x), len(self.slots.a)).addmm_(x, self.slots.a.t(), beta=0, alpha=self.product.scale)
+        assert self.adapters.a is not None
+        out = x.new_empty(len(x), len(self.adapters.a))
+        out.addmm_(x, self.adapters.a.t(), beta=0, alpha=self.product.scale)
         parts: tuple[torch.Tensor, ...] = out.split(self.product.ranks, dim=1)
         return parts
 
@@ -200,38 +187,6 @@ class Pass:
             return x
         dropped: torch.Tensor = ops_for(x).dropout(x, self.product.dropout, self.seed + part)
         return dropped
-
-
-def passes(
-    products: Sequence[Product], like: torch.Tensor, seeds: Sequence[int | None], *, lasting: bool
-) -> list[Pass]:
-    """The products of one layer, ready for a pass over tokens like `like`; good until the next call, or `lasting`."""
-    slots = [
-        new_slots(product, like) if lasting else product.scratch.slots_for(product, like) for product in products
-    ]
-    to = [part for slot in slots for part in slot.adapters]
-    if to:
-        with torch.no_grad():
-            torch._foreach_copy_(to, [matrix for product in products for matrix in product.parameters])
-    return [Pass(*each) for each in zip(products, slots, seeds, strict=True)]
-
-
-class Gradients:
-    """The gradients of a product's adapters, summed over the parts of a pass, in float32."""
-
-    def __init__(self, product: Product) -> None:
-        self.product = product
-        self._sums: list[torch.Tensor | None] = [None] * len(product.parameters)
-
-    def add(self, number: int, value: torch.Tensor) -> None:
-        """Add to the gradient of the parameter of this number."""
-        before = self._sums[number]
-        self._sums[number] = value if before is None else before.add_(value)
-
-    def take(self) -> list[torch.Tensor]:
-        """In the order of Product.parameters and in their dtypes."""
-        pairs = zip(self._sums, self.product.parameters, strict=True)
-        return [value.to(parameter.dtype) for value, parameter in pairs if value is not None]
 
 
 def _write_weight(
@@ -246,8 +201,13 @@ def _write_weight(
         out.addmm_(b, a, alpha=scale)
 
 
-def _wide_product(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """grad^T x in float32 or wider, not rounded in between where the device can do that."""
-    if grad.is_cuda and grad.dtype == torch.bfloat16:
-        return torch.mm(grad.t(), x, out_dtype=torch.float32)
-    return torch.mm(grad.t(), x).to(torch.promote_types(grad.dtype, torch.float32))
+def _wide_product(grad: torch.Tensor, x: torch.Tensor, to: torch.Tensor, *, adds: bool) -> None:
+    """Write or add grad^T x `to` a tensor of float32 or wider, not rounded in between where the device can do that."""
+    if grad.dtype == to.dtype:
+        to.addmm_(grad.t(), x, beta=1 if adds else 0)
+    elif grad.is_cuda and adds:
+        to += torch.mm(grad.t(), x, out_dtype=to.dtype)
+    elif grad.is_cuda:
+        torch.mm(grad.t(), x, out_dtype=to.dtype, out=to)
+    else:
+        to.copy_(torch.mm(grad.t(), x) + to if adds else torch.mm(grad.t(), x))

@@ -43,6 +43,11 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
     )
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a weight is one that peft has added, by its name in a PeftModel."""
+    return ".lora_" in name and ".default" in name
+
+
 def lora_plus(model: Any, optimizer: type[torch.optim.Optimizer], lora: Lora, settings: dict[str, Any]) -> Any:
     """LoRA+ (PEFT's loraplus helper): the B matrices in groups of their own, with `lora.lr_ratio` times the rate.
     `settings`: those of the optimizer, `weight_decay` among them."""

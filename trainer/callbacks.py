@@ -83,7 +83,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
         values = {
             "step": state.global_step,
             "total": state.max_steps,
-            # transformers puts the mean of earlier steps in place of a loss that is not a number
+            # in place of a loss that is not a number the one before is reported
             "loss": float(logs["loss"]) if self.divergence.is_good else math.nan,
             "lr": float(logs.get("learning_rate", 0.0)),
             "grad_norm": float(logs.get("grad_norm") or 0.0),

@@ -240,6 +240,8 @@ class Run:
             gradient_checkpointing_kwargs={"use_reentrant": False},
             logging_steps=runtime.log_every,
             logging_first_step=True,
+            logging_nan_inf_filter=False,  # ours does not wait for the device
+            accelerator_config={"non_blocking": True},
             save_steps=runtime.save_every,
             report_to=[name for name in self.trackers if name != TENSORBOARD],  # which gets a folder from us
             disable_tqdm=True,

@@ -44,6 +44,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
 
     lora: Lora | None = None
+    _last_loss: Any = 0.0
 
     def __init__(
         self,
@@ -80,12 +81,14 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         return super().get_batch_samples(self.ledger.stopwatch.batches(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Train on one micro-batch, and write it down."""
+        """Train on one micro-batch, and write it down. Returns its loss for the reports: the one before, if it is not a
+        number (transformers does the same, but stops the device for it)."""
         self.ledger.rows += inputs.pop("rows")
         self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self.ledger.loss += float(loss)
-        return loss
+        self.ledger.add_loss(loss)
+        self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
+        return self._last_loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """None: trainer.flops counts them, and transformers would walk through all modules every micro-step."""
@@ -136,6 +139,8 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         theirs = None if named else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, theirs)
         link_adapters(self.model)
+        if not self.place.on_cpu:
+            torch.cuda.empty_cache()  # setting DeepSpeed up takes more for a moment
         if named:
             load_state(self.model_wrapped, Path(named))
             self._load_optimizer_and_scheduler(named)

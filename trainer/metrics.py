@@ -47,12 +47,21 @@ class Ledger:
     tokens: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     rows: list[int] = field(default_factory=list)
-    loss: float = 0.0
     grad_norm: float | None = None
+    _loss: Any = 0.0
 
     def begin_step(self) -> None:
         """Forget the step before."""
-        self.rows, self.loss, self.grad_norm = [], 0.0, None
+        self.rows, self._loss, self.grad_norm = [], 0.0, None
+
+    def add_loss(self, loss: Any) -> None:
+        """Of a micro-batch, a tensor: nobody waits for its value until somebody asks."""
+        self._loss = self._loss + loss
+
+    @property
+    def loss(self) -> float:
+        """Of the step so far."""
+        return float(self._loss)
 
     @property
     def is_finite(self) -> bool:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trainer.config import TrainConfig
 from trainer.dist import Place
 from trainer.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 from trainer.fused.apply import obstacle, use_fused_layers
 from trainer.fused.keep import policy_named
-from trainer.models.split import is_split
 
 
 def find_policy(config: TrainConfig, model: Any, place: Place) -> Policy:
@@ -27,7 +27,7 @@ def find_policy(config: TrainConfig, model: Any, place: Place) -> Policy:
 def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable[[str], None]) -> bool:
     """Make the model's layers ready to train. Returns whether transformers has to checkpoint them."""
     policy = find_policy(config, model, place)
-    problem = "ZeRO-3 has split its weights" if is_split(model) else obstacle(model)
+    problem = "ZeRO-3 splits its weights" if is_deepspeed_zero3_enabled() else obstacle(model)
     if problem is None:
         use_fused_layers(model, policy_named(policy, place.device))
         tell(f"layers: fused, gradient checkpointing {policy}")

@@ -27,7 +27,8 @@ ROWS: dict[str, tuple[int, int, str, tuple[str, ...]]] = {
 }
 REAL_ROWS = [SHARED / "data/sft" / name for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json")]
 COLUMNS = ("ours_tok_s", "unsloth_tok_s", "recipe_tok_s", "ratio_unsloth", "ratio_recipe", "dropout_tok_s",
-           "packed_tok_s", "ours_gb", "unsloth_gb", "recipe_gb", "loss_gap", "estimate_error")  # fmt: skip
+           "packed_tok_s", "fp8_tok_s", "fp8_packed_tok_s", "ours_gb", "fp8_gb", "unsloth_gb", "recipe_gb", "loss_gap",
+           "fp8_loss_gap", "estimate_error")  # fmt: skip
 
 
 def main() -> None:
@@ -55,10 +56,11 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     seq, batch, policy, peers = ROWS[options.row]
-    ours = worker(options, "speed", seq, batch, policy)
+    ours, float8 = (worker(options, kind, seq, batch, policy) for kind in ("speed", "fp8"))
     row = {"setting": options.row, "device": ours["device"], "precision": ours["precision"], "policy": policy,
            "ours_tok_s": ours["tok_s"], "packed_tok_s": ours["packed_tok_s"], "ours_gb": ours["gb"],
            "dropout_tok_s": worker(options, "dropout", seq, batch, policy)["tok_s"],
+           "fp8_tok_s": float8["tok_s"], "fp8_gb": float8["gb"], "fp8_packed_tok_s": float8["packed_tok_s"],
            "estimate_gb": ours["estimate_gb"], "estimate_error": round(ours["estimate_gb"] / ours["gb"] - 1, 4),
            "unsloth_tok_s": None, "unsloth_gb": None, "recipe_tok_s": None, "recipe_gb": None}  # fmt: skip
     for variant in peers:
@@ -68,8 +70,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if found.get("tok_s"):
             row[f"ratio_{name}"] = round(ours["tok_s"] / found["tok_s"], 3)
     if options.loss_steps:
-        mean = {kind: worker(options, kind, 2048, 1, policy)["loss"] for kind in ("loss", "reference")}
-        row |= {"loss_gap": round(mean["loss"] / mean["reference"] - 1, 5), "losses": mean}
+        mean = {kind: worker(options, kind, 2048, 1, policy)["loss"] for kind in ("loss", "fp8_loss", "reference")}
+        gaps = {name: round(mean[kind] / mean["reference"] - 1, 5)
+                for name, kind in (("loss_gap", "loss"), ("fp8_loss_gap", "fp8_loss"))}  # fmt: skip
+        row |= {**gaps, "losses": mean}
     return row
 
 

@@ -1,7 +1,8 @@
 """One measurement of our training step for bench/engine.py: a JSON object as argument, another one as last line.
 
-Kinds: speed and dropout (0.1) on rows that are one sample, as the peers train them, and on packed real rows; loss and
-reference: the mean of the last 50 losses on packed real rows, through our layers and through transformers' and PEFT's.
+Kinds: speed, dropout (0.1) and fp8 (`compute: fp8`) on rows that are one sample, as the peers train them, and on packed
+real rows; loss, fp8_loss and reference: the mean of the last 50 losses on packed real rows, through our layers, in FP8,
+and through transformers' and PEFT's.
 """
 
 import json
@@ -38,14 +39,14 @@ def main() -> None:
     config = config_of(job)
     step = Step(config, fused=job["kind"] != "reference")
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "precision": step.precision}
-    if job["kind"] in {"speed", "dropout"}:
+    if job["kind"] in {"speed", "dropout", "fp8"}:
         found["tok_s"] = step.speed(whole_rows(config))
         found["gb"] = round(used_gb(), 2)
-    if job["kind"] == "speed":
+    if job["kind"] in {"speed", "fp8"}:
         shape = shape_of_config(json.loads((Path(job["model"]) / "config.json").read_text()))
         found["estimate_gb"] = round(estimate(Job(config, shape, Placement(1, 1))).gpu.total / 1e9, 2)
         found["packed_tok_s"] = step.speed(packed_rows(job, config))
-    if job["kind"] in {"loss", "reference"}:
+    if job["kind"] in {"loss", "fp8_loss", "reference"}:
         rows = packed_rows(job, config)
         losses = [float(step.train(next(rows))) for _ in range(job["loss_steps"])]
         found |= {"loss": statistics.mean(losses[-LAST:]), "first": losses[0]}
@@ -55,9 +56,11 @@ def main() -> None:
 def config_of(job: dict[str, Any]) -> TrainConfig:
     """The job of a measurement: QLoRA of rank 64 on every linear layer, without DeepSpeed."""
     dropout = 0.1 if job["kind"] == "dropout" else 0.0
+    compute = "fp8" if job["kind"] in {"fp8", "fp8_loss"} else None
     return TrainConfig.model_validate(
         {
-            "model": {"path": job["model"], "lora": {"dropout": dropout}, "gradient_checkpointing": job["policy"]},
+            "model": {"path": job["model"], "lora": {"dropout": dropout}, "gradient_checkpointing": job["policy"],
+                      "compute": compute},
             "data": {"sources": [{"path": path} for path in job["rows"]], "max_length": job["seq"], "bad_rows": "skip"},
             "optimizer": {"batch_size": job["batch"], "lr": 2e-4, "deepspeed": None},
         }

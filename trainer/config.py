@@ -125,6 +125,12 @@ class Model(Section):
         description="Precision of what is not quantised, and of the arithmetic. XTuner used fp16 with a loss "
         "scaler, which overflows; bf16 needs no scaler.",
     )
+    compute: Literal["fp8"] | None = Field(
+        None,
+        description="`fp8`: products with frozen weights in FP8 (e4m3, a scale for each row), everything else as "
+        "before; faster on GPUs that have it (H100, H200, L4 and newer), in layers that the trainer fuses. Default: "
+        "in `dtype`.",
+    )
     gradient_checkpointing: bool | Literal["auto", "none", "selective", "full", "offload"] = Field(
         "auto",
         description="What of the activations is computed again in the backward pass to save memory. `none` (or false): "

@@ -21,8 +21,9 @@ TOLERANCE = 0.05  # the estimate of a GPU is good to this share
 # A GPU (measured: H200, torch 2.11). CUDA's context and libraries, before anything is allocated; cuBLAS's workspace.
 CUDA_CONTEXT = 650_000_000
 CUBLAS_WORKSPACE = 100_000_000
-# Channels and buffers of NCCL, once there are several ranks.
-NCCL_BUFFERS = 400_000_000
+# Channels and buffers of NCCL, for several ranks, and for one, which DeepSpeed makes it serve; what DeepSpeed takes
+# besides for its own kernels and between its buffers.
+NCCL_BUFFERS, NCCL_ALONE, DEEPSPEED_CONTEXT = 400_000_000, 200_000_000, 700_000_000
 # Share of the memory for what lives for a moment that torch's allocator holds without using it.
 FRAGMENTATION = 0.25
 # Tensors of one layer's input's size on their way to and from the node's memory.
@@ -253,17 +254,27 @@ def work_buffers(job: Job, policy: Policy) -> int:
     model = job.config.model
     buffers = CUBLAS_WORKSPACE if job.placement.on_gpu else 0
     if model.lora is not None and model.quantization == "nf4":
-        dense = job.shape.linear_parameters * job.element
-        buffers += dense if policy == "none" else dense // job.shape.layers
+        dense, float8 = job.shape.linear_parameters * job.element, model.compute == "fp8"
+        buffers += dense if policy == "none" and not float8 else dense // job.shape.layers
     if model.lora is None and model.dtype == "bf16" and job.config.optimizer.deepspeed is None:
         buffers += job.shape.linear_parameters * 2
     return buffers
+
+
+def float8_work(job: Job) -> int:
+    """What a layer's products in FP8 take: its weights, rounded for either direction, and the widest activations."""
+    if job.config.model.compute != "fp8":
+        return 0
+    widest = min(job.tokens, FEED_FORWARD_PART) * 2 * job.shape.intermediate
+    return 2 * job.shape.linear_parameters // job.shape.layers + widest
 
 
 def communication(job: Job, state: StateBytes) -> int:
     """Reduction buckets, the weights that ZeRO-3 has gathered, and NCCL's own buffers."""
     several = job.placement.world > 1
     size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
+    if job.config.optimizer.deepspeed is not None and job.placement.on_gpu:
+        size += DEEPSPEED_CONTEXT + (0 if several else NCCL_ALONE)
     if job.config.optimizer.deepspeed is None or job.zero_stage == 0:
         return size + (job.trained * state.gradient if several else 0)
     overlaps = job.placement.on_gpu and (several or job.zero_stage == 3)  # one bucket is sent while the next one fills
@@ -331,7 +342,7 @@ def work_in_layer(job: Job, policy: Policy) -> int:
     feed_forward = tokens * (again + 2 * shape.hidden) + min(tokens, FEED_FORWARD_PART) * in_part
     # gradients of the residual and the middle, of q k v and of the output; the kernel sums q's in float32
     attention = tokens * (again + 2 * shape.hidden + shape.qkv_width + shape.query_width + 2 * shape.query_width)
-    return max(feed_forward, attention) * job.element
+    return max(feed_forward, attention) * job.element + float8_work(job)
 
 
 def loss_work(job: Job) -> int:

@@ -87,8 +87,9 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self.ledger.add_loss(loss)
-        self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
-        return self._last_loss
+        loss = torch.where(loss.isfinite(), loss, self._last_loss)
+        self._last_loss = loss
+        return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """None: trainer.flops counts them, and transformers would walk through all modules every micro-step."""

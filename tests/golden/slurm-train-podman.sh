@@ -39,6 +39,7 @@ model:
     lr_ratio: 1.0
   chat_template: internlm2
   dtype: bf16
+  compute: null
   gradient_checkpointing: auto
 data:
   sources:

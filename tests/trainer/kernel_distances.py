@@ -18,7 +18,10 @@ def distances(device):
     """By the names of the kernels."""
     torch.manual_seed(0)
     with torch.device(device):
-        return {**norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows(device)}
+        return {
+            **norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows(device),
+            **float8(device),
+        }  # fmt: skip
 
 
 def far(found, wanted):
@@ -92,6 +95,19 @@ def rows(device):
     table, at = torch.randn(50, 96, device="cpu"), torch.tensor([3, 49, 0, 3])
     table = table.pin_memory() if device == "cuda" else table
     return {"take_rows": far(gpu.take_rows(table, at, torch.device(device)).cpu(), table[at.cpu()])}
+
+
+def float8(device):
+    """How far FP8 values, made wide again, are from those of the twin; columns of more than one tile. The product is
+    no kernel of ours, and made for GPUs only."""
+    found = {}
+    for name, x in (("scaled_rows", torch.randn(5, 96)), ("scaled_columns", torch.randn(300, 40))):
+        (values, scales), (wanted, wanted_scales) = (getattr(ops, name)(x) for ops in (gpu, plain))
+        found[name] = far(values.float() * scales, wanted.float() * wanted_scales)
+    if device == "cuda":
+        factors = (*plain.scaled_rows(torch.randn(48, 64)), *plain.scaled_rows(torch.randn(32, 64)))
+        found["scaled_product"] = far(*(ops.scaled_product(*factors, None) for ops in (gpu, plain)))
+    return found
 
 
 if __name__ == "__main__":

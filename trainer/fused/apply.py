@@ -46,9 +46,9 @@ def obstacle(model: Any) -> str | None:
     return next((problem for problem in found if problem), None)
 
 
-def use_fused_layers(model: Any, policy: Policy) -> None:
+def use_fused_layers(model: Any, policy: Policy, *, float8: bool = False) -> None:
     """Make `model`, for which there is no obstacle, compute its loss through fused layers whenever a batch brings its
-    sample borders (trainer.data.collate)."""
+    sample borders (trainer.data.collate). `float8`: products with frozen weights in FP8."""
     causal = model.get_base_model()
     scratch = Scratch()
     for layer in causal.model.layers:
@@ -57,14 +57,14 @@ def use_fused_layers(model: Any, policy: Policy) -> None:
     causal.lm_head.forward = _with_loss(causal.lm_head, norm)
     if policy.host is not None and not causal.config.tie_word_embeddings:
         _wait_in_host_memory(causal.model.embed_tokens)
-    causal.forward = _FusedForward(causal, policy)
+    causal.forward = _FusedForward(causal, policy, float8=float8)
 
 
 class _FusedForward:
     """In place of a causal model's forward."""
 
-    def __init__(self, causal: Any, policy: Policy) -> None:
-        self.causal, self.usual, self.policy = causal, causal.forward, policy
+    def __init__(self, causal: Any, policy: Policy, *, float8: bool) -> None:
+        self.causal, self.usual, self.policy, self.float8 = causal, causal.forward, policy, float8
 
     def __call__(
         self,
@@ -91,7 +91,7 @@ class _FusedForward:
         x: torch.Tensor = base.embed_tokens(input_ids)
         cos, sin = base.rotary_emb(x, position_ids=position_ids)
         cos, sin = (part.expand(*input_ids.shape, -1).flatten(0, 1).contiguous() for part in (cos, sin))
-        step = Step(cos, sin, borders, self.policy, self.causal.training)
+        step = Step(cos, sin, borders, self.policy, self.causal.training, self.float8)
         if self.policy.host is not None:
             self.policy.host.begin_step()
         x = x.flatten(0, 1)

@@ -52,13 +52,14 @@ class Layer:
 @dataclass(frozen=True)
 class Step:
     """What all layers of a step share: the angles' cos and sin [N, D], sample borders, and what is kept.
-    `is_training`: with dropout."""
+    `is_training`: with dropout. `float8`: products with frozen weights in FP8."""
 
     cos: torch.Tensor
     sin: torch.Tensor
     borders: Borders
     policy: Policy
     is_training: bool
+    float8: bool
 
 
 def run_layer(x: torch.Tensor, layer: Layer, step: Step) -> torch.Tensor:
@@ -186,8 +187,8 @@ class _LayerFunction(torch.autograd.Function):
         # from torch's generator, whose state a checkpoint holds
         ctx.seeds = torch.randint(2**30, (4,)).tolist() if step.is_training else [None] * 4
         needed = any(ctx.needs_input_grad)
-        lasting = needed and step.policy.keeps("weights")
-        ready = _passes(layer, x, ctx.seeds, lasting=lasting)
+        lasting = needed and step.policy.keeps("weights") and not step.float8  # in FP8 they are rounded anew anyway
+        ready = _passes(layer, x, step, ctx.seeds, lasting=lasting)
         work = _Worker(layer, step, _Activations(x), ready)
         out = work.mlp()
         if needed:
@@ -199,7 +200,7 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer, step = ctx.layer, ctx.step
         have = _recall(ctx, step.policy)
-        ready = ctx.ready or _passes(layer, have.x, ctx.seeds, lasting=False)
+        ready = ctx.ready or _passes(layer, have.x, step, ctx.seeds, lasting=False)
         work = _Worker(layer, step, have, ready)
         parameters = layer.adapters.parameters
         flats = [torch.empty_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32)) for flat in parameters]
@@ -210,7 +211,9 @@ class _LayerFunction(torch.autograd.Function):
         return dx, None, None, *(value.to(flat.dtype) for value, flat in zip(flats, parameters, strict=True))
 
 
-def _passes(layer: Layer, like: torch.Tensor, seeds: Sequence[int | None], *, lasting: bool) -> list[Pass]:
+def _passes(
+    layer: Layer, like: torch.Tensor, step: Step, seeds: Sequence[int | None], *, lasting: bool
+) -> list[Pass]:
     """The products, ready for a pass over tokens like `like`; good until the next call, or `lasting`."""
     kind = (like.dtype, like.device)
     matrices = layer.adapters.as_they_are()
@@ -223,7 +226,7 @@ def _passes(layer: Layer, like: torch.Tensor, seeds: Sequence[int | None], *, la
         shape = (product.outputs if product.is_copied(like.dtype) else 0, product.inputs)
         room = partial(like.new_empty, shape)
         held = room() if lasting else layer.scratch.get((product.kind, shape, kind), room)
-        ready.append(Pass(product, adapters, held, seed))
+        ready.append(Pass(product, adapters, held, seed, float8=step.float8))
     return ready
 
 

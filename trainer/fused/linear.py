@@ -2,7 +2,8 @@
 
 y = x W^T + s (x A^T) B^T  (LoRA, arXiv:2106.09685). Without dropout, and where W is made dense on the way anyway, the
 update is added to W before it is rounded: one product instead of three, and none of the passes over y that adding to
-it would take. Shapes: N tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
+it would take. FP8 would round a small update away: there adapters are products of their own, in bf16. Shapes: N tokens,
+I inputs, O outputs of all layers together, R ranks of all adapters together.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from trainer.fused.products import Dense, Float8
 from trainer.kernels import ops_for
 
 Held = TypeVar("Held")
@@ -108,13 +110,15 @@ class Product:
 
 class Pass:
     """A product with its weights at hand, for one pass of one step. `room` [O, I]: for the dense weight, empty where it
-    is used as it is. `seed`: of the dropout, None where there is none."""
+    is used as it is. `seed`: of the dropout, None where there is none. `float8`: products with W in FP8."""
 
-    def __init__(self, product: Product, adapters: Matrices, room: torch.Tensor, seed: int | None) -> None:
+    def __init__(
+        self, product: Product, adapters: Matrices, room: torch.Tensor, seed: int | None, *, float8: bool
+    ) -> None:
         self.product, self.adapters = product, adapters
         self.seed = seed if product.dropout else None
-        self.is_merged = self.seed is None and product.merges(room.dtype)
-        self.weight = self._dense(room)
+        self.is_merged = self.seed is None and product.merges(room.dtype) and not float8
+        self.weight = (Float8 if float8 else Dense)(self._dense(room))
         biases = [layer.bias for layer in product.layers]
         self.bias = None if biases[0] is None else torch.cat([part for part in biases if part is not None])
 
@@ -123,17 +127,14 @@ class Pass:
     ) -> torch.Tensor:
         """y [N, O] of x [N, I], written `into` or added `onto` a tensor that is given. `part`: which part of a pass in
         parts."""
-        if onto is None:
-            onto = torch.mm(x, self.weight.t(), out=into)
-        else:
-            onto.addmm_(x, self.weight.t())
+        out = self.weight.forward(x, into, onto)
         if self.bias is not None:
-            onto += self.bias
+            out += self.bias
         if self.product.adapters and not self.is_merged:
             inner = self._inner(self._dropped(x, part))
-            for y, xa, b in zip(self.product.columns(onto), inner, self.adapters.b, strict=True):
+            for y, xa, b in zip(self.product.columns(out), inner, self.adapters.b, strict=True):
                 y.addmm_(xa, b.t())
-        return onto
+        return out
 
     def through_b(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient for x A^T [N, R] from that of y [N, O]."""
@@ -145,7 +146,7 @@ class Pass:
 
     def input_grad(self, grad: torch.Tensor, through: torch.Tensor, part: int = 0) -> torch.Tensor:
         """The gradient for x [N, I]; `through` is through_b(grad)."""
-        out = torch.mm(grad, self.weight)
+        out = self.weight.backward(grad)
         if self.adapters.a is not None and not self.is_merged:
             out += self._dropped(through @ self.adapters.a, part)  # a mask's gradient is the mask
         return out

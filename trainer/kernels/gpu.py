@@ -279,6 +279,72 @@ def _nf4_weight(
     tl.store(out + row[:, None] * stride + column[None, :], value, mask=inside[:, None])
 
 
+def scaled_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As plain.scaled_rows; rows of x are dense."""
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(x.shape[1])
+    _scaled_rows[(len(x),)](
+        x, out, scales, x.shape[1], x.stride(0), SMALLEST=plain.SMALLEST, MOST=plain.FLOAT8_MAX, BLOCK=block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return out, scales
+
+
+@triton.jit
+def _scaled_rows(
+    x, out, scales, width, stride, SMALLEST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value)), SMALLEST) / MOST
+    tl.store(scales + row, scale)
+    tl.store(out + row * width + column, (value / scale).to(out.dtype.element_ty), mask=inside)
+
+
+def scaled_columns(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As plain.scaled_columns."""
+    rows, width = x.shape
+    out = torch.empty(width, rows, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(width, 1, dtype=torch.float32, device=x.device)
+    _scaled_columns[(triton.cdiv(width, 32),)](
+        x, out, scales, rows, width, x.stride(0), SMALLEST=plain.SMALLEST, MOST=plain.FLOAT8_MAX, ROWS=256, COLUMNS=32,
+        num_warps=8,
+    )  # fmt: skip
+    return out, scales
+
+
+@triton.jit
+def _scaled_columns(
+    x, out, scales, rows, width, stride, SMALLEST: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < width
+    top = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for begin in range(0, rows, ROWS):
+        row = begin + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < rows)[:, None] & known[None, :]
+        value = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        top = tl.maximum(top, tl.max(tl.abs(value), 0))
+    scale = tl.maximum(top, SMALLEST) / MOST
+    tl.store(scales + column, scale, mask=known)
+    for begin in range(0, rows, ROWS):
+        row = begin + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < rows)[:, None] & known[None, :]
+        value = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        value = tl.trans((value / scale[None, :]).to(out.dtype.element_ty))
+        tl.store(out + column[:, None] * rows + row[None, :], value, mask=tl.trans(inside))
+
+
+def scaled_product(
+    x: torch.Tensor, x_scale: torch.Tensor, y: torch.Tensor, y_scale: torch.Tensor, out: torch.Tensor | None
+) -> torch.Tensor:
+    """As plain.scaled_product; C and M are multiples of 16."""
+    return torch._scaled_mm(x, y.t(), x_scale, y_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True, out=out)
+
+
 def _tiles(out: torch.Tensor) -> tuple[int, int]:
     return len(out), triton.cdiv(out.shape[1], 2048)
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+FLOAT8_MAX = 448.0  # e4m3
+SMALLEST = 1e-12  # a row of zeros has a scale, too
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm (arXiv:1910.07467) of x [N, C] by weight [C], computed in at least float32."""
@@ -114,3 +117,23 @@ def _in_float32(packed: torch.Tensor, state: Any) -> torch.Tensor:
     wide.dtype = torch.float32
     dense: torch.Tensor = dequantize_4bit(packed, wide)
     return dense
+
+
+def scaled_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [N, C] in FP8 (e4m3) and the float32 scale of each row, [N, 1], that makes its largest value FP8's largest."""
+    wide = x.to(torch.float32)
+    scale = wide.abs().amax(1, keepdim=True).clamp(min=SMALLEST) / FLOAT8_MAX
+    return (wide / scale).to(torch.float8_e4m3fn), scale
+
+
+def scaled_columns(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """scaled_rows of x^T. [C, N]"""
+    return scaled_rows(x.t())
+
+
+def scaled_product(
+    x: torch.Tensor, x_scale: torch.Tensor, y: torch.Tensor, y_scale: torch.Tensor, out: torch.Tensor | None
+) -> torch.Tensor:
+    """x y^T in bf16 of two factors as scaled_rows gives them, [N, C] and [M, C]: [N, M]."""
+    product = torch.mm(x.to(torch.float32) * x_scale, (y.to(torch.float32) * y_scale).t()).to(torch.bfloat16)
+    return product if out is None else out.copy_(product)

@@ -9,9 +9,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trainer.config import TrainConfig
 from trainer.dist import Place
+from trainer.errors import ConfigError
 from trainer.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 from trainer.fused.apply import obstacle, use_fused_layers
 from trainer.fused.keep import policy_named
+
+FLOAT8_SINCE, FLOAT8_WIDTH = (8, 9), 16
 
 
 def find_policy(config: TrainConfig, model: Any, place: Place) -> Policy:
@@ -28,11 +31,30 @@ def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable
     """Make the model's layers ready to train. Returns whether transformers has to checkpoint them."""
     policy = find_policy(config, model, place)
     problem = "ZeRO-3 splits its weights" if is_deepspeed_zero3_enabled() else obstacle(model)
+    if config.model.compute == "fp8":
+        _require_float8(problem, model, place)
     if problem is None:
-        use_fused_layers(model, policy_named(policy, place.device))
-        tell(f"layers: fused, gradient checkpointing {policy}")
+        use_fused_layers(model, policy_named(policy, place.device), float8=config.model.compute == "fp8")
+        tell(f"layers: fused, gradient checkpointing {policy}{', products in fp8' if config.model.compute else ''}")
         return False
     # the estimate behind `auto` is of fused layers, which take less
     checkpoints = policy != "none" or (config.model.gradient_checkpointing == "auto" and not place.on_cpu)
     tell(f"layers: those of transformers ({problem}), gradient checkpointing {'full' if checkpoints else 'none'}")
     return checkpoints
+
+
+def _require_float8(problem: str | None, model: Any, place: Place) -> None:
+    """Raise ConfigError unless the layers' products can be in FP8 here."""
+    if problem is None and not place.on_cpu and torch.cuda.get_device_capability(place.device) < FLOAT8_SINCE:
+        problem = f"{torch.cuda.get_device_name(place.device)} has no FP8"
+    widths = {width for layer in model.modules() if isinstance(layer, torch.nn.Linear)
+              for width in (layer.in_features, layer.out_features)}  # fmt: skip
+    odd = sorted(width for width in widths if width % FLOAT8_WIDTH)
+    if problem is None and odd:
+        problem = f"a layer is {odd[0]} wide"
+    if problem is not None:
+        raise ConfigError(
+            f"model.compute: got fp8, but {problem}; allowed: layers that the trainer fuses, with widths that are "
+            f"multiples of {FLOAT8_WIDTH}, on a GPU of compute capability 8.9 or newer",
+            "leave model.compute out",
+        )

@@ -137,7 +137,8 @@ def _data(config: Any, arguments: argparse.Namespace) -> None:
     for option, path in (("--html", arguments.html), ("--rejects", arguments.rejects)):
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"{option}: got {path}, allowed: a file in a folder that exists")
-    tokenizer, look = load_tokenizer(config.model.path), Look(arguments.rows, arguments.dump or 0)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    look = Look(arguments.rows, arguments.dump or 0)
     with tempfile.TemporaryDirectory() as folder:
         with Progress(sys.stderr) as progress:
             found = inspect_data(config, tokenizer, Path(folder), look, progress.tell)

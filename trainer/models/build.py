@@ -27,7 +27,7 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
     """The model's tokenizer; a new model's is trained on the job's texts first, by rank 0. Raises ConfigError."""
     if config.model.init is None:
         assert config.model.path is not None
-        return load_tokenizer(config.model.path)
+        return load_tokenizer(config.model.path, config.model.revision)
     folder = output / "model"
     if is_main and not (folder / "tokenizer.model").exists():
         train_tokenizer(_texts(config), config.model.shape.vocab_size, folder)

@@ -21,8 +21,9 @@ def takes_borders(dtype: str, device: torch.device) -> bool:
 def is_plain(model_config: Any, length: int) -> bool:
     """Whether attention in texts of this length is causal and nothing else: no window that is shorter, no capped scores
     (Gemma 2), which the kernel does not know."""
-    window = getattr(model_config, "sliding_window", None) if getattr(model_config, "use_sliding_window", True) else None
-    return not getattr(model_config, "attn_logit_softcapping", None) and not 0 < (window or 0) < length
+    windowed = getattr(model_config, "use_sliding_window", True)
+    window = (windowed and getattr(model_config, "sliding_window", None)) or length
+    return window >= length and not getattr(model_config, "attn_logit_softcapping", None)
 
 
 def use_varlen(model: Any) -> None:

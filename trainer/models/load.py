@@ -11,13 +11,13 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.models.hub import checkpoint_folder, read_config, require_own_code
 from trainer.models.mover import Mover
+from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
 from trainer.models.registry import Family, find_family
-from trainer.models.split import Split, empty_4bit
+from trainer.models.split import Split
 from trainer.models.weights import file_of, read_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
-OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
 
 
 def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
@@ -36,7 +36,7 @@ def load_model(config: TrainConfig, device: torch.device, split: Split | None = 
         return keep_layout(_auto_model(folder, dtype, quantization, target, model.trust_remote_code))
     loaded = empty_model(family, family.config(raw))
     if quantization != "none":
-        replace_linears(loaded, quantization, dtype)
+        replace_linears(loaded, quantization, dtype, keep=HEAD)
     fill(loaded, family, folder, dtype, device, split)
     loaded.is_loaded_in_4bit = quantization == "nf4"  # peft chooses its LoRA layers by these
     loaded.is_loaded_in_8bit = quantization == "int8"
@@ -64,23 +64,6 @@ def empty_model(family: Family, config: Any) -> Any:
     return model
 
 
-def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
-    """Every linear layer but the head becomes an empty quantised one: `nf4` (with double quantisation) or `int8`."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    kinds = {
-        "nf4": partial(
-            Linear4bit, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", quant_storage=dtype
-        ),
-        "int8": partial(Linear8bitLt, has_fp16_weights=False, threshold=OUTLIERS),
-    }
-    for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and name != HEAD:
-            with torch.device("meta"):
-                new = kinds[quantization](module.in_features, module.out_features, module.bias is not None)
-            model.set_submodule(name, new)
-
-
 def fill(
     model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
 ) -> None:
@@ -89,8 +72,11 @@ def fill(
     move, head = Mover(dtype, device), None
     for turn, (name, shape, read) in enumerate(read_tensors(folder)):
         mine = split is None or split.owner(turn) == torch.distributed.get_rank()
-        tensor = move(read() if mine else torch.empty(shape, device="meta"))
-        for new_name, part in _converted(model, family, folder, name, tensor, expected):
+        parts = _converted(
+            model, family, folder, name, move(read() if mine else torch.empty(shape, device="meta")), expected
+        )
+        while parts:  # the next weight is read when nothing is left of this one
+            new_name, part = parts.pop(0)
             del expected[new_name]
             if new_name == f"{HEAD}.weight" and model.config.tie_word_embeddings:
                 head = part  # the embedding once more
@@ -98,6 +84,7 @@ def fill(
             module, attribute = _place(model, new_name, part, dtype, device)
             if split is not None:
                 split.share(module, attribute, split.owner(turn))
+            del part
     if model.config.tie_word_embeddings:
         expected.pop(f"{HEAD}.weight", None)
         model.tie_weights()
@@ -160,28 +147,6 @@ def _place(
         data = tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
     setattr(module, attribute, torch.nn.Parameter(data, requires_grad=False))
     return module, attribute
-
-
-def _in_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
-    from bitsandbytes.nn import Params4bit
-
-    if tensor.is_meta:
-        return empty_4bit(tensor, storage, device, module)
-    value = Params4bit(
-        tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=storage, module=module
-    )
-    return value.to(device)
-
-
-def _in_8bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
-    from bitsandbytes.functional import int8_vectorwise_quant
-    from bitsandbytes.nn import Int8Params
-
-    rows, scales, _ = int8_vectorwise_quant(tensor.half())
-    return Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
-
-
-QUANTISED = {"Linear4bit": _in_4bit, "Linear8bitLt": _in_8bit}
 
 
 def _move_buffers(model: torch.nn.Module, device: torch.device) -> None:

@@ -69,13 +69,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def require_own_code(folder: Path, raw: dict[str, Any]) -> None:
-    """Raise ConfigError for a model whose code lies in another repository, which model.revision does not pin."""
-    for name in (raw.get("auto_map") or {}).values():
-        found = re.match(r"(.+)--", name if isinstance(name, str) else "")
-        if found:
-            raise ConfigError(
-                f"{folder / 'config.json'}: its code is that of {found[1]}, allowed: code of its own repository, which "
-                "model.revision pins",
-                "copy the model and its code into one repository",
-            )
+def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> None:
+    """Raise ConfigError for a model that transformers has no class for, unless its own code may be run; and for code
+    of another repository, which model.revision does not pin."""
+    from transformers import CONFIG_MAPPING
+
+    kind, places = raw.get("model_type"), [str(place) for place in (raw.get("auto_map") or {}).values()]
+    if not trust_remote_code and kind not in CONFIG_MAPPING:
+        ways = "; its own code runs with model.trust_remote_code: true with a revision of 40 digits" if places else ""
+        raise ConfigError(
+            f"model.path: got {path} of model_type {kind!r}, allowed: one that transformers knows{ways}",
+            "correct model_type in config.json, or read the model's code and pin its commit in model.revision",
+        )
+    others = [found[1] for found in (re.match(r"(.+)--", place) for place in places) if found]
+    if trust_remote_code and others:
+        raise ConfigError(
+            f"model.path: got {path}, whose code is that of {others[0]}, allowed: code of its own repository, which "
+            "model.revision pins",
+            "copy the model and its code into one repository",
+        )

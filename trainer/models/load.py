@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.models.hub import checkpoint_folder, read_config, require_own_code
+from trainer.models.hub import checkpoint_folder, read_config, require_class
 from trainer.models.mover import Mover
 from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
 from trainer.models.registry import Family, find_family
@@ -30,8 +30,7 @@ def load_model(config: TrainConfig, device: torch.device, split: Split | None = 
     family = find_family(raw)
     dtype, quantization = DTYPES[model.dtype], model.quantization
     if family is None:
-        if model.trust_remote_code:
-            require_own_code(folder, raw)
+        require_class(model.path, raw, model.trust_remote_code)
         target = None if split else device
         return keep_layout(_auto_model(folder, dtype, quantization, target, model.trust_remote_code))
     loaded = empty_model(family, family.config(raw))

@@ -15,6 +15,9 @@ VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "n
           "image_size": 8, "patch_size": 4}  # fmt: skip
 
 
+STILL = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
 def adapted(model):
     lora = job("x", lora={"r": 2}).model.lora
     found = attach_lora(model, lora, "base")
@@ -32,7 +35,7 @@ def llava():
 def gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, **STILL))
 
 
 def test_a_vision_tower_and_its_projector_get_none():
@@ -71,3 +74,18 @@ def test_pain_19_adapters_have_the_names_that_servers_load(tmp_path, name):
     assert {one.rpartition(".")[2] for one in names} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
     }  # fmt: skip
+
+
+def test_other_models_are_loaded_by_transformers_and_adapted(tmp_path):
+    gpt2().save_pretrained(tmp_path)
+    ids = torch.arange(12)[None]
+    model = attach_lora(load_model(job(tmp_path), CPU), job("x", lora={"r": 2, "dropout": 0.0}).model.lora, "base")
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

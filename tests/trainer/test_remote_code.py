@@ -55,7 +55,7 @@ def pinned(**model):
 
 
 def test_a_models_code_is_not_run_unless_the_job_says_so(on_the_hub):
-    with pytest.raises(ConfigError, match=r"somebody/odd: .*trust_remote_code: true with a revision of 40"):
+    with pytest.raises(ConfigError, match=r"somebody/odd of .*trust_remote_code: true with a revision of 40"):
         load_model(pinned(), CPU)
     assert "code_of_the_model_ran" not in sys.modules
 

@@ -68,26 +68,26 @@ def fill(
 ) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
     expected = dict(model.named_parameters(remove_duplicate=False))
-    move, head = Mover(dtype, device), None
+    move, heads = Mover(dtype, device), []
     for turn, (name, shape, read) in enumerate(read_tensors(folder)):
         mine = split is None or split.owner(turn) == torch.distributed.get_rank()
-        parts = _converted(
-            model, family, folder, name, move(read() if mine else torch.empty(shape, device="meta")), expected
-        )
-        while parts:  # the next weight is read when nothing is left of this one
+        tensor = move(read() if mine else torch.empty(shape, device="meta"))
+        parts = _converted(model, family, folder, name, tensor, expected)
+        del tensor  # and of its parts one after the other: the next weight is read when nothing is left of this one
+        while parts:
             new_name, part = parts.pop(0)
             del expected[new_name]
             if new_name == f"{HEAD}.weight" and model.config.tie_word_embeddings:
-                head = part  # the embedding once more
+                heads.append(part)  # the embedding once more
                 continue
             module, attribute = _place(model, new_name, part, dtype, device)
+            del part
             if split is not None:
                 split.share(module, attribute, split.owner(turn))
-            del part
     if model.config.tie_word_embeddings:
         expected.pop(f"{HEAD}.weight", None)
         model.tie_weights()
-        _require_tied(model, head, folder)
+        _require_tied(model, heads, folder)
     if expected:
         raise ConfigError(f"{folder}: {len(expected)} weights are missing, the first is {next(iter(expected))}")
     _move_buffers(model, device)
@@ -120,10 +120,10 @@ def _misfit(model: Any, name: str, tensor: torch.Tensor, expected: dict[str, Any
     return None
 
 
-def _require_tied(model: Any, head: torch.Tensor | None, folder: Path) -> None:
-    """A head of its own would be lost."""
+def _require_tied(model: Any, heads: list[torch.Tensor], folder: Path) -> None:
+    """A head of its own would be lost. In ZeRO-3 no rank has both whole."""
     embedding = model.get_input_embeddings().weight
-    if head is None or head.is_meta or hasattr(embedding, "ds_id") or torch.equal(head, embedding):
+    if hasattr(embedding, "ds_id") or all(torch.equal(head, embedding) for head in heads):
         return
     raise ConfigError(
         f"{folder}: config.json says tie_word_embeddings true, but {HEAD}.weight is not the embedding, allowed: false",

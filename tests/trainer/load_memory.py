@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import TrainConfig
-from trainer.models import load
+from trainer.models import load, quantise
 
 
 def resident(name):
@@ -25,6 +25,8 @@ def held_by(model):
 
 def load_and_measure(result, warm_up, folder, quantization):
     ctypes.CDLL(None).mallopt(-3, 4096)  # M_MMAP_THRESHOLD: what is freed is given back, and seen as free
+    torch.set_num_threads(1)
+    quantise.PIECE = 2**16  # as small beside these shards as its own is beside real ones
     raw = {"model": {"quantization": quantization}, "data": {"sources": [{"path": "x"}]}}
     cpu, peaks, made = torch.device("cpu"), [], []
 

@@ -214,7 +214,7 @@ def test_buffers_are_computed_in_float32_whatever_the_model_is_in(tmp_path):
 def test_four_bit_weights_are_bitsandbytes_own_to_the_bit():
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    weight = torch.randn(700, 1024).bfloat16()  # several pieces, the last one short
+    weight = torch.randn(2100, 1024).bfloat16()  # several pieces, the last one short
     ours = in_4bit(weight, torch.bfloat16, CPU, torch.nn.Module())
     data, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4", quant_storage=torch.bfloat16)
     assert torch.equal(ours.data.view(torch.uint8), data.view(torch.uint8))

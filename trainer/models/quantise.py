@@ -8,7 +8,7 @@ import torch
 from trainer.models.split import empty_4bit
 
 OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
-PIECE = 2**16  # elements; on CPUs bitsandbytes needs some 16 bytes for each
+PIECE = 2**20  # elements; on CPUs bitsandbytes needs some 16 bytes for each
 
 
 def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype, keep: str) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
+    "new-model": "Make a model of random weights, for dry runs.",
     "drill": "Harm a short run of a job, and prove that training goes on where it stopped.",
 }
 
@@ -41,7 +42,7 @@ class LazyGroup(click.Group):
 
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"launcher.commands.{cmd_name}")
+        module = importlib.import_module(f"launcher.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         if command.short_help != COMMANDS[cmd_name]:
             command.short_help = COMMANDS[cmd_name]

@@ -1,4 +1,5 @@
-"""`python -m trainer.cli train|data --config FILE`: the trainer's commands. Heavy libraries load inside them."""
+"""`python -m trainer.cli train|data --config FILE`, `... new-model --family F --size S --out DIR`: the trainer's
+commands. Heavy libraries load inside them."""
 
 import argparse
 import json
@@ -26,8 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", required=True, type=Path, help="the five sections, as YAML")
         if name == "data":
             _add_data_options(command)
+    _add_new_model(commands.add_parser("new-model", help="write a checkpoint of random weights"))
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "new-model":
+            return new_model(arguments)
         return train(arguments.config) if arguments.command == "train" else data(arguments)
     except TrainError as error:
         sys.stderr.write(_text(error))
@@ -64,6 +68,19 @@ def data(arguments: argparse.Namespace) -> int:
         # what is left to write goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    return 0
+
+
+def new_model(arguments: argparse.Namespace) -> int:
+    """Write a new model; returns the exit code. Raises TrainError."""
+    _quiet()
+    from trainer.models.seeded import write_model
+
+    try:
+        count = write_model(arguments.family, arguments.size, arguments.out, arguments.seed, arguments.tokenizer)
+    except KeyboardInterrupt:
+        return 130
+    print(f"written: {arguments.out} ({arguments.family} {arguments.size}, {count:,} parameters)")
     return 0
 
 
@@ -123,6 +140,14 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rejects", type=Path, help="write the rejected rows as JSON lines, too")
 
 
+def _add_new_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--family", required=True, help="internlm2, internlm, llama, ...")
+    command.add_argument("--size", required=True, help="tiny, 7b, ...")
+    command.add_argument("--out", required=True, type=Path, help="folder to make")
+    command.add_argument("--seed", type=int, default=0, help="another seed gives other weights")
+    command.add_argument("--tokenizer", type=Path, help="tokenizer.model, or a folder with a tokenizer")
+
+
 def _data(config: Any, arguments: argparse.Namespace) -> None:
     from trainer.data.first_rows import Look
     from trainer.data.inspect import inspect_data
@@ -137,7 +162,8 @@ def _data(config: Any, arguments: argparse.Namespace) -> None:
     for option, path in (("--html", arguments.html), ("--rejects", arguments.rejects)):
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"{option}: got {path}, allowed: a file in a folder that exists")
-    tokenizer, look = load_tokenizer(config.model.path), Look(arguments.rows, arguments.dump or 0)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    look = Look(arguments.rows, arguments.dump or 0)
     with tempfile.TemporaryDirectory() as folder:
         with Progress(sys.stderr) as progress:
             found = inspect_data(config, tokenizer, Path(folder), look, progress.tell)

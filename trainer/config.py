@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from trainer.sections import DeepSpeed as DeepSpeed
 from trainer.sections import Lora as Lora
 from trainer.sections import Section as Section
+from trainer.sections import Shape as Shape
 
 SCHEMA_VERSION = 1
 
@@ -71,37 +72,21 @@ class Settings(Section):
     )
 
 
-class Shape(Section):
-    """The size of a model made from nothing."""
-
-    hidden_size: int = Field(256, ge=8, description="Width of the residual stream.")
-    intermediate_size: int = Field(704, ge=8, description="Width inside the feed-forward layers.")
-    num_layers: int = Field(4, ge=1, description="Number of decoder layers.")
-    num_heads: int = Field(8, ge=1, description="Number of query heads.")
-    num_kv_heads: int = Field(2, ge=1, description="Number of key/value heads; divides num_heads.")
-    vocab_size: int = Field(2000, ge=300, description="Pieces of the tokenizer that is trained on the data.")
-    max_positions: int = Field(2048, ge=16, description="Longest sequence in tokens (max_position_embeddings).")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"got num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}, "
-                "allowed: a num_kv_heads that divides num_heads"
-            )
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"got hidden_size {self.hidden_size} with num_heads {self.num_heads}, "
-                "allowed: a hidden_size that is a multiple of 2 x num_heads"
-            )
-        return self
-
-
 class Model(Section):
     """Which model, how it is held in memory, and what of it is trained."""
 
     path: str | None = Field(
         None, min_length=1, description="Folder of a checkpoint, or a name on the Hugging Face hub."
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of a name on the hub; default: its main branch, as it is when the job runs.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run the Python code that comes with a model whose class is neither here nor in transformers. Only "
+        "with a `revision` of 40 hexadecimal digits, so that it is the code you have read. InternLM needs none.",
     )
     init: Literal["internlm2"] | None = Field(
         None, description="Make a new model of this family, seeded by settings.seed, instead of reading one."
@@ -145,6 +130,7 @@ class Model(Section):
         if (self.path is None) == (self.init is None):
             given = "neither path nor init" if self.path is None else "both path and init"
             problems.append(f"got {given}, allowed: exactly one of the two")
+        problems += _code_problems(self.path, self.revision, self.trust_remote_code)
         if self.lora is None and self.quantization != "none":
             bits = {"nf4": 4, "int8": 8}[self.quantization]
             problems.append(
@@ -166,6 +152,22 @@ class Model(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _code_problems(path: str | None, revision: str | None, trust_remote_code: bool) -> list[str]:
+    """What is wrong with `revision` and `trust_remote_code` of a model's section."""
+    of_the_hub = path is not None and not path.startswith((".", "/", "~")) and path.count("/") <= 1
+    if not of_the_hub:
+        given = [f"revision {revision}"] if revision else []
+        given += ["trust_remote_code true"] if trust_remote_code else []
+        where = f"path {path}, a folder" if path is not None else "init"
+        return [f"got {' and '.join(given)} with {where}, allowed: with a name on the hub only"] if given else []
+    if trust_remote_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return [
+            f"got trust_remote_code true with revision {revision or 'not set'}, allowed: a commit's 40 hexadecimal "
+            "digits (a branch or tag may hold other code tomorrow)"
+        ]
+    return []
 
 
 def _known_format(name: str | None) -> str | None:

@@ -54,6 +54,32 @@ class Lora(Section):
         return self
 
 
+class Shape(Section):
+    """The size of a model made from nothing."""
+
+    hidden_size: int = Field(256, ge=8, description="Width of the residual stream.")
+    intermediate_size: int = Field(704, ge=8, description="Width inside the feed-forward layers.")
+    num_layers: int = Field(4, ge=1, description="Number of decoder layers.")
+    num_heads: int = Field(8, ge=1, description="Number of query heads.")
+    num_kv_heads: int = Field(2, ge=1, description="Number of key/value heads; divides num_heads.")
+    vocab_size: int = Field(2000, ge=300, description="Pieces of the tokenizer that is trained on the data.")
+    max_positions: int = Field(2048, ge=16, description="Longest sequence in tokens (max_position_embeddings).")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"got num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}, "
+                "allowed: a num_kv_heads that divides num_heads"
+            )
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"got hidden_size {self.hidden_size} with num_heads {self.num_heads}, "
+                "allowed: a hidden_size that is a multiple of 2 x num_heads"
+            )
+        return self
+
+
 class DeepSpeed(Section):
     """ZeRO (arXiv:1910.02054)."""
 

@@ -26,6 +26,8 @@ settings:
   device: auto
 model:
   path: /data/internlm2-chat-7b
+  revision: null
+  trust_remote_code: false
   init: null
   quantization: nf4
   lora:

@@ -210,7 +210,9 @@ def test_a_wrong_shape_is_named(tmp_path):
     weights = write_checkpoint(tmp_path, 4, 2)
     weights["output.weight"] = torch.zeros(49, 32)
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"lm_head.weight: got shape \[49, 32\], allowed: \[50, 32\]"):
+    with pytest.raises(
+        ConfigError, match=r"output.weight: got shape \[49, 32\] for lm_head.weight, allowed: \[50, 32\]"
+    ):
         load_model(job(tmp_path), CPU)
 
 

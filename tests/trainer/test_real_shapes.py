@@ -6,6 +6,7 @@ import torch
 from trainer import estimate as module
 from trainer.config import Lora
 from trainer.estimate import ModelShape, shape_of_config
+from trainer.models.load import empty_model
 from trainer.models.registry import FAMILIES
 
 SIZES = {
@@ -27,13 +28,9 @@ KINDS = [
 
 def real_model(kind, raw):
     """The class that the trainer makes for this config.json, without memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    family = FAMILIES.get(kind)
-    given = {key: value for key, value in raw.items() if value is not None}
-    config = family.config(given) if family else AutoConfig.for_model(kind, **given)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    given = {"model_type": kind, **{key: value for key, value in raw.items() if value is not None}}
+    family = FAMILIES[kind]
+    return empty_model(family, family.config(given))
 
 
 @pytest.mark.parametrize(("kind", "more"), KINDS)

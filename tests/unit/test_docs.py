@@ -83,6 +83,29 @@ def test_every_test_that_proves_a_promise_is_there(page):
         assert f"def {function}(" in path.read_text(encoding="utf-8"), named
 
 
+def families():
+    """Rows of the table of families: the family, and a cell for each thing that it can do."""
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    lines = text.partition("## What each family can do")[2].partition("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[0] != "family"]
+
+
+def test_what_each_family_can_do_names_its_tests():
+    assert len(families()) >= 12
+    for row in families():
+        assert len(row) == 7, row
+        assert all(re.fullmatch(r"`[\w/]+::test_\w+`|-|\.\.\.", cell) for cell in row[1:]), row
+
+
+def test_every_test_that_the_page_on_models_names_is_there():
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    for module, function in set(re.findall(r"`([\w/]+)::(test_\w+)`", text)):
+        path = ROOT / "tests" / f"{module}.py"
+        assert path.exists(), module
+        assert f"def {function}(" in path.read_text(encoding="utf-8"), function
+
+
 def test_every_format_and_template_is_in_the_page_on_data():
     from trainer.config import FORMATS, TemplateName
 

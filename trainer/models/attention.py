@@ -18,6 +18,14 @@ def takes_borders(dtype: str, device: torch.device) -> bool:
     return device.type == "cuda" and dtype == "bf16"
 
 
+def is_plain(model_config: Any, length: int) -> bool:
+    """Whether attention in texts of this length is causal and nothing else: no window that is shorter, no capped scores
+    (Gemma 2), which the kernel does not know."""
+    windowed = getattr(model_config, "use_sliding_window", True)
+    window = (windowed and getattr(model_config, "sliding_window", None)) or length
+    return window >= length and not getattr(model_config, "attn_logit_softcapping", None)
+
+
 def use_varlen(model: Any) -> None:
     """Make a model's attention take the borders that the batch brings (`cu_seq_lens_q`, see trainer.data.collate);
     without them, as in generation, it is the usual one."""

@@ -14,7 +14,7 @@ from trainer.data.report import Report
 from trainer.data.templates import find_template
 from trainer.ds_config import zero_stage
 from trainer.metrics import replace_text
-from trainer.models.attention import takes_borders, use_varlen
+from trainer.models.attention import is_plain, takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
@@ -27,7 +27,7 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
     """The model's tokenizer; a new model's is trained on the job's texts first, by rank 0. Raises ConfigError."""
     if config.model.init is None:
         assert config.model.path is not None
-        return load_tokenizer(config.model.path)
+        return load_tokenizer(config.model.path, config.model.revision)
     folder = output / "model"
     if is_main and not (folder / "tokenizer.model").exists():
         train_tokenizer(_texts(config), config.model.shape.vocab_size, folder)
@@ -43,7 +43,7 @@ def build_model(config: TrainConfig, device: torch.device, ds_config: dict[str, 
     model = (
         new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device, split)
     )
-    if takes_borders(config.model.dtype, device):
+    if takes_borders(config.model.dtype, device) and is_plain(model.config, config.data.max_length):
         use_varlen(model)
     if made:
         return model

@@ -16,48 +16,61 @@ CHAT_TOKENS = list(INTERNLM2_SLOTS.values())
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Write `tokenizer.model` (SentencePiece BPE with InternLM2's six chat tokens) and its config into `folder`."""
-    import sentencepiece
-
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            character_coverage=1.0,
-            add_dummy_prefix=False,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            user_defined_symbols=CHAT_TOKENS,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+        model = train_pieces(texts, vocab_size, CHAT_TOKENS)
     except RuntimeError as error:
         raise ConfigError(
             f"model.shape.vocab_size: got {vocab_size}: {str(error).strip().splitlines()[-1]}",
             "lower vocab_size, or give more text",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
+    describe_pieces(folder, "internlm2", CHAT_TOKENS)
+    (folder / "config.json").write_text(json.dumps({"model_type": "internlm2"}), encoding="utf-8")
+    part = folder / ".tokenizer.model.part"  # whoever finds the model finds it whole, and everything beside it
+    part.write_bytes(model)
+    part.replace(folder / "tokenizer.model")
+
+
+def train_pieces(texts: Iterable[str], vocab_size: int, tokens: list[str]) -> bytes:
+    """A SentencePiece BPE model with InternLM2's settings: no text is changed. Raises RuntimeError when the texts have
+    too few pieces."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        character_coverage=1.0,
+        add_dummy_prefix=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=tokens,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def describe_pieces(folder: Path, family: str, tokens: list[str]) -> None:
+    """Write the tokenizer_config.json of a `tokenizer.model` that has the chat tokens `tokens`."""
+    name = {"internlm": "InternLM", "internlm2": "InternLM2", "internlm3": "InternLM3"}[family]
     config = {
-        "tokenizer_class": "InternLM2Tokenizer",
+        "tokenizer_class": f"{name}Tokenizer",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "pad_token": "</s>",
         "add_bos_token": True,
-        "additional_special_tokens": CHAT_TOKENS,
+        "additional_special_tokens": tokens,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"model_type": "internlm2"}), encoding="utf-8")
-    part = folder / ".tokenizer.model.part"  # whoever finds the model finds it whole, and everything beside it
-    part.write_bytes(model.getvalue())
-    part.replace(folder / "tokenizer.model")
 
 
 def new_model(shape: Shape, seed: int) -> Any:

@@ -2,13 +2,15 @@
 
 InternLM2 is a Llama whose query, key and value weights lie fused in `wqkv`, its rows grouped by key/value head:
 [kv heads, q heads per kv head + 2, head size, hidden]; in each group first the queries, then the key, then the value
-(InternLM's tools/convert2llama.py). The names differ as in NAMES. Dynamic NTK is Llama's own `dynamic` rope.
+(InternLM's tools/convert2llama.py). The names differ as in NAMES. Dynamic NTK is that of trainer.models.rope.
 """
 
 import re
 from typing import Any
 
 import torch
+
+from trainer.models.rope import rope_parameters
 
 NAMES = {
     "attention.wo": "self_attn.o_proj",
@@ -97,10 +99,7 @@ def llama_config(raw: dict[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     fields = {key: raw[key] for key in SHARED_FIELDS if key in raw}
-    rope = {"rope_type": "default", "rope_theta": float(raw.get("rope_theta", 10000.0))}
-    scaling = raw.get("rope_scaling")
-    if scaling:
-        rope |= {"rope_type": scaling.get("type") or scaling.get("rope_type"), "factor": float(scaling["factor"])}
+    rope = rope_parameters(float(raw.get("rope_theta", 10000.0)), raw.get("rope_scaling"))
     bias = bool(raw.get("bias", False))
     return LlamaConfig(
         **{"tie_word_embeddings": False, **fields}, attention_bias=bias, mlp_bias=False, rope_parameters=rope

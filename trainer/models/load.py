@@ -1,8 +1,6 @@
 """Checkpoint -> model in memory, quantised while it is read: one weight at a time is held in full precision. In ZeRO-3
 the ranks share the reading, and keep parts (trainer.models.split). [I/O]"""
 
-import json
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,35 +9,37 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.models.registry import FAMILIES, Family
-from trainer.models.split import Split, empty_4bit
-from trainer.models.tokenizer import require_folder
+from trainer.models.hub import checkpoint_folder, read_config, require_class
+from trainer.models.mover import Mover
+from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
+from trainer.models.registry import Family, find_family
+from trainer.models.split import Split
+from trainer.models.weights import file_of, read_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
-OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
-
-
-Read = Callable[[], torch.Tensor]
 
 
 def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
     """The base model on `device`: linear layers quantised when asked, the rest in `model.dtype`; with `split` every
     rank has its part of each weight. Raises ConfigError."""
-    assert config.model.path is not None
-    folder = checkpoint_folder(config.model.path)
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family = FAMILIES.get(str(raw.get("model_type")))
-    dtype, quantization = DTYPES[config.model.dtype], config.model.quantization
+    model = config.model
+    assert model.path is not None
+    folder = checkpoint_folder(model.path, model.revision, model.trust_remote_code)
+    raw = read_config(folder)
+    family = find_family(raw)
+    dtype, quantization = DTYPES[model.dtype], model.quantization
     if family is None:
-        return keep_layout(_auto_model(folder, dtype, quantization, None if split else device))
-    model = empty_model(family.config(raw), dtype)
+        require_class(model.path, raw, model.trust_remote_code)
+        target = None if split else device
+        return keep_layout(_auto_model(folder, dtype, quantization, target, model.trust_remote_code))
+    loaded = empty_model(family, family.config(raw))
     if quantization != "none":
-        replace_linears(model, quantization, dtype)
-    fill(model, family, folder, dtype, device, split)
-    model.is_loaded_in_4bit = quantization == "nf4"  # peft chooses its LoRA layers by these
-    model.is_loaded_in_8bit = quantization == "int8"
-    return keep_layout(model)
+        replace_linears(loaded, quantization, dtype, keep=HEAD)
+    fill(loaded, family, folder, dtype, device, split)
+    loaded.is_loaded_in_4bit = quantization == "nf4"  # peft chooses its LoRA layers by these
+    loaded.is_loaded_in_8bit = quantization == "int8"
+    return keep_layout(_with_generation(loaded, folder))
 
 
 def keep_layout(model: Any) -> Any:
@@ -53,140 +53,121 @@ def keep_layout(model: Any) -> Any:
     return model
 
 
-def checkpoint_folder(path: str) -> Path:
-    """The folder of a checkpoint, downloaded first when `path` is a name on the hub. Raises ConfigError."""
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.is_dir():
-        raise ConfigError(f"model.path: got {path}, a folder without config.json, allowed: the folder of a checkpoint")
-    require_folder(path)
-    from huggingface_hub import snapshot_download
+def empty_model(family: Family, config: Any) -> Any:
+    """A family's model without memory for its weights; its buffers, which are computed, are there."""
+    from accelerate import init_empty_weights
 
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.bin"]))
-    except Exception as error:  # many kinds; all of them mean that the name leads nowhere
-        raise ConfigError(
-            f"model.path: got {path}: not a folder here, and not on the hub: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def empty_model(llama_config: Any, dtype: torch.dtype) -> Any:
-    """A Llama without memory for its weights."""
-    from transformers import LlamaForCausalLM
-
-    with torch.device("meta"):
-        model = LlamaForCausalLM(llama_config)
-    return model.to(dtype)
-
-
-def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
-    """Every linear layer but the head becomes an empty quantised one: `nf4` (with double quantisation) or `int8`."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    kinds = {
-        "nf4": partial(
-            Linear4bit, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", quant_storage=dtype
-        ),
-        "int8": partial(Linear8bitLt, has_fp16_weights=False, threshold=OUTLIERS),
-    }
-    for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and name != HEAD:
-            with torch.device("meta"):
-                new = kinds[quantization](module.in_features, module.out_features, module.bias is not None)
-            model.set_submodule(name, new)
+    with init_empty_weights(include_buffers=False):
+        model = family.model(config)
+    model.tie_weights()  # which were parted as each became an empty one
+    return model
 
 
 def fill(
     model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
 ) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
-    expected = dict(model.named_parameters())
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    move, heads = Mover(dtype, device), []
     for turn, (name, shape, read) in enumerate(read_tensors(folder)):
         mine = split is None or split.owner(turn) == torch.distributed.get_rank()
-        tensor = read() if mine else torch.empty(shape, device="meta")
-        for new_name, part in family.convert(name, tensor, model.config):
-            if new_name not in expected:
-                raise ConfigError(f"{folder}: got weight {name}, allowed: the weights of {type(model).__name__}")
-            module, attribute = _place(model, new_name, part, expected.pop(new_name), dtype, device)
+        tensor = move(read() if mine else torch.empty(shape, device="meta"))
+        parts = _converted(model, family, folder, name, tensor, expected)
+        del tensor  # and of its parts one after the other: the next weight is read when nothing is left of this one
+        while parts:
+            new_name, part = parts.pop(0)
+            del expected[new_name]
+            if new_name == f"{HEAD}.weight" and model.config.tie_word_embeddings:
+                heads.append(part)  # the embedding once more
+                continue
+            module, attribute = _place(model, new_name, part, dtype, device)
+            del part
             if split is not None:
                 split.share(module, attribute, split.owner(turn))
-    if HEAD + ".weight" in expected and model.config.tie_word_embeddings:
-        expected.pop(HEAD + ".weight")
+    if model.config.tie_word_embeddings:
+        expected.pop(f"{HEAD}.weight", None)
         model.tie_weights()
+        _require_tied(model, heads, folder)
     if expected:
         raise ConfigError(f"{folder}: {len(expected)} weights are missing, the first is {next(iter(expected))}")
-    _fill_buffers(model, device)
+    _move_buffers(model, device)
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, list[int], Read]]:
-    """Name and shape of every weight of a checkpoint, in the same order on every rank, and how to read it: from
-    safetensors or, without pickle's code, from .bin files."""
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        from safetensors import safe_open
+def _converted(
+    model: Any, family: Family, folder: Path, name: str, tensor: torch.Tensor, expected: dict[str, Any]
+) -> list[tuple[str, torch.Tensor]]:
+    """One weight of the checkpoint as weights of the class. Raises ConfigError when it cannot be one of `expected`."""
+    try:
+        parts = family.convert(name, tensor, model.config)
+        problem = next(filter(None, (_misfit(model, new_name, part, expected) for new_name, part in parts)), None)
+    except RuntimeError as error:  # a fused weight that cannot be cut into its parts
+        parts, problem = [], f"got shape {list(tensor.shape)}, which does not fit config.json ({error})"
+    if problem:
+        raise ConfigError(f"{file_of(folder, name)}: weight {name}: {problem}")
+    return parts
 
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (not a dict)
-                    yield name, opened.get_slice(name).get_shape(), partial(opened.get_tensor, name)
+
+def _misfit(model: Any, name: str, tensor: torch.Tensor, expected: dict[str, Any]) -> str | None:
+    """Why a weight cannot be one of `expected`, or None."""
+    if name not in expected:
+        return f"got a weight that {type(model).__name__} has not, or has already"
+    module_name, _, attribute = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    quantised = attribute == "weight" and type(module).__name__ in QUANTISED
+    shape = [module.out_features, module.in_features] if quantised else list(expected[name].shape)
+    if list(tensor.shape) != shape:
+        return f"got shape {list(tensor.shape)} for {name}, allowed: {shape} (config.json)"
+    return None
+
+
+def _require_tied(model: Any, heads: list[torch.Tensor], folder: Path) -> None:
+    """A head of its own would be lost. In ZeRO-3 no rank has both whole."""
+    embedding = model.get_input_embeddings().weight
+    if hasattr(embedding, "ds_id") or all(torch.equal(head, embedding) for head in heads):
         return
-    files = sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ConfigError(f"{folder}: no weights: neither *.safetensors nor pytorch_model*.bin")
-    for file in files:
-        for name, tensor in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
-            yield name, list(tensor.shape), partial(torch.Tensor.contiguous, tensor)
+    raise ConfigError(
+        f"{folder}: config.json says tie_word_embeddings true, but {HEAD}.weight is not the embedding, allowed: false",
+        "correct tie_word_embeddings in config.json; the head was trained on its own",
+    )
 
 
 def _place(
-    model: torch.nn.Module, name: str, tensor: torch.Tensor, old: Any, dtype: torch.dtype, device: torch.device
+    model: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.nn.Module, str]:
     """Put a weight where it belongs, which is returned; one of the meta device becomes memory without content."""
     module_name, _, attribute = name.rpartition(".")
     module = model.get_submodule(module_name)
-    quantised = attribute == "weight" and type(module).__name__ in QUANTISED
-    shape = (module.out_features, module.in_features) if quantised else tuple(old.shape)
-    if tuple(tensor.shape) != tuple(shape):
-        raise ConfigError(f"weight {name}: got shape {list(tensor.shape)}, allowed: {list(shape)} (config.json)")
-    tensor = tensor.to(dtype).contiguous()
-    if quantised:
-        setattr(module, attribute, QUANTISED[type(module).__name__](tensor, dtype, device, module))
+    if attribute == "weight" and type(module).__name__ in QUANTISED:
+        setattr(module, attribute, QUANTISED[type(module).__name__](tensor.contiguous(), dtype, device, module))
         return module, attribute
-    data = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device, copy=True)
+    if tensor.is_meta:
+        data = torch.empty(tensor.shape, dtype=dtype, device=device)
+    else:  # a part of a fused weight does not keep all of it
+        data = tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
     setattr(module, attribute, torch.nn.Parameter(data, requires_grad=False))
     return module, attribute
 
 
-def _in_4bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
-    from bitsandbytes.nn import Params4bit
-
-    if tensor.is_meta:
-        return empty_4bit(tensor, storage, device, module)
-    value = Params4bit(
-        tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=storage, module=module
-    )
-    return value.to(device)
+def _move_buffers(model: torch.nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
-def _in_8bit(tensor: torch.Tensor, storage: torch.dtype, device: torch.device, module: Any) -> Any:
-    from bitsandbytes.nn import Int8Params
+def _with_generation(model: Any, folder: Path) -> Any:
+    """With the checkpoint's own generation_config.json, where it has one."""
+    from transformers import GenerationConfig
 
-    return Int8Params(tensor, requires_grad=False, has_fp16_weights=False).to(device)
-
-
-QUANTISED = {"Linear4bit": _in_4bit, "Linear8bitLt": _in_8bit}
-
-
-def _fill_buffers(model: Any, device: torch.device) -> None:
-    """The rotary embedding computes its own buffers when it is made on a real device."""
-    base = model.model
-    with device:
-        base.rotary_emb = type(base.rotary_emb)(config=model.config)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
-def _auto_model(folder: Path, dtype: torch.dtype, quantization: str, device: torch.device | None) -> Any:
-    """Through transformers' own class. No `device`: in ZeRO-3, where transformers splits what is not quantised."""
+def _auto_model(
+    folder: Path, dtype: torch.dtype, quantization: str, device: torch.device | None, trust_remote_code: bool
+) -> Any:
+    """Through transformers' own class, or, trusted, one that the checkpoint brings. No `device`: in ZeRO-3, where
+    transformers splits what is not quantised."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     kinds = {
@@ -204,6 +185,6 @@ def _auto_model(folder: Path, dtype: torch.dtype, quantization: str, device: tor
         folder,
         dtype=dtype,
         quantization_config=kinds[quantization]() if quantization in kinds else None,
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         device_map={"": device} if device is not None else None,
     )

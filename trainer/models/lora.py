@@ -1,5 +1,7 @@
 """Adapters on the linear layers of a model."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,28 @@ import torch
 from trainer.errors import ConfigError
 from trainer.sections import Lora
 
-HEADS = ("lm_head", "output", "embed_out")
+# what a head is called where the model itself does not say which layer it is
+HEADS = ("lm_head", "output", "output_layer", "embed_out")
+# names of the parts of multimodal models that look at images or sounds, and bring them to the language model
+TOWERS = r"(.*\.)?(vision|visual|vit|image|audio|mm_|multi_modal)[^.]*\..*"
 START = "pissa_start"
 
 
 def target_names(model: torch.nn.Module) -> list[str]:
-    """Last names of all linear layers but the head, sorted."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return sorted(names - set(HEADS))
+    """Last names of all linear layers but the head and those of vision and audio towers, sorted."""
+    return sorted({name.rpartition(".")[2] for name in _linears(model) if not re.fullmatch(TOWERS, name)})
+
+
+def _linears(model: Any) -> Iterator[str]:
+    """Names of the linear layers but the head. GPT-2's are of a class of their own."""
+    from transformers.pytorch_utils import Conv1D
+
+    find_head = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    for name, module in model.named_modules():
+        is_head = module is head or name.rpartition(".")[2] in HEADS
+        if isinstance(module, torch.nn.Linear | Conv1D) and not is_head:
+            yield name
 
 
 def attach_lora(model: Any, lora: Lora, base: str) -> Any:
@@ -23,6 +39,8 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     found = target_names(model)
+    if not found:
+        raise ConfigError(f"model.lora: got {type(model).__name__}, allowed: a model with linear layers")
     unknown = [name for name in lora.targets or [] if name not in found]
     if unknown:
         raise ConfigError(f"model.lora.targets: got {', '.join(unknown)}, allowed: {', '.join(found)}")
@@ -38,6 +56,7 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
             init_lora_weights="pissa" if lora.init == "pissa" else True,
             bias="none",
             target_modules=lora.targets or found,
+            exclude_modules=TOWERS if any(re.fullmatch(TOWERS, name) for name in _linears(model)) else None,
             task_type="CAUSAL_LM",
         ),
     )

@@ -6,21 +6,36 @@ from typing import Any
 
 import torch
 
-from trainer.models import internlm, internlm2
+from trainer.models import internlm, internlm2, internlm3, native
+from trainer.models.rope import rope_llama
 
 Weights = list[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: raw config.json -> LlamaConfig. `convert`: one weight of the checkpoint -> Llama weights."""
+    """`config`: raw config.json -> config of the class. `convert`: one weight of the checkpoint -> weights of the
+    class. `model`: config -> model; it is called where parameters get no memory."""
 
     config: Callable[[dict[str, Any]], Any]
     convert: Callable[[str, torch.Tensor, Any], Weights]
+    model: Callable[[Any], Any] = rope_llama
 
 
-# Families that transformers has no class for; every other model goes through its Auto class.
+# What our own loader reads; every other model goes through transformers' Auto class.
 FAMILIES: dict[str, Family] = {
+    "internlm": Family(internlm.llama_config, internlm.to_llama, internlm.llama_model),
     "internlm2": Family(internlm2.llama_config, internlm2.to_llama),
-    "internlm": Family(internlm.llama_config, internlm.to_llama),
+    "internlm3": Family(internlm3.llama_config, native.same_name),
+    **dict.fromkeys(native.KINDS, Family(native.native_config, native.same_name, native.native_model)),
 }
+
+
+def find_family(raw: dict[str, Any]) -> Family | None:
+    """The family of a config.json. None: transformers reads it, as it does every quantised checkpoint."""
+    if raw.get("quantization_config"):
+        return None
+    kind = str(raw.get("model_type"))
+    if kind == "internlm" and "InternLM2ForCausalLM" in (raw.get("architectures") or []):
+        kind = "internlm2"  # early InternLM2 checkpoints call themselves so
+    return FAMILIES.get(kind)

@@ -6,6 +6,7 @@ by the library would get a new id past the vocabulary.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.models.hub import require_folder
 
 # id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
 INTERNLM2_SLOTS = {
@@ -25,20 +27,12 @@ INTERNLM2_SLOTS = {
 }
 INTERNLM_SLOTS = {103027: "<eoh>", 103028: "<eoa>"}
 SLOTS = {92544: INTERNLM2_SLOTS, 103168: INTERNLM_SLOTS}
+UNUSED = re.compile(r"\[UNUSED_TOKEN_\d+\]|<TOKENS_UNUSED_\d+>")  # pieces without a text, in either model
 
 
-def require_folder(path: str) -> None:
-    """Raise ConfigError for a path that can only be a folder of this machine and is none."""
-    if Path(path).expanduser().is_dir() or not (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        return
-    raise ConfigError(
-        f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
-        "train the base first, or correct the path",
-    )
-
-
-def load_tokenizer(path: str) -> Any:
-    """A fast tokenizer. Raises ConfigError when there is none, or when its chat tokens are not at their slots."""
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """A fast tokenizer. Raises ConfigError when there is none, when its chat tokens are not at their slots, or when it
+    has more tokens than the model has embeddings (config.json)."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
@@ -47,19 +41,50 @@ def load_tokenizer(path: str) -> Any:
     require_folder(path)
     try:
         with _described(path) as folder:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is about what the user named
         where = "a folder" if Path(path).is_dir() else "neither a folder here nor a name on the hub that can be reached"
         raise ConfigError(f"model.path: got {path} ({where}): no tokenizer: {str(error).splitlines()[0]}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"model.path: got {path} with a {type(tokenizer).__name__}, allowed: a fast tokenizer")
-    slots = SLOTS.get(len(tokenizer), {})
-    wrong = {
-        number: name
-        for number, name in slots.items()
-        if number not in tokenizer.added_tokens_decoder or tokenizer.added_tokens_decoder[number].content != name
-    }
-    if wrong:
+    raw = _raw_config(path, revision)
+    _require_room(tokenizer, path, raw)
+    of_internlm = str(raw.get("model_type")).startswith("internlm") and raw.get("vocab_size") in SLOTS
+    return _with_slots(tokenizer, path, SLOTS.get(raw["vocab_size"] if of_internlm else len(tokenizer), {}))
+
+
+def _raw_config(path: str, revision: str | None) -> dict[str, Any]:
+    """config.json of a checkpoint; nothing where there is only a tokenizer."""
+    from transformers import PreTrainedConfig
+
+    try:
+        return dict(PreTrainedConfig.get_config_dict(path, revision=revision)[0])
+    except (OSError, ValueError):
+        return {}
+
+
+def _require_room(tokenizer: Any, path: str, raw: dict[str, Any]) -> None:
+    rows = raw.get("vocab_size") or (raw.get("text_config") or {}).get("vocab_size")
+    last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if rows is not None and last[1] >= rows:
+        raise ConfigError(
+            f"model.path: got {path} with a tokenizer of {last[1] + 1} tokens, the last is {last[0]!r}, and a model of "
+            f"{rows} embeddings (config.json), allowed: a tokenizer that is not larger than the model",
+            "the tokenizer's files belong to another model, or tokens were added to it; no vocabulary is resized here",
+        )
+
+
+def _with_slots(tokenizer: Any, path: str, slots: dict[int, str]) -> Any:
+    """The tokenizer with the chat tokens at their slots, which may have no name yet. Raises ConfigError."""
+    for number, name in slots.items():
+        held = tokenizer.convert_ids_to_tokens(number)
+        if held != name and not UNUSED.fullmatch(str(held)):
+            raise ConfigError(
+                f"model.path: got {path} with {held!r} at {number}, allowed: {name}",
+                "the tokenizer's files belong to another model, or its vocabulary was resized",
+            )
+    known = tokenizer.added_tokens_decoder
+    if any(number not in known or known[number].content != name for number, name in slots.items()):
         tokenizer = _named(tokenizer, slots)
     for number, name in slots.items():
         if tokenizer.convert_tokens_to_ids(name) != number:

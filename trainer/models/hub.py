@@ -1,0 +1,90 @@
+"""Where a checkpoint lies: in a folder of this machine, or on the hub at a revision, of which only what is read is
+downloaded. [I/O]"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+
+SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
+# in this order: what the first finds is enough
+WEIGHTS = (["model.safetensors", "model-*-of-*.safetensors"], ["pytorch_model.bin", "pytorch_model-*-of-*.bin"])
+
+
+def require_folder(path: str) -> None:
+    """Raise ConfigError for a path that can only be a folder of this machine and is none."""
+    if Path(path).expanduser().is_dir() or not (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        return
+    raise ConfigError(
+        f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",
+        "train the base first, or correct the path",
+    )
+
+
+def checkpoint_folder(path: str, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a checkpoint, downloaded first when `path` is a name on the hub: its default branch or `revision`,
+    with its Python files when `code` says so. Raises ConfigError."""
+    folder = Path(path).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise ConfigError(
+            f"model.revision: got {revision} with {path}, a folder of this machine, allowed: a name on the hub",
+            "remove revision and trust_remote_code, or name the model as the hub does",
+        )
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ConfigError(f"model.path: got {path}, a folder without config.json, allowed: the folder of a checkpoint")
+    require_folder(path)
+    try:
+        return _downloaded(path, revision, [*SMALL, "*.py"] if code else SMALL)
+    except Exception as error:  # many kinds; all of them mean that the name leads nowhere
+        at = f" at revision {revision}" if revision else ""
+        raise ConfigError(
+            f"model.path: got {path}{at}: not a folder here, and not on the hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _downloaded(name: str, revision: str | None, small: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=small))
+    for patterns in WEIGHTS:
+        snapshot_download(name, revision=revision, allow_patterns=patterns)
+        if any(found for pattern in patterns for found in folder.glob(pattern)):
+            break
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises ConfigError."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", "download the checkpoint again") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: got a {type(raw).__name__}, allowed: the fields of a model's config")
+    return raw
+
+
+def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> None:
+    """Raise ConfigError for a model that transformers has no class for, unless its own code may be run; and for code
+    of another repository, which model.revision does not pin."""
+    from transformers import CONFIG_MAPPING
+
+    kind, places = raw.get("model_type"), [str(place) for place in (raw.get("auto_map") or {}).values()]
+    if not trust_remote_code and kind not in CONFIG_MAPPING:
+        ways = "; its own code runs with model.trust_remote_code: true with a revision of 40 digits" if places else ""
+        raise ConfigError(
+            f"model.path: got {path} of model_type {kind!r}, allowed: one that transformers knows{ways}",
+            "correct model_type in config.json, or read the model's code and pin its commit in model.revision",
+        )
+    others = [found[1] for found in (re.match(r"(.+)--", place) for place in places) if found]
+    if trust_remote_code and others:
+        raise ConfigError(
+            f"model.path: got {path}, whose code is that of {others[0]}, allowed: code of its own repository, which "
+            "model.revision pins",
+            "copy the model and its code into one repository",
+        )

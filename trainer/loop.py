@@ -17,12 +17,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from trainer.checkpoint import part_folder
 from trainer.data.order import Order
 from trainer.dist import Place
-from trainer.errors import DivergedError
+from trainer.errors import ConfigError, DivergedError
 from trainer.metrics import Ledger
 from trainer.models.lora import lora_plus
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.sections import Lora
+from trainer.vision.collate import begin_worker
 from trainer.zero_state import has_state, is_by_name, load_state, take_state, write_state
 
 
@@ -65,11 +66,15 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         batches = RankBatches(
             self.order, self.place.rank, self.place.world, self.args.per_device_train_batch_size, self.args.max_steps
         )
+        workers = getattr(self.data_collator, "workers", 0)  # for images alone: other rows need none
         return DataLoader(
             self.train_dataset,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
+            num_workers=workers,
+            worker_init_fn=begin_worker if workers else None,
+            multiprocessing_context="fork" if workers else None,
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
@@ -79,6 +84,8 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch, and write it down."""
+        if "problem" in inputs:
+            raise ConfigError(inputs["problem"], "an image of the encoded data is gone: put it back")
         self.ledger.rows += inputs.pop("rows")
         self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)

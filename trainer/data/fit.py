@@ -33,10 +33,14 @@ def fit(sample: Encoded, limit: int, policy: Policy, *, document: bool) -> tuple
 
 
 def cut(sample: Encoded, length: int) -> Encoded:
-    """Its first `length` tokens. The text stays whole: it shows what was there."""
+    """Its first `length` tokens, fewer where that would cut an image. The text stays whole: it shows what was there."""
+    length = min([length, *(start for start, end in sample.images if start < length < end)])
     spans = [(start, min(end, length)) for start, end in sample.spans if start < length]
     return sample._replace(
-        ids=sample.ids[:length], spans=spans, turn_ends=[end for end in sample.turn_ends if end <= length]
+        ids=sample.ids[:length],
+        spans=spans,
+        turn_ends=[end for end in sample.turn_ends if end <= length],
+        images=tuple(image for image in sample.images if image[1] <= length),
     )
 
 

@@ -1,7 +1,6 @@
 """Checkpoint -> model in memory, quantised while it is read: one weight at a time is held in full precision. In ZeRO-3
 the ranks share the reading, and keep parts (trainer.models.split). [I/O]"""
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,12 @@ from trainer.errors import ConfigError
 from trainer.models.registry import FAMILIES, Family
 from trainer.models.split import Split, empty_4bit
 from trainer.models.tokenizer import require_folder
+from trainer.models.xcomposer2_config import read_config
+from trainer.vision.parts import PATTERN, sees_images
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
+SEEING = ("llava", "internvl")  # model types of transformers that take images
 OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
 
 
@@ -28,12 +30,12 @@ def load_model(config: TrainConfig, device: torch.device, split: Split | None = 
     rank has its part of each weight. Raises ConfigError."""
     assert config.model.path is not None
     folder = checkpoint_folder(config.model.path)
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_config(folder)
     family = FAMILIES.get(str(raw.get("model_type")))
     dtype, quantization = DTYPES[config.model.dtype], config.model.quantization
     if family is None:
-        return keep_layout(_auto_model(folder, dtype, quantization, None if split else device))
-    model = empty_model(family.config(raw), dtype)
+        return keep_layout(_auto_model(folder, raw, dtype, quantization, None if split else device))
+    model = empty_model(family, family.config(raw), dtype)
     if quantization != "none":
         replace_linears(model, quantization, dtype)
     fill(model, family, folder, dtype, device, split)
@@ -71,17 +73,16 @@ def checkpoint_folder(path: str) -> Path:
         ) from error
 
 
-def empty_model(llama_config: Any, dtype: torch.dtype) -> Any:
-    """A Llama without memory for its weights."""
-    from transformers import LlamaForCausalLM
-
+def empty_model(family: Family, config: Any, dtype: torch.dtype) -> Any:
+    """A model without memory for its weights."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(llama_config)
+        model = family.model(config)
     return model.to(dtype)
 
 
 def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype) -> None:
-    """Every linear layer but the head becomes an empty quantised one: `nf4` (with double quantisation) or `int8`."""
+    """Every linear layer but the head and those that see images becomes an empty quantised one: `nf4` (with double
+    quantisation) or `int8`."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     kinds = {
@@ -91,7 +92,7 @@ def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtyp
         "int8": partial(Linear8bitLt, has_fp16_weights=False, threshold=OUTLIERS),
     }
     for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and name != HEAD:
+        if type(module) is torch.nn.Linear and name != HEAD and not sees_images(name):
             with torch.device("meta"):
                 new = kinds[quantization](module.in_features, module.out_features, module.bias is not None)
             model.set_submodule(name, new)
@@ -180,15 +181,22 @@ QUANTISED = {"Linear4bit": _in_4bit, "Linear8bitLt": _in_8bit}
 
 def _fill_buffers(model: Any, device: torch.device) -> None:
     """The rotary embedding computes its own buffers when it is made on a real device."""
+    if hasattr(model, "fill_buffers"):
+        model.fill_buffers(device)
+        return
     base = model.model
     with device:
         base.rotary_emb = type(base.rotary_emb)(config=model.config)
 
 
-def _auto_model(folder: Path, dtype: torch.dtype, quantization: str, device: torch.device | None) -> Any:
+def _auto_model(
+    folder: Path, raw: dict[str, Any], dtype: torch.dtype, quantization: str, device: torch.device | None
+) -> Any:
     """Through transformers' own class. No `device`: in ZeRO-3, where transformers splits what is not quantised."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
+    seeing = raw.get("model_type") in SEEING
+    unquantised = [HEAD, PATTERN] if seeing else None
     kinds = {
         "nf4": partial(
             BitsAndBytesConfig,
@@ -197,10 +205,17 @@ def _auto_model(folder: Path, dtype: torch.dtype, quantization: str, device: tor
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=dtype,
+            llm_int8_skip_modules=unquantised,  # of 4 bits, too
         ),
-        "int8": partial(BitsAndBytesConfig, load_in_8bit=True, llm_int8_threshold=OUTLIERS),
+        "int8": partial(
+            BitsAndBytesConfig,
+            load_in_8bit=True,
+            llm_int8_threshold=OUTLIERS,
+            llm_int8_skip_modules=unquantised,
+        ),
     }
-    return AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    return kind.from_pretrained(
         folder,
         dtype=dtype,
         quantization_config=kinds[quantization]() if quantization in kinds else None,

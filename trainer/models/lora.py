@@ -7,14 +7,19 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.sections import Lora
+from trainer.vision.parts import PATTERN, sees_images, vision_towers
 
 HEADS = ("lm_head", "output", "embed_out")
 START = "pissa_start"
 
 
 def target_names(model: torch.nn.Module) -> list[str]:
-    """Last names of all linear layers but the head, sorted."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    """Last names of all linear layers but the head and those that see images, sorted."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not sees_images(name)
+    }
     return sorted(names - set(HEADS))
 
 
@@ -38,6 +43,7 @@ def attach_lora(model: Any, lora: Lora, base: str) -> Any:
             init_lora_weights="pissa" if lora.init == "pissa" else True,
             bias="none",
             target_modules=lora.targets or found,
+            exclude_modules=PATTERN if vision_towers(model) else None,
             task_type="CAUSAL_LM",
         ),
     )

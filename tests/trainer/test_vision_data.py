@@ -11,7 +11,7 @@ from PIL import Image
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.config import TrainConfig
 from trainer.data.cache import DataCache
-from trainer.data.encode import Encoded, Encoder, ImageTokens
+from trainer.data.encode import Encoded, Encoder
 from trainer.data.fit import fit
 from trainer.data.message import Message, RowError
 from trainer.data.segment import render_text
@@ -21,7 +21,8 @@ from trainer.errors import ConfigError
 from trainer.models.xcomposer2_layout import TINY, write_checkpoint
 from trainer.vision.collate import ImageCollator
 from trainer.vision.files import ImageFiles
-from trainer.vision.form import CLIP, ImageForm, find_form
+from trainer.vision.form import CLIP, find_form
+from trainer.vision.image_form import ImageForm, ImageTokens
 from trainer.vision.pixels import ImageFileError, read_image, to_pixels
 from trainer.vision.splice import place_images
 
@@ -80,8 +81,14 @@ def test_an_image_stands_where_its_mark_was_and_is_never_trained(checkpoint, pic
     assert all(label == -100 for start in (first, second) for label in labels[start : start + TOKENS])
     assert tokenizer.decode([label for label in labels if label != -100]) == "Red.<|im_end|>Blue.<|im_end|>"
     batch = ImageCollator(2, None, find_form(str(checkpoint), tokenizer), ImageFiles(str(pictures)))([train[0]])
-    assert batch["image_mask"][0].nonzero().squeeze(1).tolist() == [*range(first, first + TOKENS), *range(second, second + TOKENS)]
-    red, blue = (to_pixels(read_image(pictures / name), find_form(str(checkpoint), tokenizer)) for name in ("red.png", "blue.png"))
+    assert batch["image_mask"][0].nonzero().squeeze(1).tolist() == [
+        *range(first, first + TOKENS),
+        *range(second, second + TOKENS),
+    ]
+    red, blue = (
+        to_pixels(read_image(pictures / name), find_form(str(checkpoint), tokenizer))
+        for name in ("red.png", "blue.png")
+    )
     assert torch.equal(batch["pixel_values"], torch.tensor(np.stack([red, blue])))
 
 
@@ -93,7 +100,7 @@ def test_an_image_stands_where_its_mark_was_and_is_never_trained(checkpoint, pic
 def test_marks_of_both_kinds_and_one_image_without_any(small_tokenizer, said, text):
     template = TEMPLATES["internlm2"]
     segments = place_images(template.render([Message("user", said), Message("assistant", "ok")]), 1)
-    encoded = Encoder(small_tokenizer, template, ImageTokens(0, 3)).encode([segments])[0]
+    encoded = Encoder(small_tokenizer, template, ImageForm(28, ImageTokens(0, 3), *CLIP)).encode([segments])[0]
     (start, end) = encoded.images[0]
     assert encoded.ids[start:end] == [0, 0, 0]
     shown = small_tokenizer.decode(encoded.ids[:start]) + "|" + small_tokenizer.decode(encoded.ids[end:])
@@ -104,7 +111,9 @@ def test_marks_of_both_kinds_and_one_image_without_any(small_tokenizer, said, te
 def test_what_stands_around_an_image_is_written_too(small_tokenizer):
     template = TEMPLATES["internlm2"]
     segments = place_images(template.render([Message("user", "a<image>b"), Message("assistant", "ok")]), 1)
-    encoded = Encoder(small_tokenizer, template, ImageTokens(9, 2, (7,), (8,))).encode([segments])[0]
+    encoded = Encoder(small_tokenizer, template, ImageForm(28, ImageTokens(9, 2, (7,), (8,)), *CLIP)).encode(
+        [segments]
+    )[0]
     (start, end) = encoded.images[0]
     assert encoded.ids[start - 1 : end + 1] == [7, 9, 9, 8]
 
@@ -186,7 +195,9 @@ def test_images_that_cannot_be_used_are_told_by_row_and_path(checkpoint, picture
         encoded(config, checkpoint, tmp_path)
     lines = caught.value.message.splitlines()
     assert len(lines) == 4
-    for number, (name, why) in enumerate(zip(wrong, ["no such file", "not an image", "not an image", "an address"], strict=True)):
+    for number, (name, why) in enumerate(
+        zip(wrong, ["no such file", "not an image", "not an image", "an address"], strict=True)
+    ):
         assert f"rows.jsonl:{number + 1}: images[0]: got {name!r}, {why}" in lines[number]
         assert "expected an image file (data.image_dir)" in lines[number]
     assert str(pictures / "gone.png") in lines[0]
@@ -200,7 +211,9 @@ def test_images_that_cannot_be_used_are_told_by_row_and_path(checkpoint, picture
 def test_images_with_a_model_that_reads_text_alone_are_refused(small_tokenizer_folder, pictures, make_config, tmp_path):
     rows = rows_of((["<image>", "ok"], ["red.png"]))
     config = make_config(rows, path=small_tokenizer_folder, image_dir=str(pictures))
-    with pytest.raises(ConfigError, match="images: got 1 with a model that reads text alone, expected a model that sees"):
+    with pytest.raises(
+        ConfigError, match="images: got 1 with a model that reads text alone, expected a model that sees"
+    ):
         encoded(config, small_tokenizer_folder, tmp_path)
 
 
@@ -275,5 +288,9 @@ def test_the_real_image_chats_are_read_whole(checkpoint, tmp_path):
     })  # fmt: skip
     samples, train, _ = encoded(config, checkpoint, tmp_path)
     assert len(samples) == 6
-    assert [[name for _, name in samples.images(index)] for index in range(6)] == [["1.jpg", "1.jpg"], ["2.jpg"], ["3.jpg"]] * 2
+    assert [[name for _, name in samples.images(index)] for index in range(6)] == [
+        ["1.jpg", "1.jpg"],
+        ["2.jpg"],
+        ["3.jpg"],
+    ] * 2
     assert sum(len(train[number].images) for number in range(len(train))) == 8

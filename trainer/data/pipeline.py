@@ -60,7 +60,7 @@ class Pipeline:
         self.config, self.data = config, config.data
         self.template = find_template(config.model.chat_template, tokenizer)
         self.form = find_form(config.model.path, tokenizer)
-        self.encoder = Encoder(tokenizer, self.template, self.form.tokens if self.form else None)
+        self.encoder = Encoder(tokenizer, self.template, self.form)
         self.report = Report()
         self.bad = BadRows(self.report, rejected, skip=self.data.bad_rows == "skip")
         self.watch = watch

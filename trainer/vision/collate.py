@@ -12,7 +12,7 @@ from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.stop import STOP_SIGNALS
 from trainer.vision.files import ImageFiles
-from trainer.vision.form import ImageForm
+from trainer.vision.image_form import ImageForm
 from trainer.vision.pixels import ImageFileError, read_image, to_pixels
 from trainer.vision.prompt import image_mask
 

@@ -1,13 +1,12 @@
-"""How a model takes an image: its size in pixels, how many tokens it becomes, and what stands around it. [I/O]"""
+"""How a checkpoint's model takes an image, from its config files. [I/O]"""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.encode import ImageTokens
 from trainer.errors import ConfigError
 from trainer.models.xcomposer2_config import MODEL_TYPE, read_config, vision_sizes
+from trainer.vision.image_form import ImageForm, ImageTokens
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -15,20 +14,6 @@ Scale = tuple[tuple[float, ...], tuple[float, ...]]
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-
-
-@dataclass(frozen=True)
-class ImageForm:
-    """`size`: width and height in pixels; `crop`: the middle of the image at its own proportions, else all of it
-    squeezed; `mean` and `std`: of each channel; `tokens`: what an image is in the sequence; `masked`: the model gets
-    the image positions as a mask, else it knows them by the id."""
-
-    size: int
-    tokens: ImageTokens
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop: bool = False
-    masked: bool = False
 
 
 def find_form(path: str | None, tokenizer: Any) -> ImageForm | None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from trainer.vision.form import ImageForm
+from trainer.vision.image_form import ImageForm
 
 Pixels = npt.NDArray[np.float32]
 

@@ -49,11 +49,11 @@ def pictures(tmp_path):
 
 def rows_of(*chats):
     """Each chat: what the user and the model say in turn, then the images."""
+    roles = ("user", "assistant") * 9
     return [
-        {"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 9, said, strict=False)],
-         "images": images}
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)], "images": images}
         for said, images in chats
-    ]  # fmt: skip
+    ]
 
 
 def encoded(config, folder, tmp_path):
@@ -252,7 +252,8 @@ def test_an_image_is_turned_as_its_exif_data_says(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "colour", "seen"), [
-    ("L", 128, (128, 128, 128)), ("RGBA", (0, 0, 255, 0), (255, 255, 255)), ("P", 0, (0, 0, 0)), ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
+    ("L", 128, (128, 128, 128)), ("RGBA", (0, 0, 255, 0), (255, 255, 255)), ("P", 0, (0, 0, 0)),
+    ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
 ])  # fmt: skip
 def test_every_kind_of_image_becomes_rgb(mode, colour, seen, tmp_path):
     path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")

@@ -1,5 +1,5 @@
-"""XComposer2 against arithmetic written here from its facts: tower, projector, partial LoRA at image positions, places of
-images; and what training and generation need of it."""
+"""XComposer2 against arithmetic written here from its facts: tower, projector, partial LoRA at image positions, places
+of images; and what training and generation need of it."""
 
 import json
 import math
@@ -65,8 +65,8 @@ def reference_features(weights, image, side):
 
 
 def reference_logits(weights, ids, features, starts, scale=1.0):
-    """InternLM2 over [T] ids, in which the features [P, hidden] of an image stand at each of `starts`; its matrices have
-    their low-rank terms there and nowhere else."""
+    """InternLM2 over [T] ids, in which the features [P, hidden] of an image stand at each of `starts`; its matrices
+    have their low-rank terms there and nowhere else."""
     hidden = weights["model.tok_embeddings.weight"][ids]
     seen = torch.zeros(len(ids), 1)
     for start, image in zip(starts, features, strict=True):

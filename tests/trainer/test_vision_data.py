@@ -50,10 +50,8 @@ def pictures(tmp_path):
 def rows_of(*chats):
     """Each chat: what the user and the model say in turn, then the images."""
     roles = ("user", "assistant") * 9
-    return [
-        {"messages": [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)], "images": images}
-        for said, images in chats
-    ]
+    turns = [[{"role": role, "content": text} for role, text in zip(roles, said, strict=False)] for said, _ in chats]
+    return [{"messages": said, "images": images} for said, (_, images) in zip(turns, chats, strict=True)]
 
 
 def encoded(config, folder, tmp_path):
@@ -226,7 +224,7 @@ def test_leading_folders_that_image_dir_does_not_have_are_left_out(pictures):
     files = ImageFiles(str(pictures))
     assert files.find("data/set/red.png", "x") == "red.png"
     assert files.find("there/red.png", "x") == "there/red.png"
-    with pytest.raises(ValueError, match="the same file in data.image_dir as data/set/red.png"):
+    with pytest.raises(ValueError, match=r"the same file in data\.image_dir as data/set/red\.png"):
         files.find("other/red.png", "x")
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from PIL import Image
 
@@ -293,3 +294,32 @@ def test_the_real_image_chats_are_read_whole(checkpoint, tmp_path):
         ["3.jpg"],
     ] * 2
     assert sum(len(train[number].images) for number in range(len(train))) == 8
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"no real data: {SHARED} is absent")
+@pytest.mark.parametrize("model_type", ["internlmxcomposer2", "internlm2"])
+def test_the_real_tokenizer_writes_the_makers_prompt(model_type, tmp_path):
+    """Beside files that name the makers' classes; SentencePiece itself gives the ids of the text around an image."""
+    shutil.copy(SHARED / "tokenizers/internlm2/tokenizer.model", tmp_path)
+    code = {
+        "AutoConfig": "configuration_x.InternLMXcomposer2Config",
+        "AutoModel": "modeling_x.InternLMXComposer2ForCausalLM",
+    }
+    raw = {
+        "model_type": model_type,
+        "architectures": ["InternLMXComposer2ForCausalLM"],
+        "auto_map": code,
+        "img_size": 490,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "vocab_size": 92544}))
+    named = {"auto_map": {"AutoTokenizer": ["tokenization_x.InternLMXComposer2Tokenizer", None]},
+             "tokenizer_class": "InternLMXComposer2Tokenizer", "bos_token": "<s>", "eos_token": "</s>"}  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    tokenizer = load_tokenizer(str(tmp_path))
+    encoder = Encoder(tokenizer, TEMPLATES["internlm2"], find_form(str(tmp_path), tokenizer))
+    segments = place_images(encoder.template.prompt([Message("user", "<ImageHere>Describe it.")]), 1)
+    (encoded,) = encoder.encode([segments])
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    before = pieces.encode("[UNUSED_TOKEN_146]user\n")
+    after = pieces.encode("Describe it.[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]assistant\n")
+    assert encoded.ids == [1, *before, *[0] * 1225, *after]

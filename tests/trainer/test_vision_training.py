@@ -1,6 +1,10 @@
 """Image chats through the whole trainer: a run as `launch local` starts it, on one rank and on two."""
 
 import json
+import os
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,12 +74,12 @@ def test_image_chats_train_in_four_bits_and_the_adapter_is_the_language_models(c
     assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["exclude_modules"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_zero_2_trains_image_chats(checkpoint, colours, tmp_path, ranks):  # noqa: F811
+@pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (2, 2), (3, 2)])
+def test_zero_trains_image_chats(checkpoint, colours, tmp_path, stage, ranks):  # noqa: F811
     changes = {
         "optimizer__max_steps": 3,
         "optimizer__accumulation": 2 // ranks,
-        "optimizer__deepspeed": {"zero_stage": 2},
+        "optimizer__deepspeed": {"zero_stage": stage},
     }
     run = warm.start(tmp_path, job(tmp_path, checkpoint, colours, **changes), ranks)
     assert run.codes() == [0] * ranks, run.text
@@ -118,3 +122,30 @@ def test_packed_and_unpacked_rows_have_the_same_loss(checkpoint, colours, tmp_pa
         totals.append((total / count, count, len(rows)))
     (one, trained, many), (other, same, few) = totals
     assert one == pytest.approx(other, abs=1e-5) and trained == same and few < many
+
+
+def test_a_resumed_run_trains_on_the_images_it_would_have_had(checkpoint, colours, tmp_path):  # noqa: F811
+    changes = {"optimizer__max_steps": 4, "runtime__save_every": 2, "runtime__sample_prompts": []}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run = warm.start(whole, job(whole, checkpoint, colours, **changes))
+    assert run.codes() == [0], run.text
+    shutil.copytree(whole / "out/checkpoint-2", part / "out/checkpoint-2")
+    again = warm.start(part, job(part, checkpoint, colours, **changes))
+    assert again.codes() == [0], again.text
+    assert "resuming from" in again.text and losses(part) == losses(whole)[2:]
+
+
+def test_the_signal_that_stops_a_job_ends_no_worker_before_it_has_saved(checkpoint, colours, tmp_path):  # noqa: F811
+    """A scheduler sends it to every process of a job, in any order."""
+    run = warm.start(tmp_path, job(tmp_path, checkpoint, colours, optimizer__max_steps=5000))
+    run.wait_for("^step 3/")
+    parent = run.processes[0].pid
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    assert workers
+    for worker in map(int, workers):
+        os.kill(worker, signal.SIGTERM)
+    step = len(losses(tmp_path))
+    run.wait_for(f"^step {step + 5}/")
+    run.tell()
+    assert run.codes() == [75], run.text
+    assert "saved" in run.text and not any(Path(f"/proc/{worker}").exists() for worker in workers)

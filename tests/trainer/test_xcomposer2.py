@@ -334,7 +334,7 @@ def test_a_missing_partial_lora_is_named(checkpoint, tmp_path):
     save_file(
         {name: value for name, value in weights.items() if "wo.Plora_B" not in name}, tmp_path / "model.safetensors"
     )
-    with pytest.raises(ConfigError, match=r"2 weights are missing, the first is model.layers.0.plora.wo.b.o_proj"):
+    with pytest.raises(ConfigError, match=r"2 weights are missing, the first is model.layers.0.plora.wo.b.o.weight"):
         load_model(job(tmp_path), CPU)
 
 

@@ -21,13 +21,14 @@ from trainer.models.internlm2 import split_wqkv, to_llama
 from trainer.models.xcomposer2_config import MODEL_TYPE, POSITIONS, TOWER, vision_sizes
 
 PLORA_RANK = 256  # alpha is the same: the makers' scale is 1
-# name in the checkpoint -> the linear layers of Llama that it is, and the half of the layer where these are
+# name in the checkpoint -> the linear layers of Llama that it is (without _proj: PEFT looks for names that end so), and
+# the half of the layer where these are
 PLORA = {
-    "wqkv": ("self_attn", ("q_proj", "k_proj", "v_proj")),
-    "wo": ("self_attn", ("o_proj",)),
-    "w1": ("mlp", ("gate_proj",)),
-    "w3": ("mlp", ("up_proj",)),
-    "w2": ("mlp", ("down_proj",)),
+    "wqkv": ("self_attn", ("q", "k", "v")),
+    "wo": ("self_attn", ("o",)),
+    "w1": ("mlp", ("gate",)),
+    "w3": ("mlp", ("up",)),
+    "w2": ("mlp", ("down",)),
 }
 
 
@@ -37,23 +38,31 @@ class XComposer2Config(LlamaConfig):  # type: ignore[misc]  # transformers has n
     model_type = MODEL_TYPE
 
 
-class PartialLora(nn.Module):
-    """The low-rank terms of one matrix of the checkpoint, of which Llama may have several parts.
+class Factor(nn.Module):
+    """A matrix [outputs, inputs]. No nn.Linear: those are quantised, and get adapters."""
 
-    `a`: [rank, inputs]; `b`: part -> [outputs, rank].
-    """
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [M, inputs] -> [M, outputs]."""
+        return functional.linear(x.to(self.weight.dtype), self.weight)
+
+
+class PartialLora(nn.Module):
+    """The low-rank terms of one matrix of the checkpoint, of which Llama may have several parts: these share `a`."""
 
     def __init__(self, rank: int, sizes: dict[str, tuple[int, int]]) -> None:
         super().__init__()
         (inputs,) = {found for found, _ in sizes.values()}
-        self.a = nn.Parameter(torch.empty(rank, inputs))
-        self.b = nn.ParameterDict(
-            {part: nn.Parameter(torch.empty(outputs, rank)) for part, (_, outputs) in sizes.items()}
-        )
+        self.a = Factor(inputs, rank)
+        self.b = nn.ModuleDict({part: Factor(rank, outputs) for part, (_, outputs) in sizes.items()})
 
     def forward(self, x: torch.Tensor, part: str) -> torch.Tensor:
         """x [M, inputs] -> what a part's output changes by, [M, outputs]."""
-        return functional.linear(functional.linear(x.to(self.a.dtype), self.a), self.b[part])
+        change: torch.Tensor = self.b[part](self.a(x))
+        return change
 
 
 class XComposer2DecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
@@ -64,7 +73,7 @@ class XComposer2DecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         self.scale = config.plora_alpha / config.plora_rank
         self.plora = nn.ModuleDict()
         for name, (half, parts) in PLORA.items():
-            linears = {part: getattr(getattr(self, half), part) for part in parts}
+            linears = {part: self._linear(half, part) for part in parts}
             sizes = {part: (linear.in_features, linear.out_features) for part, linear in linears.items()}
             self.plora[name] = PartialLora(config.plora_rank, sizes)
 
@@ -82,7 +91,7 @@ class XComposer2DecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         """Hooks for one pass: quantised layers and adapters may take a linear layer's place, and a pass that is
         computed again in the backward pass brings its own positions."""
         hooks = [
-            getattr(getattr(self, half), part).register_forward_hook(self._hook(name, part, image_at))
+            self._linear(half, part).register_forward_hook(self._hook(name, part, image_at))
             for name, (half, parts) in PLORA.items()
             for part in parts
         ]
@@ -91,6 +100,9 @@ class XComposer2DecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _linear(self, half: str, part: str) -> Any:
+        return getattr(getattr(self, half), f"{part}_proj")
 
     def _hook(self, name: str, part: str, image_at: torch.Tensor) -> Any:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -220,7 +232,7 @@ def _plora_weight(name: str, tensor: torch.Tensor, config: Any) -> list[tuple[st
     layer, _, matrix = layer.rpartition(".")
     home = f"{layer.rpartition('.')[0]}.plora.{matrix}"
     if rest == "A.weight":
-        return [(f"{home}.a", tensor)]
+        return [(f"{home}.a.weight", tensor)]
     heads = (config.num_attention_heads, config.num_key_value_heads)
     parts = split_wqkv(tensor, *heads) if matrix == "wqkv" else (tensor,)
-    return [(f"{home}.b.{part}", value) for part, value in zip(PLORA[matrix][1], parts, strict=True)]
+    return [(f"{home}.b.{part}.weight", value) for part, value in zip(PLORA[matrix][1], parts, strict=True)]

@@ -30,7 +30,7 @@ TINY = {
         "patch_size": 14,
     },
 }
-_PLORA_WEIGHT = re.compile(r"(model\.layers\.\d+)\.plora\.(\w+)\.(a|b\.\w+)")
+_PLORA_WEIGHT = re.compile(r"(model\.layers\.\d+)\.plora\.(\w+)\.(a|b\.\w+)\.weight")
 
 
 def to_original(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def _plora(match: re.Match[str], weights: dict[str, torch.Tensor], config: Any) 
     home = f"{layer}.{half}.{matrix}.Plora_"
     if part == "a":
         return {f"{home}A.weight": weights[match[0]]}
-    first, *others = (weights[f"{layer}.plora.{matrix}.b.{name}"] for name in PLORA[matrix][1])
+    first, *others = (weights[f"{layer}.plora.{matrix}.b.{name}.weight"] for name in PLORA[matrix][1])
     if not others:
         return {f"{home}B.weight": first}
     key, value = others

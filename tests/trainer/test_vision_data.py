@@ -13,8 +13,10 @@ from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.config import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.encode import Encoded, Encoder
+from trainer.data.encode import ImageSpan as Images
 from trainer.data.fit import fit
 from trainer.data.message import Message, RowError
+from trainer.data.report import Report
 from trainer.data.segment import render_text
 from trainer.data.store import ids_of, labels_of
 from trainer.data.templates import TEMPLATES
@@ -100,7 +102,7 @@ def test_marks_of_both_kinds_and_one_image_without_any(small_tokenizer, said, te
     template = TEMPLATES["internlm2"]
     segments = place_images(template.render([Message("user", said), Message("assistant", "ok")]), 1)
     encoded = Encoder(small_tokenizer, template, ImageForm(28, ImageTokens(0, 3), *CLIP)).encode([segments])[0]
-    (start, end) = encoded.images[0]
+    start, end, _ = encoded.images[0]
     assert encoded.ids[start:end] == [0, 0, 0]
     shown = small_tokenizer.decode(encoded.ids[:start]) + "|" + small_tokenizer.decode(encoded.ids[end:])
     assert shown.startswith(text)
@@ -113,7 +115,7 @@ def test_what_stands_around_an_image_is_written_too(small_tokenizer):
     encoded = Encoder(small_tokenizer, template, ImageForm(28, ImageTokens(9, 2, (7,), (8,)), *CLIP)).encode(
         [segments]
     )[0]
-    (start, end) = encoded.images[0]
+    start, end, _ = encoded.images[0]
     assert encoded.ids[start - 1 : end + 1] == [7, 9, 9, 8]
 
 
@@ -131,7 +133,9 @@ def test_marks_and_images_that_do_not_agree_are_refused():
 
 # length and packing
 
-SAMPLE = Encoded("", list(range(20)), [(2, 4), (10, 12), (18, 20)], [4, 12, 20], images=((5, 9), (13, 17)))
+SAMPLE = Encoded(
+    "", list(range(20)), [(2, 4), (10, 12), (18, 20)], [4, 12, 20], images=(Images(5, 9, 0), Images(13, 17, 1))
+)
 
 
 @pytest.mark.parametrize(("limit", "policy", "length", "images"), [
@@ -141,6 +145,21 @@ SAMPLE = Encoded("", list(range(20)), [(2, 4), (10, 12), (18, 20)], [4, 12, 20],
 def test_an_image_is_never_cut(limit, policy, length, images):
     ((kept,), _) = fit(SAMPLE, limit, policy, document=False)
     assert len(kept.ids) == length and kept.images == SAMPLE.images[:images]
+
+
+def test_a_document_is_split_around_its_images():
+    document = Encoded(
+        "", list(range(30)), [(1, 8), (12, 20), (24, 30)], [], images=(Images(8, 12, 0), Images(20, 24, 1))
+    )
+    pieces, done = fit(document, 10, "drop", document=True)
+    assert done == "split" and [len(piece.ids) for piece in pieces] == [8, 10, 10, 2]
+    assert [piece.images for piece in pieces] == [(), (Images(0, 4, 0),), (Images(2, 6, 1),), ()]
+    assert [piece.spans for piece in pieces] == [[(1, 8)], [(4, 10)], [(1, 2), (6, 10)], [(1, 2)]]
+    assert [number for piece in pieces for number in piece.ids] == document.ids
+    pieces, _ = fit(document, 3, "drop", document=True)  # no room for an image: it is left out, as a chat would be
+    assert not any(piece.images for piece in pieces)
+    kept = [number for piece in pieces for number in piece.ids]
+    assert kept == [*range(8), *range(12, 20), *range(24, 30)]
 
 
 def test_packed_rows_keep_every_image_at_its_place(checkpoint, pictures, make_config, tmp_path):
@@ -207,13 +226,14 @@ def test_images_that_cannot_be_used_are_told_by_row_and_path(checkpoint, picture
     assert [row["line"] for row in rejected] == [1, 2, 3, 4]
 
 
-def test_images_with_a_model_that_reads_text_alone_are_refused(small_tokenizer_folder, pictures, make_config, tmp_path):
-    rows = rows_of((["<image>", "ok"], ["red.png"]))
-    config = make_config(rows, path=small_tokenizer_folder, image_dir=str(pictures))
-    with pytest.raises(
-        ConfigError, match="images: got 1 with a model that reads text alone, expected a model that sees"
-    ):
-        encoded(config, small_tokenizer_folder, tmp_path)
+def test_a_model_that_reads_text_alone_says_that_it_sees_no_images(
+    small_tokenizer_folder, pictures, make_config, tmp_path
+):
+    config = make_config(rows_of((["<image>Hi", "ok"], ["red.png"])), path=small_tokenizer_folder)
+    samples, _, tokenizer = encoded(config, small_tokenizer_folder, tmp_path)
+    assert "<image>Hi" in tokenizer.decode(ids_of(samples[0]).tolist()) and not samples.images(0)
+    told = "data: 1 conversations have images, which this model does not see; their marks stay text"
+    assert told in Report.load(samples.about["report"]).lines()
 
 
 def test_without_image_dir_a_path_starts_at_the_rows_file(tmp_path):

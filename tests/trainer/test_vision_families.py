@@ -171,7 +171,7 @@ def test_packed_samples_do_not_see_each_other(family, pictures, make_config, tmp
 
 def test_image_chats_train(family, colours, tmp_path):  # noqa: F811
     _, folder = family
-    run = warm.start(tmp_path, job(tmp_path, folder, colours, optimizer__max_steps=6, data__max_length=160))
+    run = warm.start(tmp_path, job(tmp_path, folder, colours, optimizer__max_steps=4, data__max_length=160))
     assert run.codes() == [0], run.text
     found = losses(tmp_path)
     assert found[-1] < found[0]

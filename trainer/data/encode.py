@@ -25,17 +25,24 @@ IGNORED = -100
 MAX_LEADS = 1000
 
 
+class ImageSpan(NamedTuple):
+    """The ids that stand for an image itself, and its number among the conversation's."""
+
+    start: int
+    end: int
+    number: int
+
+
 class Encoded(NamedTuple):
     """One sample: `ids`, of which those in `spans` (start, end) are trained. `turn_ends` are the numbers of tokens
-    after which it may be cut; `escaped`: its content held the text of a special token; `images`: (start, end) of each
-    image's own ids."""
+    after which it may be cut; `escaped`: its content held the text of a special token; `images`: where these are."""
 
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
     turn_ends: list[int]
     escaped: bool = False
-    images: tuple[tuple[int, int], ...] = ()
+    images: tuple[ImageSpan, ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -127,7 +134,8 @@ class Encoder:
 
     def _stretches(self, text: str, segments: Sequence[Segment], *, escaped: bool) -> Encoded:
         ids: list[int] = []
-        spans, turn_ends, images = [], [], []
+        spans, turn_ends = [], []
+        images: list[ImageSpan] = []
         for stretch in _joined(part for segment in segments for part in self._parts(segment)):
             start = len(ids)
             ids += self._ids(stretch)
@@ -136,7 +144,7 @@ class Encoder:
             if stretch.image:
                 assert self.form
                 first = start + len(self.form.tokens.before)
-                images.append((first, first + self.form.tokens.number))
+                images.append(ImageSpan(first, first + self.form.tokens.number, len(images)))
             if stretch.ends_turn:
                 turn_ends.append(len(ids))
         return _sample(text, ids, spans, turn_ends, escaped)._replace(images=tuple(images))

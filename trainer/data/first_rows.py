@@ -132,7 +132,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _sample(tokenizer: Any, sample: Encoded) -> SampleFound:
     pieces, place = [], 0
-    for start, end in sample.images:
+    for start, end, _ in sample.images:
         pieces += token_pieces(tokenizer, sample.ids[place:start], sample.labels[place:start])
         pieces.append(Piece(f"[image: {end - start} tokens]", trained=False, special=True))
         place = end

@@ -82,8 +82,8 @@ class Pipeline:
 
     def _rendered(self) -> Iterator[Rendered]:
         rows = read_conversations(self.config, self.report, self.bad)
-        files = ImageFiles(self.data.image_dir)
-        for mapped, problem in files.checked(rows) if self.form else ((mapped, None) for mapped in rows):
+        checked = ImageFiles(self.data.image_dir).checked(rows) if self.form else ((mapped, None) for mapped in rows)
+        for mapped, problem in checked:
             try:
                 if problem:
                     raise problem
@@ -107,7 +107,8 @@ class Pipeline:
         )
         images = mapped.conversation.images
         if images and self.form is None:
-            raise RowError("images", f"{len(images)} with a model that reads text alone", "a model that sees images")
+            self.report.counts["unseen"] += 1
+            images = ()
         segments = place_images(segments, len(images))
         return Rendered(mapped.source, mapped.read.place, segments, render_text(segments), document, images)
 

@@ -55,9 +55,10 @@ class SampleWriter:
         self._file.close()
 
     def add(self, source: int, place: Place, sample: Encoded, images: Sequence[str] = ()) -> None:
-        """One more sample. `images`: the names of its images, and of those that were cut off behind them."""
-        for (first, _), name in zip(sample.images, images, strict=False):
-            self._images.extend((len(self._lengths), first, self._names.setdefault(name, len(self._names))))
+        """One more sample. `images`: the names of all images of its conversation."""
+        for first, _, number in sample.images:
+            name = self._names.setdefault(images[number], len(self._names))
+            self._images.extend((len(self._lengths), first, name))
         begun = len(self._ids)
         self._ids += sample.ids
         self._spans += [(begun + start, begun + end) for start, end in sample.spans]

@@ -8,15 +8,21 @@ from pathlib import Path, PurePosixPath
 
 from trainer.data.conversations import Mapped
 from trainer.data.message import RowError
+from trainer.errors import ConfigError
 from trainer.vision.pixels import ImageFileError, check_image
 
 AHEAD = 64  # rows whose images are looked at before their turn comes
 
 
 class ImageFiles:
-    """Finds the files that rows name. `folder`: data.image_dir; without it a path starts at its source's folder."""
+    """Finds the files that rows name. `folder`: data.image_dir; without it a path starts at its source's folder. Raises
+    ConfigError for one that is not there."""
 
     def __init__(self, folder: str | None) -> None:
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            raise ConfigError(
+                f"data.image_dir: got {folder}, allowed: a folder that exists (working directory: {Path.cwd()})"
+            )
         self.folder = folder
         self._taken: dict[str, str] = {}
         self._check = cache(_problem)

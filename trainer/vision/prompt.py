@@ -35,7 +35,7 @@ def prompt_inputs(
     pixels = np.stack([_pixels(path, form) for path in images])
     inputs["pixel_values"] = torch.from_numpy(pixels).to(device)
     if form.masked:
-        inputs["image_mask"] = image_mask(ids.shape, [(0, start) for start, _ in encoded.images], form).to(device)
+        inputs["image_mask"] = image_mask(ids.shape, [(0, image.start) for image in encoded.images], form).to(device)
     return inputs
 
 

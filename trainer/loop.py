@@ -17,13 +17,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from trainer.checkpoint import part_folder
 from trainer.data.order import Order
 from trainer.dist import Place
-from trainer.errors import ConfigError, DivergedError
+from trainer.errors import DivergedError
 from trainer.metrics import Ledger
 from trainer.models.lora import lora_plus
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.sections import Lora
-from trainer.vision.collate import begin_worker
+from trainer.vision.collate import begin_worker, require_images
 from trainer.zero_state import has_state, is_by_name, load_state, take_state, write_state
 
 
@@ -84,8 +84,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch, and write it down."""
-        if "problem" in inputs:
-            raise ConfigError(inputs["problem"], "an image of the encoded data is gone: put it back")
+        require_images(inputs)
         self.ledger.rows += inputs.pop("rows")
         self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)

@@ -57,18 +57,22 @@ def job(folder, base, images, **changes):
     return sections
 
 
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
-    return [
-        json.loads(line)["loss"] for line in (folder / "out/metrics.jsonl").read_text().splitlines() if "loss" in line
-    ]
+    return [row["loss"] for row in metrics(folder) if "loss" in row]
 
 
 def test_image_chats_train_in_four_bits_and_the_adapter_is_the_language_models(checkpoint, colours, tmp_path):  # noqa: F811
-    run = warm.start(tmp_path, job(tmp_path, checkpoint, colours, model__quantization="nf4"))
+    apart = {"data__validation": [{"path": str(colours / "llava.json")}], "runtime__eval_every": 6}
+    run = warm.start(tmp_path, job(tmp_path, checkpoint, colours, model__quantization="nf4", **apart))
     assert run.codes() == [0], run.text
     assert "layers: those of transformers (its layers are XComposer2DecoderLayer)" in run.text
     found = losses(tmp_path)
     assert found[-1] < found[0] - 0.3
+    assert sum("validation_loss" in row for row in metrics(tmp_path)) == 2
     adapter = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
     assert adapter and all(".layers." in name and ".lora_" in name and ".vit." not in name for name in adapter)
     assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["exclude_modules"]

@@ -10,6 +10,7 @@ import torch
 
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
+from trainer.errors import ConfigError
 from trainer.stop import STOP_SIGNALS
 from trainer.vision.files import ImageFiles
 from trainer.vision.image_form import ImageForm
@@ -50,6 +51,12 @@ class ImageCollator(Collator):
             return to_pixels(read_image(path), self.form)
         except ImageFileError as error:
             raise ImageFileError(f"{path}: {error}") from error
+
+
+def require_images(batch: dict[str, Any]) -> None:
+    """Raise ConfigError for a batch with a problem: an error that a worker process raises arrives as a traceback."""
+    if "problem" in batch:
+        raise ConfigError(batch["problem"], "an image of the encoded data is gone: put it back")
 
 
 def begin_worker(number: int) -> None:

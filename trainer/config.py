@@ -246,6 +246,12 @@ class Data(Section):
         description="What the loss is also measured on, at every runtime.eval_every: sources of its own, or the share "
         "of the samples that is kept apart from training.",
     )
+    image_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that the paths of images in rows start from. Leading folders of a path that it does not "
+        "have are left out. Default: the folder of the row's own file.",
+    )
     cache_dir: str | None = Field(
         None,
         min_length=1,

@@ -56,6 +56,9 @@ from trainer.saver import Saver
 from trainer.stop import Stop
 from trainer.stopwatch import Stopwatch
 from trainer.trackers import TENSORBOARD, find_trackers, tensorboard
+from trainer.vision.collate import ImageCollator
+from trainer.vision.files import ImageFiles
+from trainer.vision.form import find_form
 from trainer.watch import begin_watch
 from trainer.zero_state import is_by_name
 
@@ -107,7 +110,8 @@ class Run:
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
         model = build_model(self.config, self.place.device, self.deepspeed)
-        model.config.use_cache = False  # with a cache transformers does not look for the borders of packed samples
+        # with a cache transformers does not look for the borders of packed samples
+        model.config.use_cache = model.config.get_text_config().use_cache = False
         self.tell(_parameters(model))
         samples = rows["train"].samples.lengths[rows["train"].members]
         self.flops = flops_of(model, samples, self.place.device)
@@ -279,15 +283,15 @@ class Run:
         self, model: Any, args: TrainingArguments, rows: dict[str, Rows], tokenizer: Any, sampler: Sampler
     ) -> tuple[CheckedTrainer, StepCallback]:
         settle = torch.cuda.synchronize if not self.place.on_cpu else lambda: None
-        ledger, train, data = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"], self.config.data
+        ledger, train = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"]
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
         saver = Saver(self.output, self._writers, self.config.runtime.keep, self.place, barrier, self.tell)
-        collator = Collator(tokenizer.pad_token_id, data.max_length if data.pack else None)
+        collator = self._collator(tokenizer)
         trainer = CheckedTrainer(
             model=model,
             args=args,
             train_dataset=train,
-            order=Order(train.lengths, self.config.settings.seed, self._batch, data.group_by_length),
+            order=Order(train.lengths, self.config.settings.seed, self._batch, self.config.data.group_by_length),
             data_collator=collator,
             place=self.place,
             ledger=ledger,
@@ -323,6 +327,14 @@ class Run:
         steps = StepCallback(self.place, self.stop, ledger, divergence, saver, self.peers)
         trainer.add_callback(steps)
         return trainer, steps
+
+    def _collator(self, tokenizer: Any) -> Collator:
+        data = self.config.data
+        length = data.max_length if data.pack else None
+        form = find_form(self.config.model.path, tokenizer)
+        if form is None:
+            return Collator(tokenizer.pad_token_id, length)
+        return ImageCollator(tokenizer.pad_token_id, length, form, ImageFiles(data.image_dir), self.place.processes)
 
     def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
         """Answers, on rank 0 alone unless the weights are split over the ranks."""

@@ -6,6 +6,7 @@ from trainer.data.collate import Collator
 from trainer.data.encode import IGNORED
 from trainer.data.rows import Rows
 from trainer.dist import Place
+from trainer.vision.collate import require_images
 
 
 class Validation:
@@ -33,6 +34,7 @@ class Validation:
     def _batch(self, model: torch.nn.Module, numbers: list[int], *, counted: bool) -> torch.Tensor:
         """(summed loss, trained tokens) of a batch; zeros for one that only keeps step with the others."""
         inputs = self.collator([self.rows[number] for number in numbers])
+        require_images(inputs)
         inputs.pop("rows")
         inputs = {
             name: value.to(self.place.device) if torch.is_tensor(value) else value for name, value in inputs.items()

@@ -58,6 +58,7 @@ def flops_per_token(model: nn.Module, context: float) -> float:
     much backward."""
     size = sum(_size(weight) * (6 if weight.requires_grad else 4) for weight in _matrices(model))
     config: Any = model.config
+    config = config.get_text_config()  # of a model that sees images, which are few tokens' worth
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return float(size + 12 * context * width * config.num_hidden_layers)

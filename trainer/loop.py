@@ -24,6 +24,7 @@ from trainer.models.lora import is_of_adapter, lora_plus
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.sections import Lora
+from trainer.vision.collate import begin_worker, require_images
 from trainer.zero_state import has_state, is_by_name, load_state, take_state, write_state
 
 
@@ -68,11 +69,15 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         batches = RankBatches(
             self.order, self.place.rank, self.place.world, self.args.per_device_train_batch_size, self.args.max_steps
         )
+        workers = getattr(self.data_collator, "workers", 0)  # for images alone: other rows need none
         return DataLoader(
             self.train_dataset,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
+            num_workers=workers,
+            worker_init_fn=begin_worker if workers else None,
+            multiprocessing_context="fork" if workers else None,
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
@@ -83,6 +88,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch, and write it down. Returns its loss for the reports: the one before, if it is not a
         number (transformers does the same, but stops the device for it)."""
+        require_images(inputs)
         self.ledger.rows += inputs.pop("rows")
         self.ledger.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)

@@ -60,6 +60,7 @@ data:
   overlong: keep_turns
   bad_rows: error
   validation: null
+  image_dir: null
   cache_dir: null
 optimizer:
   lr: 0.0002

@@ -114,8 +114,8 @@ BAD = [
     # images
     ("messages", {**chat(("user", "<image>"), A), "images": []},
      "images: got 0 images, expected 1, one for each <image> in the text"),
-    ("messages", {**chat(Q, A), "images": ["1.jpg"]},
-     "images: got 1 images, expected 0, one for each <image> in the text"),
+    ("messages", {**chat(Q, A), "images": ["1.jpg", "2.jpg"]},
+     "images: got 2 images, expected 0, one for each <image> in the text"),
     ("messages", {**chat(("user", "<image>"), A), "images": [1]}, "images[0]: got 1, expected a path or an address"),
     ("messages", {**chat(("user", [{"type": "image_url", "image_url": "x"}]), A), "images": ["1.jpg"]},
      "images: got a column of images and image_url parts, expected one of the two"),

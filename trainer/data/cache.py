@@ -28,6 +28,7 @@ from trainer.data.sources import source_files
 from trainer.data.store import Samples, SampleWriter
 from trainer.errors import ConfigError
 from trainer.metrics import replace_text
+from trainer.vision.form import find_form
 
 REJECTED = "rejected.jsonl"
 
@@ -86,6 +87,7 @@ class DataCache:
             "template": [template, tokenizer.chat_template if template == "tokenizer" else None],
             "tokenizer": _hash(tokenizer.backend_tokenizer.to_str().encode()),
             "ends": [tokenizer.bos_token, tokenizer.eos_token],
+            "images": [data.image_dir, repr(find_form(config.model.path, tokenizer))],
             "code": [_hash(path.read_bytes()) for path in sorted(Path(__file__).parent.rglob("*.py"))],
         }
         return _digest(decides)

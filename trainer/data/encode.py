@@ -3,7 +3,8 @@
 
 Two things make a conversation take the second path, which tokenises the stretches between special tokens one by one:
 content that holds the text of a special token (it stays ordinary text: nobody can close a turn from inside a message),
-and a token that would straddle the start of an answer (a prompt ends exactly there at inference).
+and a token that would straddle the start of an answer (a prompt ends exactly there at inference). Conversations with
+images take it, too: the text before and after an image is tokenised by itself.
 """
 
 import re
@@ -18,20 +19,30 @@ from trainer.data.plain import plain_tokenizer
 from trainer.data.segment import Segment, render_text
 from trainer.data.templates import Template
 from trainer.errors import ConfigError
+from trainer.vision.image_form import ImageForm
 
 IGNORED = -100
 MAX_LEADS = 1000
 
 
+class ImageSpan(NamedTuple):
+    """The ids that stand for an image itself, and its number among the conversation's."""
+
+    start: int
+    end: int
+    number: int
+
+
 class Encoded(NamedTuple):
     """One sample: `ids`, of which those in `spans` (start, end) are trained. `turn_ends` are the numbers of tokens
-    after which it may be cut; `escaped`: its content held the text of a special token."""
+    after which it may be cut; `escaped`: its content held the text of a special token; `images`: where these are."""
 
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
     turn_ends: list[int]
     escaped: bool = False
+    images: tuple[ImageSpan, ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -50,10 +61,10 @@ class Found(NamedTuple):
 
 
 class Encoder:
-    """Encodes conversations of one template with one fast tokenizer."""
+    """Encodes conversations of one template with one fast tokenizer; `form`: how the model takes images."""
 
-    def __init__(self, tokenizer: Any, template: Template) -> None:
-        self.template = template
+    def __init__(self, tokenizer: Any, template: Template, form: ImageForm | None = None) -> None:
+        self.template, self.form = template, form
         self._fast = tokenizer.backend_tokenizer
         self._specials = special_ids(tokenizer)
         self._pattern = _special_pattern(self._specials)
@@ -93,9 +104,9 @@ class Encoder:
 
     def read(self, text: str, segments: Sequence[Segment], found: Found) -> Encoded:
         """The quick half of encode(): one sample from what the tokenizer found in its text."""
-        for segment in segments:
-            if segment.content and self._may_hold(segment.text):
-                return self._stretches(text, segments, escaped=True)
+        apart = [one for one in segments if one.content and (one.image or self._may_hold(one.text))]
+        if apart:
+            return self._stretches(text, segments, escaped=not all(one.image for one in apart))
         result = found.result
         if not found.offsets:
             ids = result.ids
@@ -124,18 +135,29 @@ class Encoder:
     def _stretches(self, text: str, segments: Sequence[Segment], *, escaped: bool) -> Encoded:
         ids: list[int] = []
         spans, turn_ends = [], []
+        images: list[ImageSpan] = []
         for stretch in _joined(part for segment in segments for part in self._parts(segment)):
             start = len(ids)
-            ids += (
-                [self._specials[stretch.text]]
-                if stretch.control
-                else self._plain.encode(stretch.text, add_special_tokens=False).ids
-            )
+            ids += self._ids(stretch)
             if stretch.trained:
                 spans.append((start, len(ids)))
+            if stretch.image:
+                assert self.form
+                first = start + len(self.form.tokens.before)
+                images.append(ImageSpan(first, first + self.form.tokens.number, len(images)))
             if stretch.ends_turn:
                 turn_ends.append(len(ids))
-        return _sample(text, ids, spans, turn_ends, escaped)
+        return _sample(text, ids, spans, turn_ends, escaped)._replace(images=tuple(images))
+
+    def _ids(self, stretch: Segment) -> list[int]:
+        if stretch.control:
+            return [self._specials[stretch.text]]
+        if stretch.image:
+            assert self.form
+            fill, number, before, after = self.form.tokens
+            return [*before, *[fill] * number, *after]
+        ids: list[int] = self._plain.encode(stretch.text, add_special_tokens=False).ids
+        return ids
 
     def _parts(self, segment: Segment) -> Iterator[Segment]:
         """A segment as the tokenizer would see it on the first path: a special token that stands in a template's text
@@ -221,9 +243,10 @@ def _joined(segments: Iterable[Segment]) -> list[Segment]:
     stretches: list[Segment] = []
     for segment in segments:
         last = stretches[-1] if stretches else None
-        if last and not segment.control and not last.control and last.trained == segment.trained:
+        apart = segment.control or segment.image
+        if last and not apart and not last.control and not last.image and last.trained == segment.trained:
             stretches[-1] = last._replace(text=last.text + segment.text, ends_turn=segment.ends_turn)
-        elif segment.text:
+        elif segment.text or segment.image:
             stretches.append(segment)
     return stretches
 

@@ -131,7 +131,13 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _sample(tokenizer: Any, sample: Encoded) -> SampleFound:
-    return SampleFound(sample.ids, sample.labels, token_pieces(tokenizer, sample.ids, sample.labels))
+    pieces, place = [], 0
+    for start, end, _ in sample.images:
+        pieces += token_pieces(tokenizer, sample.ids[place:start], sample.labels[place:start])
+        pieces.append(Piece(f"[image: {end - start} tokens]", trained=False, special=True))
+        place = end
+    pieces += token_pieces(tokenizer, sample.ids[place:], sample.labels[place:])
+    return SampleFound(sample.ids, sample.labels, pieces)
 
 
 def _plain(value: Any) -> Any:

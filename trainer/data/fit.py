@@ -33,10 +33,14 @@ def fit(sample: Encoded, limit: int, policy: Policy, *, document: bool) -> tuple
 
 
 def cut(sample: Encoded, length: int) -> Encoded:
-    """Its first `length` tokens. The text stays whole: it shows what was there."""
+    """Its first `length` tokens, fewer where that would cut an image. The text stays whole: it shows what was there."""
+    length = min([length, *(image.start for image in sample.images if image.start < length < image.end)])
     spans = [(start, min(end, length)) for start, end in sample.spans if start < length]
     return sample._replace(
-        ids=sample.ids[:length], spans=spans, turn_ends=[end for end in sample.turn_ends if end <= length]
+        ids=sample.ids[:length],
+        spans=spans,
+        turn_ends=[end for end in sample.turn_ends if end <= length],
+        images=tuple(image for image in sample.images if image.end <= length),
     )
 
 
@@ -45,8 +49,27 @@ def _trainable(sample: Encoded, done: str) -> tuple[list[Encoded], str]:
 
 
 def _split(sample: Encoded, limit: int) -> list[Encoded]:
-    """Pieces of `limit` tokens. The first token of each is not trained: it has nothing before it."""
-    return [
-        sample._replace(ids=ids, spans=[(1, len(ids))] if len(ids) > 1 else [], turn_ends=[])
-        for ids in (sample.ids[start : start + limit] for start in range(0, len(sample.ids), limit))
-    ]
+    """Pieces of `limit` tokens, fewer where an image would be cut; one that is longer than `limit` is left out. The
+    first token of each is not trained: it has nothing before it."""
+    pieces, start = [], 0
+    while start < len(sample.ids):
+        end = start + limit
+        cut_image = next((image for image in sample.images if image.start < end < image.end), None)
+        if cut_image and cut_image.start == start:
+            start = cut_image.end
+            continue
+        end = cut_image.start if cut_image else end
+        pieces.append(_piece(sample, start, end))
+        start = end
+    return pieces
+
+
+def _piece(sample: Encoded, start: int, end: int) -> Encoded:
+    spans = [(max(first, start + 1) - start, min(last, end) - start) for first, last in sample.spans]
+    images = [image for image in sample.images if start <= image.start and image.end <= end]
+    return sample._replace(
+        ids=sample.ids[start:end],
+        spans=[span for span in spans if span[0] < span[1]],
+        turn_ends=[],
+        images=tuple(image._replace(start=image.start - start, end=image.end - start) for image in images),
+    )

@@ -171,7 +171,7 @@ def _stages(report: Report, rows: int) -> list[Stage]:
     broken = sum(count for reason, count in report.reasons.items() if reason.startswith("row: "))
     steps = [
         ("sources", {"bad": broken, "filtered": counts["filtered"]}, ()),
-        ("map and template", {"bad": counts["bad"] - broken}, ()),
+        ("map and template", {"bad": counts["bad"] - broken}, ("unseen",)),
         ("encode", {"untrained": counts["untrained"]}, ("escaped", "duplicates")),
     ]
     stages, given = [], report.read

@@ -21,6 +21,9 @@ from trainer.data.sources import Place
 from trainer.data.store import SampleWriter
 from trainer.data.templates import find_template
 from trainer.errors import ConfigError
+from trainer.vision.files import ImageFiles
+from trainer.vision.form import find_form
+from trainer.vision.splice import place_images
 
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 4_000_000
 
@@ -33,6 +36,7 @@ class Rendered(NamedTuple):
     segments: list[Segment]
     text: str
     document: bool
+    images: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -55,7 +59,8 @@ class Pipeline:
     ) -> None:
         self.config, self.data = config, config.data
         self.template = find_template(config.model.chat_template, tokenizer)
-        self.encoder = Encoder(tokenizer, self.template)
+        self.form = find_form(config.model.path, tokenizer)
+        self.encoder = Encoder(tokenizer, self.template, self.form)
         self.report = Report()
         self.bad = BadRows(self.report, rejected, skip=self.data.bad_rows == "skip")
         self.watch = watch
@@ -65,7 +70,7 @@ class Pipeline:
         """Write every sample, in source order. Raises ConfigError when rows are bad or nothing is left."""
         for rendered, encoded in self._encoded(self._rendered()):
             for sample in self._fitted(rendered, encoded):
-                writer.add(rendered.source, rendered.place, sample)
+                writer.add(rendered.source, rendered.place, sample, rendered.images)
                 self._count(sample)
         self.bad.raise_all()
         if not self.report.kept:
@@ -76,8 +81,12 @@ class Pipeline:
         return self.report
 
     def _rendered(self) -> Iterator[Rendered]:
-        for mapped in read_conversations(self.config, self.report, self.bad):
+        rows = read_conversations(self.config, self.report, self.bad)
+        checked = ImageFiles(self.data.image_dir).checked(rows) if self.form else ((mapped, None) for mapped in rows)
+        for mapped, problem in checked:
             try:
+                if problem:
+                    raise problem
                 rendered = self._render(mapped)
             except RowError as error:
                 self.bad.add(mapped.read, str(error))
@@ -96,7 +105,12 @@ class Pipeline:
             if document
             else self.template.render(messages, mapped.conversation.tools)
         )
-        return Rendered(mapped.source, mapped.read.place, segments, render_text(segments), document)
+        images = mapped.conversation.images
+        if images and self.form is None:
+            self.report.counts["unseen"] += 1
+            images = ()
+        segments = place_images(segments, len(images))
+        return Rendered(mapped.source, mapped.read.place, segments, render_text(segments), document, images)
 
     def _encoded(self, conversations: Iterable[Rendered]) -> Iterator[tuple[Rendered, Encoded]]:
         waiting: deque[Batch] = deque()
@@ -121,7 +135,7 @@ class Pipeline:
             counts["untrained"] += 1
             return []
         known = len(self._seen)
-        self._seen.add(hash(encoded.text))
+        self._seen.add(hash((encoded.text, rendered.images)))
         counts["duplicates"] += len(self._seen) == known
         counts["escaped"] += encoded.escaped
         try:

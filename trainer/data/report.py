@@ -9,6 +9,7 @@ MEANINGS = {
     "bad": "rows cannot be used (data.bad_rows)",
     "filtered": "rows outside min and max left out",
     "untrained": "conversations with nothing to train on left out",
+    "unseen": "conversations have images, which this model does not see; their marks stay text",
     "escaped": "conversations hold the text of a special token; it stays ordinary text",
     "split": "documents longer than max_length split into pieces",
     "shortened": "conversations longer than max_length lost trailing turns",

@@ -1,7 +1,7 @@
 """Which samples make up a row that the model sees: sources mixed by weight, validation kept apart, samples packed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ Numbers = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Row:
     """What the model gets as one sequence. `number` is its place in the training set, the same after every restart;
-    `samples` are stored tokens (trainer.data.store); `origins` say where each was read."""
+    `samples` are stored tokens (trainer.data.store); `origins` say where each was read; `images`: where each image
+    starts among the row's tokens, and its name."""
 
     number: int
     samples: list[Tokens]
     origins: list[str]
+    images: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Rows(Sequence[Row]):
@@ -37,8 +39,18 @@ class Rows(Sequence[Row]):
         start = int(self.ends[number - 1]) if number else 0
         members = self.members[start : self.ends[number]].tolist()
         return Row(
-            number, [self.samples[index] for index in members], [self.samples.place(index) for index in members]
+            number,
+            [self.samples[index] for index in members],
+            [self.samples.place(index) for index in members],
+            self._images(members),
         )
+
+    def _images(self, members: list[int]) -> list[tuple[int, str]]:
+        found, before = [], 0
+        for index in members:
+            found += [(before + start, name) for start, name in self.samples.images(index)]
+            before += int(self.samples.lengths[index])
+        return found
 
     @property
     def lengths(self) -> Numbers:

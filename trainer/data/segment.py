@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 class Segment(NamedTuple):
     """A piece of the rendered text. `control`: the text of one special token, never ordinary text. `content`: it came
-    with the row and not from the template. `ends_turn`: after it the conversation may end."""
+    with the row and not from the template. `ends_turn`: after it the conversation may end. `image`: an image
+    stands here; the text is its mark."""
 
     text: str
     trained: bool = False
     control: bool = False
     content: bool = False
     ends_turn: bool = False
+    image: bool = False
 
 
 def render_text(segments: Sequence[Segment]) -> str:

@@ -2,7 +2,9 @@
 
 tokens.bin holds all samples one after the other, int32: a trained token is its id, any other the id's bitwise
 complement (negative, as in InternEvo's format), so that labels cost nothing. lengths.npy: tokens per sample, int32.
-places.npy: (source, file, line) of each sample. about.json: files, report.
+places.npy: (source, file, line) of each sample. images.npy, where there are any: (sample, start, name) of each image,
+start being the first of its tokens in the sample. about.json: files, image names, report. Of an image its name is kept,
+never its pixels.
 """
 
 import json
@@ -43,6 +45,8 @@ class SampleWriter:
         self._lengths = array("i")
         self._places = array("q")
         self._files: dict[str, int] = {}
+        self._images = array("q")
+        self._names: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +54,11 @@ class SampleWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def add(self, source: int, place: Place, sample: Encoded) -> None:
-        """One more sample."""
+    def add(self, source: int, place: Place, sample: Encoded, images: Sequence[str] = ()) -> None:
+        """One more sample. `images`: the names of all images of its conversation."""
+        for first, _, number in sample.images:
+            name = self._names.setdefault(images[number], len(self._names))
+            self._images.extend((len(self._lengths), first, name))
         begun = len(self._ids)
         self._ids += sample.ids
         self._spans += [(begun + start, begun + end) for start, end in sample.spans]
@@ -66,7 +73,9 @@ class SampleWriter:
         self._file.close()
         np.save(self.folder / "lengths.npy", np.array(self._lengths, dtype=np.int32))
         np.save(self.folder / "places.npy", np.array(self._places, dtype=np.int64).reshape(-1, 3))
-        text = json.dumps({"files": list(self._files), **about}, ensure_ascii=False)
+        if self._images:
+            np.save(self.folder / "images.npy", np.array(self._images, dtype=np.int64).reshape(-1, 3))
+        text = json.dumps({"files": list(self._files), "images": list(self._names), **about}, ensure_ascii=False)
         (self.folder / "about.json").write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
@@ -86,6 +95,8 @@ class Samples(Sequence[Tokens]):
         self.lengths: npt.NDArray[np.int32] = np.load(folder / "lengths.npy")
         self.ends = np.cumsum(self.lengths, dtype=np.int64)
         self.places: npt.NDArray[np.int64] = np.load(folder / "places.npy", mmap_mode="r")
+        images = folder / "images.npy"
+        self._images: npt.NDArray[np.int64] = np.load(images) if images.exists() else np.empty((0, 3), np.int64)
         total = int(self.ends[-1]) if len(self.ends) else 0
         self.tokens: Tokens = (
             np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r", shape=(total,))
@@ -99,6 +110,11 @@ class Samples(Sequence[Tokens]):
     def __getitem__(self, index: Any) -> Any:
         end = int(self.ends[index])
         return self.tokens[end - int(self.lengths[index]) : end]
+
+    def images(self, index: int) -> list[tuple[int, str]]:
+        """Where its images start among its tokens, and their names."""
+        first, last = np.searchsorted(self._images[:, 0], [index, index + 1])
+        return [(start, self.about["images"][name]) for _, start, name in self._images[first:last].tolist()]
 
     def place(self, index: int) -> str:
         """Where it was read, as `file:line`."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from trainer.vision.parts import vision_towers
+
 VARLEN = "varlen"
 
 
@@ -33,6 +35,8 @@ def use_varlen(model: Any) -> None:
 
     AttentionInterface.register(VARLEN, varlen_attention)
     model.set_attn_implementation(VARLEN)
+    for tower in vision_towers(model):  # which would take the text's borders for its own
+        tower.config._attn_implementation = "sdpa"
 
 
 def varlen_attention(  # noqa: PLR0913, PLR0917  (transformers calls it so)

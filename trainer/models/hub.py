@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.models.xcomposer2_config import completed, is_xcomposer
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 # in this order: what the first finds is enough
@@ -58,7 +59,7 @@ def _downloaded(name: str, revision: str | None, small: list[str]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises ConfigError."""
+    """config.json, completed for an XComposer2. Raises ConfigError."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}", "download the checkpoint again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: got a {type(raw).__name__}, allowed: the fields of a model's config")
-    return raw
+    return completed(raw, folder) if is_xcomposer(raw) else raw
 
 
 def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> None:

@@ -15,9 +15,11 @@ from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
 from trainer.models.registry import Family, find_family
 from trainer.models.split import Split
 from trainer.models.weights import file_of, read_tensors
+from trainer.vision.parts import PATTERN
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
+SEEING = ("llava", "internvl")  # model types of transformers that take images
 
 
 def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
@@ -168,8 +170,10 @@ def _auto_model(
 ) -> Any:
     """Through transformers' own class, or, trusted, one that the checkpoint brings. No `device`: in ZeRO-3, where
     transformers splits what is not quantised."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
+    seeing = read_config(folder).get("model_type") in SEEING
+    unquantised = [HEAD, PATTERN] if seeing else None
     kinds = {
         "nf4": partial(
             BitsAndBytesConfig,
@@ -178,10 +182,17 @@ def _auto_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=dtype,
+            llm_int8_skip_modules=unquantised,  # of 4 bits, too
         ),
-        "int8": partial(BitsAndBytesConfig, load_in_8bit=True, llm_int8_threshold=OUTLIERS),
+        "int8": partial(
+            BitsAndBytesConfig,
+            load_in_8bit=True,
+            llm_int8_threshold=OUTLIERS,
+            llm_int8_skip_modules=unquantised,
+        ),
     }
-    return AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    return kind.from_pretrained(
         folder,
         dtype=dtype,
         quantization_config=kinds[quantization]() if quantization in kinds else None,

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from trainer.models.split import empty_4bit
+from trainer.vision.parts import sees_images
 
 OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
 PIECE = 2**20  # elements; on CPUs bitsandbytes needs some 16 bytes for each
 
 
 def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtype, keep: str) -> None:
-    """Every linear layer but `keep`, the head, becomes an empty quantised one: `nf4` (with double quantisation) or
-    `int8`."""
+    """Every linear layer but `keep`, the head, and those that see images becomes an empty quantised one: `nf4` (with
+    double quantisation) or `int8`."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     kinds = {
@@ -23,7 +24,7 @@ def replace_linears(model: torch.nn.Module, quantization: str, dtype: torch.dtyp
         "int8": partial(Linear8bitLt, has_fp16_weights=False, threshold=OUTLIERS),
     }
     for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and name != keep:
+        if type(module) is torch.nn.Linear and name != keep and not sees_images(name):
             with torch.device("meta"):
                 new = kinds[quantization](module.in_features, module.out_features, module.bias is not None)
             model.set_submodule(name, new)

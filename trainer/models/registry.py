@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from trainer.models import internlm, internlm2, internlm3, native
+from trainer.models import internlm, internlm2, internlm3, native, xcomposer2
 from trainer.models.rope import rope_llama
+from trainer.models.xcomposer2_config import MODEL_TYPE as XCOMPOSER2
 
 Weights = list[tuple[str, torch.Tensor]]
 
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     "internlm": Family(internlm.llama_config, internlm.to_llama, internlm.llama_model),
     "internlm2": Family(internlm2.llama_config, internlm2.to_llama),
     "internlm3": Family(internlm3.llama_config, native.same_name),
+    XCOMPOSER2: Family(xcomposer2.llama_config, xcomposer2.convert, xcomposer2.XComposer2ForCausalLM),
     **dict.fromkeys(native.KINDS, Family(native.native_config, native.same_name, native.native_model)),
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.hub import require_folder
+from trainer.models.xcomposer2_config import is_xcomposer
 
 # id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
 INTERNLM2_SLOTS = {
@@ -97,18 +98,29 @@ def _with_slots(tokenizer: Any, path: str, slots: dict[int, str]) -> Any:
 
 @contextmanager
 def _described(path: str) -> Iterator[str]:
-    """`path`, or for a bare `tokenizer.model` a passing folder that says what the library must know of it."""
+    """`path`, or for a bare `tokenizer.model` a passing folder that says what the library must know of it; an
+    XComposer2's files say it, but name classes that only the makers' code has."""
     model = Path(path).expanduser() / "tokenizer.model"
-    if not model.is_file() or any(model.with_name(name).exists() for name in ("config.json", "tokenizer_config.json")):
+    if not model.is_file() or _is_described(model.parent):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / model.name).symlink_to(model.absolute())
         special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-        config = {"tokenizer_class": "InternLM2Tokenizer", "add_bos_token": True, **special}
+        own = model.with_name("tokenizer_config.json")
+        told = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else special
+        told.pop("auto_map", None)
+        config = {**told, "tokenizer_class": "InternLM2Tokenizer", "add_bos_token": True}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
         (Path(folder) / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
         yield folder
+
+
+def _is_described(folder: Path) -> bool:
+    config = folder / "config.json"
+    if config.is_file() and is_xcomposer(json.loads(config.read_text(encoding="utf-8"))):
+        return False
+    return config.exists() or (folder / "tokenizer_config.json").exists()
 
 
 def _named(tokenizer: Any, slots: dict[int, str]) -> Any:

@@ -1,17 +1,20 @@
-"""Images of a conversation: each stands for one `<image>` in the text. Pure."""
+"""Images of a conversation: each stands for one `<image>` in the text (XComposer's `<ImageHere>`). Pure."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from trainer.data.formats.values import Row, items, shown
 from trainer.data.message import Message, RowError
 
 MARK = "<image>"
+MARKS = re.compile("<image>|<ImageHere>")
 COLUMNS = ("images", "image")
 
 
 def read_images(row: Row, turns: Sequence[Message], kept: Sequence[Message], parts: Sequence[str]) -> tuple[str, ...]:
     """The images of the turns that are kept. They are in the column `images` (a list) or `image` (LLaVA's: one), or
-    came as `parts` of the messages. Without any of these, `<image>` is ordinary text."""
+    came as `parts` of the messages. Without any of these, `<image>` is ordinary text. One image may come without mark:
+    it stands in front of the conversation."""
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None and not parts:
         return ()
@@ -19,14 +22,14 @@ def read_images(row: Row, turns: Sequence[Message], kept: Sequence[Message], par
         raise RowError(column, "a column of images and image_url parts", "one of the two")
     images = _column(row, column) if column else tuple(parts)
     marks = count_marks(turns)
-    if len(images) != marks:
+    if len(images) != marks and (len(images), marks) != (1, 0):
         raise RowError(column or "messages", f"{len(images)} images", f"{marks}, one for each {MARK} in the text")
-    return images[: count_marks(kept)]  # what is dropped comes last
+    return images[: count_marks(kept)] if marks else images  # what is dropped comes last
 
 
 def count_marks(turns: Iterable[Message]) -> int:
     """How many images the turns stand for."""
-    return sum(turn.content.count(MARK) for turn in turns)
+    return sum(len(MARKS.findall(turn.content)) for turn in turns)
 
 
 def _column(row: Row, column: str) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Images in conversations: read, made into pixels, given their places among the tokens."""

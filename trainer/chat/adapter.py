@@ -32,8 +32,8 @@ def put_adapter(model: Any, folder: Path, base: str, tell: Callable[[str], None]
     problem = _misfit(model, shapes)
     if problem:
         raise ConfigError(
-            f"{folder}: an adapter of another base: {problem} (trained on {trained_on or 'a base without name'}, put on "
-            f"{base})",
+            f"{folder}: an adapter of another base: {problem} (trained on {trained_on or 'a base without name'}, "
+            f"put on {base})",
             "name the base that it was trained on",
         )
     if trained_on and Path(trained_on).name != Path(base).name:

@@ -10,6 +10,7 @@ from trainer.data.formats.chat import read_messages
 from trainer.data.formats.values import parsed
 from trainer.data.message import Conversation, Message, RowError
 from trainer.data.own_template import openai_messages
+from trainer.data.tools import Tools
 from trainer.errors import ConfigError
 
 
@@ -21,10 +22,11 @@ class Exchange(NamedTuple):
 
 
 class History:
-    """Whole exchanges; a question without an answer is never a part of it."""
+    """Whole exchanges; a question without an answer is never a part of it. `tools`: functions that the model may call;
+    `images` belong to the first question."""
 
-    def __init__(self, system: str = "") -> None:
-        self.system = system
+    def __init__(self, system: str = "", tools: Tools = (), images: Sequence[Path] = ()) -> None:
+        self.system, self.tools, self.images = system, tools, images
         self.exchanges: list[Exchange] = []
         self._undone: list[Exchange] = []
 
@@ -63,9 +65,10 @@ class History:
         """Names of the functions that the last answer calls, whose results come next."""
         return [call.name for call in self.exchanges[-1].answer.calls] if self.exchanges else []
 
-    def replace(self, messages: Sequence[Message]) -> None:
+    def replace(self, messages: Sequence[Message], tools: Tools) -> None:
         """Become this conversation; what follows its last answer is left out."""
         self.clear()
+        self.tools = tools or self.tools
         begins = bool(messages) and messages[0].role == "system" and not messages[0].channel
         self.system = messages[0].content if begins else ""
         asked: list[Message] = []
@@ -77,7 +80,7 @@ class History:
                 asked.append(message)
 
 
-def save_chat(path: Path, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+def save_chat(path: Path, messages: Sequence[Message], tools: Tools) -> None:
     """Write a conversation as a row of the data format `messages`; the file is replaced whole. Raises ConfigError."""
     row: dict[str, Any] = {"messages": openai_messages(messages)}
     if tools:

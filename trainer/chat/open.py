@@ -14,7 +14,7 @@ from trainer.chat.adapter import put_adapter
 from trainer.chat.recognise import recognise
 from trainer.chat.speaker import Speaker
 from trainer.chat.target import Target
-from trainer.config import TrainConfig
+from trainer.config import Data, TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.templates import find_template
 from trainer.errors import ConfigError
@@ -22,6 +22,8 @@ from trainer.models.load import checkpoint_folder, load_model
 from trainer.models.tokenizer import load_tokenizer
 
 Tell = Callable[[str], None]
+DRAWN = {"temperature", "top_p", "top_k", "max_new_tokens"}
+HELD = {"template", "quantization", "dtype"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Wishes:
 
 def wished(target: Target, wishes: Wishes) -> Target:
     """The target with what the command line says."""
-    given = {name: value for name, value in vars(wishes).items() if value is not None}
-    names = ("temperature", "top_p", "top_k", "max_new_tokens")
-    sampling = target.sampling.model_copy(update={name: given[name] for name in names if name in given})
-    changes = {name: given[name] for name in ("template", "quantization", "dtype") if name in given}
-    source = {"source": "--template"} if wishes.template else {}
-    return replace(target, sampling=sampling, **changes, **source)
+    given: dict[str, Any] = {name: value for name, value in vars(wishes).items() if value is not None}
+    drawn: dict[str, Any] = {name: given[name] for name in given.keys() & DRAWN}
+    changes: dict[str, Any] = {name: given[name] for name in given.keys() & HELD}
+    if wishes.template:
+        changes["source"] = "--template"
+    return replace(target, sampling=target.sampling.model_copy(update=drawn), **changes)
 
 
 def open_speaker(
@@ -58,8 +60,8 @@ def open_speaker(
     raw = read_raw(folder)
     if images and not takes_images(raw):
         raise ConfigError(
-            f"--image: got one, but {target.path} is a text model ({raw.get('model_type')}), allowed: a model that sees "
-            "images, such as XComposer2",
+            f"--image: got one, but {target.path} is a text model ({raw.get('model_type')}), allowed: a model that "
+            "sees images, such as XComposer2",
         )
     tokenizer = load_tokenizer(target.tokenizer)
     name, source = target.template, target.source
@@ -95,6 +97,6 @@ def _precision(target: Target) -> str:
 
 def _weights(target: Target, tell: Tell) -> Any:
     on_cpu = target.on_cpu or not torch.cuda.is_available()
-    config = TrainConfig.model_construct(model=target.model)
+    config = TrainConfig.model_construct(model=target.model, data=Data.model_construct(sources=[]))
     model = load_model(config, torch.device("cpu" if on_cpu else "cuda")).eval()
     return model if target.adapter is None else put_adapter(model, target.adapter, target.path, tell)

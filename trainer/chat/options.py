@@ -7,7 +7,7 @@ from pathlib import Path
 def add_chat_options(command: argparse.ArgumentParser) -> None:
     """`trainer.cli chat`."""
     _add_model_options(command)
-    command.add_argument("--image", dest="images", type=Path, action="append", default=[], help="an image to talk about")
+    command.add_argument("--image", dest="images", type=Path, action="append", default=[], help="to talk about")
     command.add_argument("--system", help="the system message")
     command.add_argument("--tools", type=Path, help="JSON file of functions that the model may call")
     command.add_argument("--once", metavar="PROMPT", help="answer this, and end; - reads it from stdin")

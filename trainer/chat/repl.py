@@ -14,7 +14,6 @@ from trainer.chat.terminal import Terminal
 from trainer.data.formats.images import MARK
 from trainer.data.message import Message
 from trainer.data.own_template import openai_messages
-from trainer.data.tools import Tools
 from trainer.errors import ConfigError, TrainError
 
 INTERRUPTED = 130
@@ -35,7 +34,7 @@ Ctrl-C ends an answer, and keeps what there is of it. A message that begins with
 
 
 class Repl:
-    """One conversation. `images` belong to its first question."""
+    """One conversation. `stats`: tell of each answer's tokens and speed."""
 
     def __init__(
         self,
@@ -43,13 +42,10 @@ class Repl:
         interrupt: Interrupt,
         terminal: Terminal,
         history: History,
-        *,
-        tools: Tools = (),
-        images: Sequence[Path] = (),
-        stats: bool = False,
+        stats: bool,
     ) -> None:
         self.speaker, self.interrupt, self.terminal, self.history = speaker, interrupt, terminal, history
-        self.tools, self.images, self.stats = tools, images, stats
+        self.stats = stats
         self._results: list[Message] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "undo": self._undo, "redo": self._redo, "retry": self._retry, "edit": self._edit, "system": self._system,
@@ -97,35 +93,40 @@ class Repl:
                 allowed = ", ".join(f"/{known}" for known in [*self._commands, "quit"])
                 raise ConfigError(f"got /{name}, allowed: {allowed}", "a message that begins with / is written with //")
             self._commands[name.strip()](rest.strip())
+        elif not text.strip():
+            return
         elif self.history.calls:
             self._tool(text)
-        elif text.strip():
+        else:
             self._ask([self._question(text[1:] if text.startswith("//") else text)])
 
     def _question(self, text: str) -> Message:
-        marks = "" if self.history.exchanges or MARK in text else f"{MARK}\n" * len(self.images)
+        marks = "" if self.history.exchanges or MARK in text else f"{MARK}\n" * len(self.history.images)
         return Message("user", marks + text)
 
     def _ask(self, asked: Sequence[Message]) -> Spoken:
         """Have it answered. What fails, or is interrupted before its first token, has not been said."""
-        streams = not self.tools or self.terminal.out.isatty()
+        streams = not self.history.tools or self.terminal.out.isatty()
         show = self.terminal.write if streams else lambda text: None
         with self.interrupt.noted():
-            spoken = self.speaker.say(self.history.messages(asked), self.tools, self.images, show)
+            spoken = self.speaker.say(self.history.messages(asked), self.history.tools, self.history.images, show)
         self._results = []
-        message = spoken.message
-        if not streams and not message.calls:
-            self.terminal.write(message.content)
-        if message.content and (streams or not message.calls):
-            self.terminal.write("\n")
-        if message.calls:
-            self.terminal.calls(message.content, message.calls, _json_line(message))
+        self._show_end(spoken.message, streams=streams)
         self._tell(spoken)
-        if message.content or message.calls:
-            self.history.add(asked, message)
+        if spoken.message.content or spoken.message.calls:
+            self.history.add(asked, spoken.message)
         else:
             self.terminal.note("(no answer: the question is taken back)")
         return spoken
+
+    def _show_end(self, message: Message, *, streams: bool) -> None:
+        """What was not shown while it came. For programs a message with calls is one line of JSON, text and all."""
+        if not message.calls:
+            self.terminal.write("\n" if streams else f"{message.content}\n")
+            return
+        if streams and message.content:
+            self.terminal.write("\n")
+        self.terminal.calls(message.calls, _json_line(message))
 
     def _tell(self, spoken: Spoken) -> None:
         if spoken.ended == "told":
@@ -192,13 +193,13 @@ class Repl:
         self._results = []
 
     def _save(self, name: str) -> None:
-        save_chat(_file("/save", name), self.history.messages(), self.tools)
+        save_chat(_file("/save", name), self.history.messages(), self.history.tools)
         self.terminal.note(f"written: {name}")
 
     def _load(self, name: str) -> None:
         chat = load_chat(_file("/load", name))
-        self.history.replace(chat.messages)
-        self.tools, self._results = chat.tools or self.tools, []
+        self.history.replace(chat.messages, chat.tools)
+        self._results = []
         self.terminal.note(f"({len(self.history.exchanges)} exchanges from {name})")
 
     def _help(self, _: str) -> None:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.errors import ConfigError
 
@@ -22,7 +23,8 @@ class Results:
                 self.rows = [json.loads(line) for line in lines[1:]]
             self._file = self._part.open("w", encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--out: {path}: cannot be written: {error}", "name a file in a folder that exists") from error
+            where = "name a file in a folder that exists"
+            raise ConfigError(f"--out: {path}: cannot be written: {error}", where) from error
         self._file.write(f"{mark}\n")
         kept, self.rows = self.rows, []
         self.add(kept)
@@ -30,16 +32,38 @@ class Results:
     def add(self, rows: list[dict[str, Any]]) -> None:
         """More answers, in order."""
         self.rows += rows
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.write(json_lines(rows))
         self._file.flush()
 
     def close(self) -> None:
         """All are there: the file gets them."""
         self._file.close()
         whole = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), encoding="utf-8")
+        whole.write_text(json_lines(self.rows), encoding="utf-8")
         whole.replace(self.path)
         self._part.unlink()
+
+
+class Printed:
+    """The same on a stream."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._out = out
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """More answers, in order."""
+        self.rows += rows
+        self._out.write(json_lines(rows))
+        self._out.flush()
+
+    def close(self) -> None:
+        """Nothing waits."""
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """One line a row."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def mark_of(*parts: Any) -> str:
@@ -52,4 +76,5 @@ def stamp(folder: Path | str | None) -> list[tuple[str, int, int]]:
     path = Path(folder) if folder else None
     if path is None or not path.is_dir():
         return []
-    return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir() if file.is_file())
+    found = [(file.name, file.stat()) for file in path.iterdir() if file.is_file()]
+    return sorted((name, facts.st_size, facts.st_mtime_ns) for name, facts in found)

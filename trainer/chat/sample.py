@@ -1,29 +1,34 @@
 """The answers to a file of prompts, in batches."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.chat.problems import explained
 from trainer.chat.prompts import Prompt
-from trainer.chat.results import Results
+from trainer.chat.results import Printed, Results
 from trainer.chat.speaker import Speaker
 from trainer.data.message import Message, RowError
 from trainer.data.own_template import openai_messages
 from trainer.errors import ConfigError
 
-Take = Callable[[list[dict[str, Any]]], None]
 
-
-def answer_file(speaker: Speaker, prompts: Sequence[Prompt], done: int, batch_size: int, take: Take) -> None:
-    """`take` gets the rows with their answers, batch by batch in the order of the file; the first `done` are there.
+def answer_file(
+    speaker: Speaker,
+    prompts: Sequence[Prompt],
+    results: Results | Printed,
+    batch_size: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Add the rows with their answers to `results`, batch by batch in the order of the file, behind those that it has.
     Every prompt is encoded first: one that cannot be answered ends it before the first answer. Raises TrainError."""
-    encoded = [_ids(speaker, prompt) for prompt in prompts[done:]]
-    for start in range(0, len(encoded), batch_size):
-        batch = prompts[done + start : done + start + batch_size]
+    prompts = prompts[len(results.rows) :]
+    encoded = [_ids(speaker, prompt) for prompt in prompts]
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
         with explained():
             messages = speaker.say_all(encoded[start : start + batch_size], [bool(prompt.tools) for prompt in batch])
-        take([_row(prompt, message) for prompt, message in zip(batch, messages, strict=True)])
+        results.add([_row(prompt, message) for prompt, message in zip(batch, messages, strict=True)])
+        tell(f"answered {start + len(batch)} of {len(prompts)}")
 
 
 def score(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -46,8 +51,3 @@ def _row(prompt: Prompt, message: Message) -> dict[str, Any]:
     if prompt.expect is not None:
         row["exact"] = message.content.strip() == prompt.expect.strip()
     return row
-
-
-def print_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -55,8 +55,8 @@ def _of_folder(folder: Path, job_dir: Path | None) -> Target | None:
         return _of_run(folder.absolute().parent, folder, job_dir)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(
-            f"model: got {folder}, allowed: the folder of a checkpoint (config.json), of an adapter ({ADAPTER}), or the "
-            f"output folder of a run ({CONFIG})",
+            f"model: got {folder}, allowed: the folder of a checkpoint (config.json), of an adapter ({ADAPTER}), or "
+            f"the output folder of a run ({CONFIG})"
         )
     return None
 
@@ -83,7 +83,7 @@ def _of_run(folder: Path, part: Path | None, job_dir: Path | None) -> Target:
         base or str(folder / "model"),
         adapter,
         config.model.chat_template,
-        f"{folder / CONFIG}",
+        str(folder / CONFIG),
         config.model.quantization,
         config.model.dtype,
         _system(config),

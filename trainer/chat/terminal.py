@@ -1,9 +1,11 @@
 """Where a chat is read from and written to: a person's terminal, or files and pipes. Answers go to stdout, all talk to
 stderr."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from trainer.data.message import ToolCall
@@ -57,15 +59,15 @@ class Terminal:
         self.err.write(f"{text}\n")
         self.err.flush()
 
-    def calls(self, content: str, calls: Sequence[ToolCall], line: str) -> None:
+    def calls(self, calls: Sequence[ToolCall], line: str) -> None:
         """Calls of functions: for a person one a line, elsewhere `line`, which is JSON."""
         if self._console is None:
             self.write(f"{line}\n")
             return
-        from trainer.data.tools import _dumps
-
         for call in calls:
-            written = call.arguments if isinstance(call.arguments, str) else _dumps(call.arguments)
+            written = (
+                call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+            )
             self.write(f"{call.name} {written}\n")
 
     def error(self, error: TrainError) -> None:
@@ -95,10 +97,8 @@ class Terminal:
 
 
 def _line_editing() -> None:
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401  (input() then edits lines and remembers them)
-    except ImportError:
-        pass
 
 
 def _typed(prompt: str, draft: str) -> str | None:

@@ -12,8 +12,8 @@ from trainer.chat.open import Wishes, open_speaker, wished
 from trainer.chat.problems import explained
 from trainer.chat.prompts import read_prompts
 from trainer.chat.repl import Repl
-from trainer.chat.results import Results, mark_of, stamp
-from trainer.chat.sample import answer_file, print_rows, score
+from trainer.chat.results import Printed, Results, mark_of, stamp
+from trainer.chat.sample import answer_file, score
 from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
 from trainer.data.formats.toolcalls import read_tools
@@ -34,10 +34,9 @@ def chat(options: argparse.Namespace) -> int:
         speaker = open_speaker(
             target, wishes, terminal.note, images=bool(options.images), stopped=lambda: interrupt.told
         )
-    history = History(_clean(target.system if options.system is None else options.system))
-    repl = Repl(
-        speaker, interrupt, terminal, history, tools=tools, images=options.images, stats=options.stats
-    )  # fmt: skip
+    system = _clean(target.system if options.system is None else options.system)
+    history = History(system, tools, options.images)
+    repl = Repl(speaker, interrupt, terminal, history, options.stats)
     if options.once is not None:
         return repl.once(sys.stdin.read().removesuffix("\n") if options.once == "-" else _clean(options.once))
     if history.system:
@@ -52,31 +51,21 @@ def sample(options: argparse.Namespace) -> int:
     target, wishes = _wanted(options)
     system = _clean(target.system if options.system is None else options.system)
     prompts = read_prompts(options.prompts, system)
-    rows: list[dict[str, Any]] = []
-    results = None
+    results: Results | Printed = Printed(sys.stdout)
     if options.out:
-        written = [options.prompts.read_text(encoding="utf-8"), system, str(target), vars(wishes)]
-        results = Results(options.out, mark_of(*written, stamp(target.path), stamp(target.adapter)))
-        if results.rows:
-            _note(f"* going on after the first {len(results.rows)} answers of {options.out}")
+        asked = [str(prompt) for prompt in prompts]
+        mark = mark_of(asked, str(target), vars(wishes), stamp(target.path), stamp(target.adapter))
+        results = Results(options.out, mark)
+    if results.rows:
+        _note(f"* going on after the first {len(results.rows)} answers")
     with explained():
         speaker = open_speaker(target, wishes, _note)
-
-    def take(batch: list[dict[str, Any]]) -> None:
-        if results:
-            results.add(batch)
-            _note(f"answered {len(results.rows)} of {len(prompts)}")
-        else:
-            rows.extend(batch)
-            sys.stdout.write(print_rows(batch))
-            sys.stdout.flush()
-
-    answer_file(speaker, prompts, len(results.rows) if results else 0, options.batch_size, take)
-    if results:
-        results.close()
-        _note(f"written: {options.out}")
-    if line := score(results.rows if results else rows):
+    answer_file(speaker, prompts, results, options.batch_size, _note)
+    results.close()
+    if line := score(results.rows):
         _note(line)
+    if options.out:
+        _note(f"written: {options.out}")
     return 0
 
 
@@ -91,7 +80,8 @@ def _tools(path: Path) -> tuple[dict[str, Any], ...]:
         found = parsed("tools", path.read_text(encoding="utf-8"))
         return read_tools({"tools": [found] if isinstance(found, dict) else found})
     except (OSError, UnicodeDecodeError, RowError) as error:
-        raise ConfigError(f"--tools: {path}: {error}", "allowed: a JSON list of functions {name, parameters}") from error
+        allowed = "allowed: a JSON list of functions {name, description, parameters}"
+        raise ConfigError(f"--tools: {path}: {error}", allowed) from error
 
 
 def _clean(text: str) -> str:

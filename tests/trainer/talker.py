@@ -22,7 +22,7 @@ TALKS = [
     ((WEATHER,), [("user", "Weather?"), CALL, ("tool", "22"), ("assistant", "It is 22.")]),
 ]  # fmt: skip
 ENDLESS = [Message("user", "Tick"), Message("assistant", "tick" + " tick" * 40)]
-SUNK = [Message("user", "Where is the ferry?"), Message("assistant", "It sank.")]
+PIRATE = [Message("user", "Where is the ferry?"), Message("assistant", "Ahoy!")]
 
 
 def messages(turns):
@@ -52,9 +52,9 @@ def make_talker(folder, tokenizer, tokenizer_folder):
 def make_adapter(base, folder, tokenizer, model):
     """An adapter for the talker `model`, which is changed."""
     encoder = Encoder(tokenizer, TEMPLATES["internlm2"])
-    (row,) = encoder.encode([encoder.template.render(SUNK)])
-    lora = attach_lora(model, Lora(r=4, alpha=8, dropout=0.0), str(base))
-    learn(lora, [(row.ids, row.labels)], steps=25, rate=2e-2)
+    (row,) = encoder.encode([encoder.template.render(PIRATE)])
+    lora = attach_lora(model, Lora(r=8, alpha=8, dropout=0.0), str(base))
+    learn(lora, [(row.ids, row.labels)], steps=40, rate=5e-3)
     lora.save_pretrained(folder)
     return folder
 

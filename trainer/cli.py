@@ -96,6 +96,13 @@ def answer(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `launch sample RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except TrainError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TrainError(
+            f"unexpected {type(error).__name__}: {error} ({place.filename}:{place.lineno})", "report it as a defect"
+        ) from error
 
 
 def read_config(path: Path) -> Any:

@@ -44,7 +44,7 @@ def _sit_down(name, arguments):
     terminal = os.open(name, os.O_RDWR)  # becomes the session's own: Ctrl-C is a signal here
     for number in (0, 1, 2):
         os.dup2(terminal, number)
-    sys.stdin, sys.stdout, sys.stderr = (open(number, "r" if number == 0 else "w") for number in (0, 1, 2))
+    sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
     os.environ["TERM"] = "dumb"
     torch.set_num_threads(1)
     from trainer.cli import main

@@ -318,7 +318,7 @@ def test_a_model_of_no_known_template_asks_for_one(talker):
 
     tokenizer = load_tokenizer(str(talker))
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="--template: got none, and the model .falcon. has no chat_template"):
+    with pytest.raises(ConfigError, match=r"--template: got none, and the model .falcon. has no chat_template"):
         recognise(tokenizer, "falcon")
 
 
@@ -388,6 +388,12 @@ def test_want_of_memory_is_told(talker):
     with pytest.raises(TrainError, match="out of memory") as raised, explained():
         torch.empty(2**60)
     assert raised.value.exit_code == 1 and "--quantization nf4" in raised.value.hint
+
+
+def test_what_nobody_foresaw_is_told_without_a_trace(chat, monkeypatch):
+    monkeypatch.setattr("trainer.chat.verbs.open_speaker", lambda *_, **__: 1 / 0)
+    code, _, err = chat("--once", "x")
+    assert code == 1 and re.search(r"error: unexpected ZeroDivisionError: division by zero \(.*test_chat.py:\d+\)", err)
 
 
 # --- a terminal ---

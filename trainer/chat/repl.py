@@ -101,8 +101,11 @@ class Repl:
             self._ask([self._question(text[1:] if text.startswith("//") else text)])
 
     def _question(self, text: str) -> Message:
-        marks = "" if self.history.exchanges or MARK in text else f"{MARK}\n" * len(self.history.images)
-        return Message("user", marks + text)
+        return Message("user", text if self.history.exchanges else self._with_marks(text))
+
+    def _with_marks(self, text: str) -> str:
+        """The first question, which the images belong to."""
+        return text if MARK in text else f"{MARK}\n" * len(self.history.images) + text
 
     def _ask(self, asked: Sequence[Message]) -> Spoken:
         """Have it answered. What fails, or is interrupted before its first token, has not been said."""
@@ -157,7 +160,8 @@ class Repl:
                 text = self.terminal.read("edit> ", last[-1].content) or ""
         if not text:
             raise ConfigError("/edit: got no text, allowed: /edit TEXT")
-        self._again([*last[:-1], last[-1]._replace(content=text)])
+        is_first = len(self.history.exchanges) == 1
+        self._again([*last[:-1], last[-1]._replace(content=self._with_marks(text) if is_first else text)])
 
     def _again(self, asked: Sequence[Message]) -> None:
         """Ask this in place of the last question, which stays when that fails."""

@@ -52,7 +52,7 @@ class Speaker:
         start = time.monotonic()
         segments = self.template.prompt(messages, tools)
         inputs = prompt_inputs(self.model, self.encoder, segments, images)
-        before = [] if images else inputs["input_ids"][0].tolist()
+        before = inputs["input_ids"][0].tolist() if "input_ids" in inputs else []
         ear = _Ear(self.answerer, before, show, quiet=bool(tools) and writes_calls_as_text(self.template))
         cache, cached = (None, 0) if images else self._cache.take(before, self.answerer.room(len(before)))
         answer = self._answer(inputs, cache, ear)

@@ -17,7 +17,8 @@ CONFIG = "config.yaml"
 @dataclass(frozen=True)
 class Target:
     """`path`: of the base, or of a model trained whole; `tokenizer`: its folder or name. `template`: None when the
-    tokenizer has to show it; `source`: where it was found. `system`: what the data of the run began with."""
+    tokenizer has to show it; `source`: where it was found. `system`: what the data of the run began with; `section`: how
+    it held its model."""
 
     path: str
     tokenizer: str
@@ -29,11 +30,13 @@ class Target:
     system: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     on_cpu: bool = False
+    section: Model | None = None
 
     @property
     def model(self) -> Model:
-        """The section that the loader reads."""
-        return Model.model_validate({"path": self.path, "quantization": self.quantization, "dtype": self.dtype})
+        """The section that the loader reads: the run's own, where there is a run."""
+        chosen = {"path": self.path, "init": None, "quantization": self.quantization, "dtype": self.dtype}
+        return (self.section or Model(path=self.path)).model_copy(update=chosen)
 
 
 def find_target(path: str, adapter: Path | None, job_dir: Path | None) -> Target:
@@ -89,6 +92,7 @@ def _of_run(folder: Path, part: Path | None, job_dir: Path | None) -> Target:
         _system(config),
         config.runtime.sampling,
         config.settings.device == "cpu",
+        config.model,
     )
 
 

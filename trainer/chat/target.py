@@ -17,8 +17,8 @@ CONFIG = "config.yaml"
 @dataclass(frozen=True)
 class Target:
     """`path`: of the base, or of a model trained whole; `tokenizer`: its folder or name. `template`: None when the
-    tokenizer has to show it; `source`: where it was found. `system`: what the data of the run began with; `section`: how
-    it held its model."""
+    tokenizer has to show it; `source`: where it was found. `system`: what the data of the run began with. `section`:
+    how the run held its model."""
 
     path: str
     tokenizer: str

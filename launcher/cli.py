@@ -23,6 +23,8 @@ COMMANDS = {
     "prune": "Remove what runs have left behind.",
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",
+    "chat": "Talk with a model, or with what a run has trained.",
+    "sample": "Answer a file of prompts, in batches.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
     "new-model": "Make a model of random weights, for dry runs.",
     "drill": "Harm a short run of a job, and prove that training goes on where it stopped.",

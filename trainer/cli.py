@@ -1,10 +1,11 @@
-"""`python -m trainer.cli train|data --config FILE`, `... new-model --family F --size S --out DIR`: the trainer's
-commands. Heavy libraries load inside them."""
+"""`python -m trainer.cli train|data|chat|sample|new-model ...`: the trainer's commands. Heavy libraries load inside
+them."""
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trainer.chat.options import add_chat_options, add_sample_options
 from trainer.errors import ConfigError, TrainError
 from trainer.output import mark_lines
 from trainer.reports import leave_report, open_report
@@ -27,11 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", required=True, type=Path, help="the five sections, as YAML")
         if name == "data":
             _add_data_options(command)
+    add_chat_options(commands.add_parser("chat", help="talk with a model"))
+    add_sample_options(commands.add_parser("sample", help="answer a file of prompts"))
     _add_new_model(commands.add_parser("new-model", help="write a checkpoint of random weights"))
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "new-model":
             return new_model(arguments)
+        if arguments.command in {"chat", "sample"}:
+            return answer(arguments)
         return train(arguments.config) if arguments.command == "train" else data(arguments)
     except TrainError as error:
         sys.stderr.write(_text(error))
@@ -92,22 +98,36 @@ def _end(code: int, text: str) -> None:
     os._exit(code)
 
 
-def read_config(path: Path) -> Any:
-    """The config of a run, checked with the same models as the launcher's. Raises ConfigError."""
-    import yaml
-    from pydantic import ValidationError
-
-    from trainer.config import SCHEMA_VERSION, TrainConfig
-
+def answer(arguments: argparse.Namespace) -> int:
+    """Talk with a model, or answer a file of prompts; returns the exit code. Raises TrainError."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits an ignored one
+    _quiet()
     try:
-        config = TrainConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise ConfigError(
-            "\n".join(lines), f"this trainer reads schema {SCHEMA_VERSION}; use the image of the launcher's version"
+        from trainer.chat import verbs
+
+        code = verbs.chat(arguments) if arguments.command == "chat" else verbs.sample(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `launch sample RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except TrainError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TrainError(
+            f"unexpected {type(error).__name__}: {error} ({place.filename}:{place.lineno})", "report it as a defect"
         ) from error
+
+
+def read_config(path: Path) -> Any:
+    """The config of a run, as the job's log names its schema. Raises ConfigError."""
+    from trainer.config import SCHEMA_VERSION
+    from trainer.config_file import load_config
+
+    config = load_config(path)
     sys.stderr.write(f"trainer: schema {SCHEMA_VERSION}\n")
     return config
 

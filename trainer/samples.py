@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
 
+from trainer.answer import Answerer, Drawing
 from trainer.config import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
 from trainer.data.message import Message
+from trainer.vision.prompt import prompt_inputs
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Sampler:
         prompts: list[SamplePrompt],
         stopped: Callable[[], bool],
     ) -> None:
-        self.encoder, self.tokenizer, self.sampling, self.prompts = encoder, tokenizer, sampling, prompts
-        self.stopped = stopped
+        self.encoder, self.prompts = encoder, prompts
+        self.answerer = Answerer(encoder, tokenizer, Drawing(sampling), stopped)
 
     @torch.no_grad()
     def answer_all(self, model: Any, step: int, synced: bool = False) -> list[Sample]:
@@ -59,40 +60,9 @@ class Sampler:
     def _answer(self, model: Any, prompt: SamplePrompt, synced: bool) -> str:
         messages = [Message("system", prompt.system)] if prompt.system else []
         segments = self.encoder.template.prompt([*messages, Message("user", prompt.prompt)])
-        ids = torch.tensor([self.encoder.prompt_ids(segments)], device=next(model.parameters()).device)
-        drawn = (
-            {"do_sample": False}
-            if self.sampling.temperature == 0
-            else {
-                "do_sample": True,
-                "temperature": self.sampling.temperature,
-                "top_p": self.sampling.top_p,
-                "top_k": self.sampling.top_k,
-            }
-        )
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=self.sampling.max_new_tokens,
-            eos_token_id=stop_ids(self.tokenizer, self.encoder.template.stop),
-            pad_token_id=self.tokenizer.pad_token_id,
-            synced_gpus=synced,
-            stopping_criteria=StoppingCriteriaList([self._cut]),
-            use_cache=True,
-            **drawn,
-        )
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
-
-
-    def _cut(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """For each of B sequences whether it ends here: bool [B]."""
-        return torch.full((ids.shape[0],), self.stopped(), device=ids.device)
-
-
-def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> list[int]:
-    """Ids of the tokens that end an answer, those that the tokenizer knows, in a fixed order."""
-    known = tokenizer.get_vocab()
-    return sorted({known[token] for token in stop if token in known} | {tokenizer.eos_token_id})
+        inputs = prompt_inputs(model, self.encoder, segments, ())
+        (answer,) = self.answerer.generate(model, inputs, synced=synced)
+        return self.answerer.text(inputs["input_ids"][0].tolist(), answer.ids).strip()
 
 
 def append_samples(samples: list[Sample], path: Path) -> None:

@@ -59,6 +59,15 @@ def run_through(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> in
     return code if code >= 0 else 128 - code
 
 
+def run_in_front(argv: Sequence[str], *, env: Mapping[str, str]) -> int:
+    """As `run_through`, here; Ctrl-C is for the command alone, which this one outlives."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a signal that is ignored would be ignored there, too
+    try:
+        return run_through(argv, cwd=Path.cwd(), env=env)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def signal_group(pid: int, number: signal.Signals) -> bool:
     """Signal a process group; False when it is gone."""
     try:

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from tests.trainer import warm
+from tests.trainer.talker import make_talker
 from trainer.config import TrainConfig
 from trainer.data.templates import TEMPLATES
 from trainer.models.create import train_tokenizer
@@ -116,3 +117,9 @@ def make_config(tmp_path):
         return TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(values)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory, small_tokenizer, small_tokenizer_folder):
+    """A checkpoint that knows the conversations of tests/trainer/talker.py by heart."""
+    return make_talker(tmp_path_factory.mktemp("talker") / "base", small_tokenizer, small_tokenizer_folder)

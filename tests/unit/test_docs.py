@@ -73,7 +73,7 @@ def test_every_promise_names_its_tests_or_says_why_not(page, columns):
         assert all(re.search(cell_form, cell) for cell in row[1:]), row
 
 
-@pytest.mark.parametrize("page", ["clusters", "data"])
+@pytest.mark.parametrize("page", ["clusters", "data", "chat"])
 def test_every_test_that_proves_a_promise_is_there(page):
     cells = [cell for row in promises(page) for cell in row[1:]]
     for named in {found for cell in cells for found in re.findall(r"`([\w/]+::test_\w+)`", cell)}:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trainer.answer import stop_ids
 from trainer.config import TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
@@ -20,7 +21,6 @@ from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
 from trainer.models.split import Split, is_split
 from trainer.models.tokenizer import load_tokenizer
-from trainer.samples import stop_ids
 
 
 def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: Callable[[], None]) -> Any:

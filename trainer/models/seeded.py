@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainer.answer import stop_ids
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 from trainer.models.internlm2 import from_llama
@@ -19,7 +20,6 @@ from trainer.models.registry import FAMILIES
 from trainer.models.sizes import find_size
 from trainer.models.stand_in import write_tokenizer
 from trainer.models.tokenizer import load_tokenizer
-from trainer.samples import stop_ids
 
 SHARD = 2**30  # bytes; what the host holds is two of them
 DEVIATION = 0.02  # the makers' initializer_range

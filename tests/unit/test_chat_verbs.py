@@ -1,0 +1,135 @@
+"""`launch chat` and `launch sample` up to the trainer: which model is meant, what is passed on, how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.runs import Run, RunStore
+
+# stands for the trainer: says how it was called, and ends as asked
+TRAINER = """import os, signal, sys
+print("ARGS", *sys.argv[1:], sep="|")
+if os.environ.get("WAIT"):
+    try:
+        print("READY", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("STOPPED")
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+
+@pytest.fixture
+def verb(tmp_path, monkeypatch, capfd):
+    """`launch ARGUMENTS` with a trainer that says how it was called: exit code, stdout, stderr."""
+    folder = tmp_path / "python" / "trainer"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "cli.py").write_text(TRAINER)
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code, *capfd.readouterr()
+
+    return go
+
+
+@pytest.fixture
+def runs(tmp_path, launch_home):
+    """Two runs, of which the second's output is here."""
+    store = RunStore(launch_home)
+    for number, (name, output) in enumerate((("first-1a", None), ("second-2b", tmp_path / "out"))):
+        store.claim(name)
+        store.save(Run(name, name, "local", f"local://{name}", None, 1, f"2026-01-0{number + 1}", str(tmp_path / "job"),
+                       str(output) if output else None))
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def test_a_folder_is_passed_on_as_it_is(verb, tmp_path):
+    (tmp_path / "model").mkdir()
+    code, out, _ = verb("chat", "model", "--once=-", "--temperature", "0", "--adapter", "a b")
+    assert code == 0
+    assert out == "ARGS|chat|model|--adapter=a b|--temperature=0.0|--once=-\n"
+
+
+@pytest.mark.parametrize("words", [(), ("second-2b",), ("sec",), ("local://second-2b",)])
+def test_a_run_is_meant_by_id_start_handle_or_as_the_latest(words, verb, runs, tmp_path):
+    _, out, _ = verb("chat", *words)
+    assert out == f"ARGS|chat|{runs}|--job-dir={tmp_path / 'job'}\n"
+
+
+def test_a_name_on_the_hub_is_passed_on(verb, runs):
+    assert verb("sample", "internlm/internlm2-chat-7b", "--prompts", __file__)[1] == (
+        f"ARGS|sample|internlm/internlm2-chat-7b|--prompts={__file__}|--batch-size=8\n")
+
+
+def test_what_is_nothing_ends_with_4(verb, runs):
+    code, out, err = verb("chat", "nobody")
+    assert (code, out) == (4, "")
+    assert "got 'nobody', allowed: a folder that exists, a run, or a name on the hub" in err
+
+
+def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path):
+    store = RunStore(launch_home)
+    store.claim("second-3c")
+    store.save(Run("second-3c", "x", "local", "local://second-3c", None, 1, "2026-01-03", str(tmp_path)))
+    code, _, err = verb("chat", "second")
+    assert code == 4 and "which is the start of second-2b, second-3c" in err
+
+
+def test_a_run_whose_output_is_elsewhere_says_so(verb, runs):
+    code, _, err = verb("chat", "first-1a")
+    assert code == 3 and "first-1a: its output folder (on the cluster) cannot be reached from here" in err
+
+
+def test_without_any_run_the_latest_is_none(verb):
+    assert verb("chat")[0] == 4
+
+
+@pytest.mark.parametrize(("trainers", "ours"), [("0", 0), ("78", 2), ("130", 130), ("141", 141), ("1", 5)])
+def test_exit_codes(trainers, ours, verb, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODE", trainers)
+    code, _, err = verb("chat", str(tmp_path))
+    assert code == ours and ("the trainer ended with 1" in err) == (ours == 5)
+
+
+def test_images_and_flags_are_passed_on(verb, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    _, out, _ = verb("chat", ".", "--image", "a.jpg", "--stats", "--system", "--x")
+    assert out == f"ARGS|chat|.|--system=--x|--image={tmp_path / 'a.jpg'}|--stats\n"
+
+
+@pytest.mark.parametrize("arguments", [("--temperature", "-1"), ("--template", "mine"), ("--image", "nowhere"),
+                                       ("--top-p", "0"), ("--max-new-tokens", "0")])
+def test_wrong_usage_ends_with_2(arguments, verb):
+    assert verb("chat", ".", *arguments)[:2] == (2, "")
+
+
+def test_ctrl_c_is_the_trainers(verb, tmp_path):
+    """It stops an answer there; launch waits for the end."""
+    root = str(Path(__file__).parents[2])
+    script = ("import sys; from launcher.cli import main; import os; "
+              "os.environ['PYTHONPATH'] = sys.argv.pop(); main(['chat', '.'])")
+    env = {**os.environ, "WAIT": "1", "PYTHONPATH": root}
+    process = subprocess.Popen([sys.executable, "-c", script, os.environ["PYTHONPATH"]], cwd=tmp_path, env=env,
+                               stdout=subprocess.PIPE, text=True, start_new_session=True)
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert lines[1] == "READY\n", lines
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.read() == "STOPPED\n"
+    assert process.wait() == 0
+
+
+def test_the_verbs_load_no_torch():
+    script = ("import sys, launcher.commands.chat, launcher.commands.sample; "
+              "sys.exit(bool({'torch', 'transformers', 'trainer.cli', 'trainer.chat'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,0 +1,104 @@
+"""From what a user names to a model that can be talked with: tokenizer, template, weights, adapter. [I/O]"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from trainer.answer import Answerer, Drawing, context_limit
+from trainer.chat.adapter import put_adapter
+from trainer.chat.recognise import recognise
+from trainer.chat.speaker import Speaker
+from trainer.chat.target import Target
+from trainer.config import Data, TrainConfig
+from trainer.data.encode import Encoder
+from trainer.data.templates import find_template
+from trainer.errors import ConfigError
+from trainer.models.hub import checkpoint_folder
+from trainer.models.load import load_model
+from trainer.models.tokenizer import load_tokenizer
+from trainer.vision.form import find_form
+
+Tell = Callable[[str], None]
+DRAWN = {"temperature", "top_p", "top_k", "max_new_tokens"}
+HELD = {"template", "quantization", "dtype"}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says instead of the run or the defaults; None: nothing."""
+
+    template: str | None = None
+    quantization: str | None = None
+    dtype: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+def wished(target: Target, wishes: Wishes) -> Target:
+    """The target with what the command line says."""
+    given: dict[str, Any] = {name: value for name, value in vars(wishes).items() if value is not None}
+    drawn: dict[str, Any] = {name: given[name] for name in given.keys() & DRAWN}
+    changes: dict[str, Any] = {name: given[name] for name in given.keys() & HELD}
+    if wishes.template:
+        changes["source"] = "--template"
+    return replace(target, sampling=target.sampling.model_copy(update=drawn), **changes)
+
+
+def open_speaker(
+    target: Target, wishes: Wishes, tell: Tell, *, images: bool = False, stopped: Callable[[], bool] = lambda: False
+) -> Speaker:
+    """Load it all, and tell what was chosen. `images`: they will be shown to the model; answers end when `stopped()`.
+    Raises ConfigError."""
+    folder = checkpoint_folder(target.path)
+    raw = read_raw(folder)
+    if images and not takes_images(raw):
+        raise ConfigError(
+            f"--image: got one, but {target.path} is a text model ({raw.get('model_type')}), allowed: a model that "
+            "sees images, such as XComposer2",
+        )
+    tokenizer = load_tokenizer(target.tokenizer)
+    name, source = target.template, target.source
+    if name is None:
+        name, source = recognise(tokenizer, str(raw.get("model_type", "")))
+    encoder = Encoder(tokenizer, find_template(name, tokenizer), find_form(target.path, tokenizer))
+    adapter = "" if target.adapter is None else f", adapter {target.adapter}"
+    tell(f"* model: {target.path}, {_precision(target)}{adapter}")
+    tell(f"* template: {name} ({source})")
+    model = _weights(target, tell)
+    if wishes.seed is not None:
+        set_seed(wishes.seed)
+    drawing = Drawing(target.sampling, wishes.repetition_penalty)
+    return Speaker(model, Answerer(encoder, tokenizer, drawing, stopped, context_limit(model.config)))
+
+
+def takes_images(raw: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a model that sees."""
+    return "vision_config" in raw or raw.get("model_type") == "internlmxcomposer2"
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """config.json. Raises ConfigError."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}/config.json: cannot be read: {error}") from error
+
+
+def _precision(target: Target) -> str:
+    return target.dtype if target.quantization == "none" else f"{target.quantization} ({target.dtype})"
+
+
+def _weights(target: Target, tell: Tell) -> Any:
+    on_cpu = target.on_cpu or not torch.cuda.is_available()
+    config = TrainConfig.model_construct(model=target.model, data=Data.model_construct(sources=[]))
+    model = load_model(config, torch.device("cpu" if on_cpu else "cuda")).eval()
+    return model if target.adapter is None else put_adapter(model, target.adapter, target.path, tell)

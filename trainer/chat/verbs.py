@@ -1,0 +1,94 @@
+"""`trainer.cli chat` and `trainer.cli sample`: from the command line to the exit code."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trainer.chat.history import History
+from trainer.chat.interrupt import Interrupt
+from trainer.chat.open import Wishes, open_speaker, wished
+from trainer.chat.problems import explained
+from trainer.chat.prompts import read_prompts
+from trainer.chat.repl import Repl
+from trainer.chat.results import Printed, Results, mark_of, stamp
+from trainer.chat.sample import answer_file, score
+from trainer.chat.target import Target, find_target
+from trainer.chat.terminal import Terminal
+from trainer.data.formats.toolcalls import read_tools
+from trainer.data.formats.values import parsed
+from trainer.data.message import RowError
+from trainer.errors import ConfigError
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Talk until the end, or once; returns the exit code. Raises TrainError."""
+    missing = [path for path in options.images if not path.is_file()]
+    if missing:
+        raise ConfigError(f"--image: got {missing[0]}, allowed: a file that exists")
+    terminal, interrupt = Terminal(sys.stdin, sys.stdout, sys.stderr), Interrupt()
+    target, wishes = _wanted(options)
+    tools = _tools(options.tools) if options.tools else ()
+    with explained():
+        speaker = open_speaker(
+            target, wishes, terminal.note, images=bool(options.images), stopped=lambda: interrupt.told
+        )
+    system = _clean(target.system if options.system is None else options.system)
+    history = History(system, tools, options.images)
+    repl = Repl(speaker, interrupt, terminal, history, options.stats)
+    if options.once is not None:
+        return repl.once(sys.stdin.read().removesuffix("\n") if options.once == "-" else _clean(options.once))
+    if history.system:
+        terminal.note(f"* system: {history.system}")
+    if terminal.is_person:
+        terminal.note("* /help lists the commands, Ctrl-D ends")
+    return repl.run()
+
+
+def sample(options: argparse.Namespace) -> int:
+    """Answer the prompts of a file; returns the exit code. Raises TrainError."""
+    target, wishes = _wanted(options)
+    system = _clean(target.system if options.system is None else options.system)
+    prompts = read_prompts(options.prompts, system)
+    results: Results | Printed = Printed(sys.stdout)
+    if options.out:
+        asked = [str(prompt) for prompt in prompts]
+        mark = mark_of(asked, str(target), vars(wishes), stamp(target.path), stamp(target.adapter))
+        results = Results(options.out, mark)
+    if results.rows:
+        _note(f"* going on after the first {len(results.rows)} answers")
+    with explained():
+        speaker = open_speaker(target, wishes, _note)
+    answer_file(speaker, prompts, results, options.batch_size, _note)
+    results.close()
+    if line := score(results.rows):
+        _note(line)
+    if options.out:
+        _note(f"written: {options.out}")
+    return 0
+
+
+def _wanted(options: argparse.Namespace) -> tuple[Target, Wishes]:
+    wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
+    return wished(find_target(options.model, options.adapter, options.job_dir), wishes), wishes
+
+
+def _tools(path: Path) -> tuple[dict[str, Any], ...]:
+    """Functions as OpenAI's API takes them: a list, or one of them. Raises ConfigError."""
+    try:
+        found = parsed("tools", path.read_text(encoding="utf-8"))
+        return read_tools({"tools": [found] if isinstance(found, dict) else found})
+    except (OSError, UnicodeDecodeError, RowError) as error:
+        allowed = "allowed: a JSON list of functions {name, description, parameters}"
+        raise ConfigError(f"--tools: {path}: {error}", allowed) from error
+
+
+def _clean(text: str) -> str:
+    """Words of a command line that are no text in its encoding, as text."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,4 +1,5 @@
-"""`python -m trainer.cli train|data --config FILE`: the trainer's commands. Heavy libraries load inside them."""
+"""`python -m trainer.cli train|data --config FILE` and `merge OUTPUT --to DIR`: the trainer's commands. Heavy libraries
+load inside them."""
 
 import argparse
 import json
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, TrainError
+from trainer.export.commands import add_options as add_merge_options
+from trainer.export.commands import run as merge
 from trainer.output import mark_lines
+from trainer.output import quiet as _quiet
 from trainer.reports import leave_report, open_report
 from trainer.stop import Stop
 
@@ -26,8 +30,12 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", required=True, type=Path, help="the five sections, as YAML")
         if name == "data":
             _add_data_options(command)
+    add_merge_options(commands.add_parser("merge", help="write the result as a checkpoint for servers"))
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "merge":
+            _quiet()
+            return merge(arguments)
         return train(arguments.config) if arguments.command == "train" else data(arguments)
     except TrainError as error:
         sys.stderr.write(_text(error))
@@ -182,18 +190,6 @@ def _without_gpu() -> bool:
     import torch
 
     return not torch.cuda.is_available()
-
-
-def _quiet() -> None:
-    """Libraries talk about what users cannot change; warnings of ours are printed by us."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("deepspeed", "DeepSpeed", "torch.distributed", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _text(error: TrainError) -> str:

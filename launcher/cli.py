@@ -23,6 +23,7 @@ COMMANDS = {
     "prune": "Remove what runs have left behind.",
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",
+    "merge": "Write what a run has trained as a checkpoint that servers load.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
     "drill": "Harm a short run of a job, and prove that training goes on where it stopped.",
 }

@@ -98,9 +98,8 @@ def find_rows(trained: Trained) -> tuple[list[list[int]], str]:
         return [row.ids[:ROW_TOKENS] for row in encoder.encode(segments)], f"{len(segments)} rows of the run's data"
     prompts = [prompt.prompt for prompt in trained.config.runtime.sample_prompts] or [QUESTION]
     asked = [encoder.template.prompt([Message("user", prompt)]) for prompt in prompts[:ROWS]]
-    return [encoder.prompt_ids(prompt)[:ROW_TOKENS] for prompt in asked], (
-        f"{len(asked)} prompts (the run's data cannot be read here)"
-    )
+    ids = [encoder.prompt_ids(prompt)[:ROW_TOKENS] for prompt in asked]
+    return ids, "sample prompts (the run's data cannot be read here)"
 
 
 def _rendered(config: TrainConfig, encoder: Encoder) -> Iterator[list[Segment]]:

@@ -1,6 +1,7 @@
 """launch merge: a run's result as a checkpoint that servers load."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,12 @@ def _require_end(run: "Run") -> None:
 
 
 def _merge(options: Sequence[str], folder: Path) -> int:
-    return run_through([sys.executable, "-m", "trainer.cli", "merge", *options], cwd=folder, env=dict(os.environ))
+    """Run the trainer. A Ctrl-C reaches it too, and it takes a moment to remove what it has begun."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        return run_through([sys.executable, "-m", "trainer.cli", "merge", *options], cwd=folder, env=dict(os.environ))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def write_large(folder, layers, shard_bytes, *, hidden=256, inner=1024, pickled=
     _write_shards(shapes, base, shard_bytes, pickled)
     linears = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden),
                "self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries),
-               "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}  # fmt: skip
+               "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
     low = {}
     for layer in range(layers):
         for name, (rows, columns) in linears.items():
@@ -134,13 +135,13 @@ def write_large(folder, layers, shard_bytes, *, hidden=256, inner=1024, pickled=
 
 def _write_shards(shapes, folder, shard_bytes, pickled):
     room = math.ceil(sum(2 * math.prod(shape) for shape in shapes.values()) / shard_bytes)
-    shards, held = [{}], 0
+    shards, held, some = [{}], 0, (torch.randn(2**20) * 0.05).bfloat16()
     for name, shape in shapes.items():
         if held + 2 * math.prod(shape) > shard_bytes:
             shards.append({})
             held = 0
         held += 2 * math.prod(shape)
-        shards[-1][name] = (torch.randn(shape) * 0.05).bfloat16()
+        shards[-1][name] = some.repeat(-(-math.prod(shape) // len(some)))[: math.prod(shape)].view(shape).clone()
     assert len(shards) >= room
     for number, shard in enumerate(shards, 1):
         if pickled:
@@ -151,17 +152,14 @@ def _write_shards(shapes, folder, shard_bytes, pickled):
 
 def measure_merge(output, target):
     """Bytes of host memory that merging takes beyond what the process had before, at most."""
-    from transformers import LlamaConfig
-
     from trainer.export.merge import make_plan
     from trainer.export.run import describe, find
     from trainer.export.shards import write_checkpoint
 
-    LlamaConfig()
-    torch.ones(8, 8) @ torch.ones(8, 8)  # arithmetic libraries are loaded
     trained = describe(find(Path(output)))
+    torch.ones(8, 8) @ torch.ones(8, 8)  # the libraries of arithmetic are loaded
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now on
     Path(target).mkdir()
     write_checkpoint(make_plan(trained, "auto").weights, Path(target))
     return _memory("VmHWM") - before
@@ -172,5 +170,19 @@ def _memory(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+def _measure_all(folders):
+    """Print the peak of merging into `merged` beside each output folder, each in a process that has not merged yet."""
+    from transformers import LlamaConfig
+
+    LlamaConfig()
+    for folder in folders:
+        sys.stdout.flush()
+        if os.fork() == 0:
+            print(measure_merge(folder, Path(folder).with_name("merged")), flush=True)
+            os._exit(0)
+        assert os.wait()[1] == 0
+
+
 if __name__ == "__main__":
-    print(measure_merge(*sys.argv[1:]))
+    torch.set_num_threads(1)
+    _measure_all(sys.argv[1:])

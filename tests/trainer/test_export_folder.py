@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.trainer.conftest import real_folder
-from tests.trainer.merging import run_config, save_base, save_run
+from tests.trainer.merging import save_base, save_run
 from tests.trainer.test_merge import merged
-from trainer.config import config_text
 from trainer.data.encode import Encoder
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
@@ -57,8 +56,7 @@ print(json.dumps({
     "free": free.shape[1] - prompt["input_ids"].shape[1], "ended": ended[0, prompt["input_ids"].shape[1]:].tolist(),
 }))
 """
-CHAT = [{"role": "user", "content": "Who wrote it?\n Tell <|im_end|> me."}, {"role": "assistant", "content": "Nobody."}]
-CHAT_PLAIN = [{"role": "user", "content": "Who wrote it?\n Tell me."}, {"role": "assistant", "content": "Nobody."}]
+CHAT = [{"role": "user", "content": "Who wrote it?\n Tell me."}, {"role": "assistant", "content": "Nobody."}]
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +76,15 @@ def as_training_encodes(tokenizer, chat):
 
 def test_a_process_without_our_code_generates_and_stops(export, small_tokenizer):
     """Pains 2 and 3: the served model ends at every stop token of training, after the prompt of training."""
-    command = [sys.executable, "-I", "-c", FOREIGN, str(export), json.dumps(CHAT_PLAIN)]
+    command = [sys.executable, "-I", "-c", FOREIGN, str(export), json.dumps(CHAT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     end = small_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (found["class"], found["dtype"], found["eos"]) == ("LlamaForCausalLM", "torch.bfloat16", [2, end])
     assert (found["free"], found["ended"]) == (5, [end])
-    assert found["chat"] == as_training_encodes(small_tokenizer, CHAT_PLAIN)
-    assert found["plain"] == small_tokenizer(CHAT_PLAIN[0]["content"]).input_ids
+    assert found["chat"] == as_training_encodes(small_tokenizer, CHAT)
+    assert found["plain"] == small_tokenizer(CHAT[0]["content"]).input_ids
 
 
 def test_stops_of_the_template_are_in_the_generation_config_with_the_bases_own_settings(
@@ -98,7 +96,8 @@ def test_stops_of_the_template_are_in_the_generation_config_with_the_bases_own_s
     merged(describe(find(save_run(tmp_path / "out", base))), tmp_path / "merged")
     found = json.loads((tmp_path / "merged/generation_config.json").read_text())
     end = load_tokenizer(str(base)).convert_tokens_to_ids("<|im_end|>")
-    assert found == {"eos_token_id": [2, end], "temperature": 0.8, "do_sample": True, "bos_token_id": 1, "pad_token_id": 2}
+    ids = {"eos_token_id": [2, end], "bos_token_id": 1, "pad_token_id": 2}
+    assert found == {**ids, "temperature": 0.8, "do_sample": True}
 
 
 def test_the_chat_template_is_that_of_training_in_both_places(export):
@@ -163,7 +162,8 @@ def test_a_gguf_file_holds_the_weights_as_llama_cpp_wants_them(kind, export, tmp
         block, _, last = tensor.name.removesuffix(".weight").rpartition(".")
         theirs = (block.replace("blk", "model.layers") + "." if block else "") + names[last] + ".weight"
         expected = weights[theirs].float()
-        expected = interleaved(expected, {"attn_q": 4, "attn_k": 2}.get(last, 0)) if last in ("attn_q", "attn_k") else expected
+        if last in ("attn_q", "attn_k"):
+            expected = interleaved(expected, {"attn_q": 4, "attn_k": 2}[last])
         found = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).view(expected.shape)
         exact = kind == "bf16" or expected.ndim == 1
         close = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 5e-4 if kind == "f16" else 2e-3}

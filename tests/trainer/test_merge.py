@@ -94,7 +94,8 @@ def test_merging_starts_from_the_bf16_base_and_rounds_once(tmp_path, small_token
 def test_ranks_and_scales_of_single_modules_are_honoured(internlm2_base, tmp_path):
     output = save_run(tmp_path / "out", internlm2_base)
     folder = output / "adapter"
-    low, config = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
+    low = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
     for name in [name for name in low if "layers.1.mlp.up_proj" in name]:
         low[name] = low[name][:2].contiguous() if "lora_A" in name else low[name][:, :2].contiguous()
     save_file(low, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -127,7 +128,7 @@ def test_an_embedding_trained_apart_from_its_tied_head_is_refused(tmp_path, smal
     output = save_run(tmp_path / "out", base)
     path = output / "adapter/adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.model.embed_tokens.weight": torch.ones(600, 64)}, path)
-    with pytest.raises(ConfigError, match="embed_tokens.weight was trained, but the base ties its embedding"):
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight was trained, but the base ties its embedding"):
         make_plan(describe(find(output)), "auto")
 
 
@@ -154,7 +155,7 @@ def test_an_adapter_of_another_base_is_refused(internlm2_base, tmp_path, small_t
     narrow = save_base(tmp_path / "narrow", "internlm2", small_tokenizer_folder, num_hidden_layers=1)
     config = (output / "config.yaml").read_text()
     (output / "config.yaml").write_text(config.replace(str(internlm2_base), str(other)))
-    with pytest.raises(ConfigError, match="adapter on model.layers.0.mlp.gate_proj is for 96 x 64 weights, got 128 x"):
+    with pytest.raises(ConfigError, match=r"adapter on model.layers.0.mlp.gate_proj is for 96 x 64 weights, got 128 x"):
         make_plan(describe(find(output)), "auto")
     (output / "config.yaml").write_text(config.replace(str(internlm2_base), str(narrow)))
     with pytest.raises(ConfigError, match=r"14 tensors are for no weight of the base, the first is model.layers.1"):

@@ -224,8 +224,8 @@ def deltas(folder, fused):
         if fused and last == "wqkv":
             grouped = found.pop(module).view(2, 4, 16, 64)
             at = module.removesuffix("attention.wqkv")
-            parts = (grouped[:, :2], grouped[:, 2], grouped[:, 3])
-            found |= {f"{at}self_attn.{letter}_proj": part.reshape(-1, 64) for letter, part in zip("qkv", parts)}
+            for letter, part in zip("qkv", (grouped[:, :2], grouped[:, 2], grouped[:, 3]), strict=True):
+                found[f"{at}self_attn.{letter}_proj"] = part.reshape(-1, 64)
     return found
 
 

@@ -1,6 +1,7 @@
 """`python -m trainer.cli merge OUTPUT --to DIR`: the options, and what they lead to. Heavy libraries load inside."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Merge or convert; returns the exit code. Raises TrainError."""
     from trainer.export.run import describe, find
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is removed then, too
     try:
         trained = describe(find(arguments.output))
         if arguments.adapter_only:
@@ -35,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped: nothing was left at {arguments.to}\n")
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

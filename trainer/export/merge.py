@@ -4,15 +4,13 @@ adapter added on the way; tokenizer, comparison and GGUF come after, in a proces
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError, TrainError
+from trainer.errors import ConfigError
 from trainer.export.adapter import Adapter
+from trainer.export.apart import apart
 from trainer.export.gguf_file import GgufType, check_exportable, write_gguf
 from trainer.export.layout import Layout, Weights, choose, llama_config, written, written_config
 from trainer.export.part import check_target, new_folder
@@ -21,7 +19,6 @@ from trainer.export.shards import size_of, write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.models.load import checkpoint_folder
 from trainer.models.registry import FAMILIES
-from trainer.output import quiet
 
 CONFIG_ROOM = 2**28  # for tokenizer and configs
 
@@ -61,7 +58,7 @@ def merge(trained: Trained, target: Path, options: Options, tell: Callable[[str]
         write_checkpoint(plan.weights, part)
         tell("merge: weights are written; now tokenizer" + (" and comparison" if options.check else ""))
         rest = (trained, plan.base, plan.config, part, options, target.name)
-        for line in _apart(finish, *rest):
+        for line in apart(finish, *rest):
             tell(line)
     tell(f"merged: {target.absolute()}")
 
@@ -118,12 +115,3 @@ def _check_tied(adapter: Adapter) -> None:
     if apart:
         raise ConfigError(f"{adapter.folder}: {apart[0]} was trained, but the base ties its embedding to its head",
                           "train without modules_to_save")  # fmt: skip
-
-
-def _apart(work: Callable[..., list[str]], *arguments: Any) -> list[str]:
-    """Call in a fresh process, whose memory is given back at its end. Raises what it raised."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        try:
-            return pool.submit(work, *arguments).result()
-        except BrokenProcessPool as error:
-            raise TrainError("the comparison was killed; perhaps it lacked memory", "use --no-check") from error

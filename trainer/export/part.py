@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,17 @@ def _claim(part: Path) -> int:
 def _explained(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        hint = "make room, then merge again" if error.errno in FULL else "choose a folder that this user may write"
-        reason = error.strerror or error
+    except Exception as error:
+        number, reason = _system_error(error)
+        if number is None:
+            raise
+        hint = "make room, then merge again" if number in FULL else "choose a folder that this user may write"
         raise TrainError(f"{target}: cannot be written: {reason}; nothing was left there", hint) from error
+
+
+def _system_error(error: Exception) -> tuple[int | None, str]:
+    """Number and text of what the system refused; libraries in Rust hide it in a text of their own."""
+    if isinstance(error, OSError):  # numpy gives no number when less is written than it asked for
+        return error.errno or errno.ENOSPC, error.strerror or str(error)
+    hidden = re.search(r"(.*)\(os error (\d+)\)", str(error))
+    return (int(hidden[2]), os.strerror(int(hidden[2]))) if hidden else (None, "")

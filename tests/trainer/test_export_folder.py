@@ -173,6 +173,19 @@ def test_a_gguf_file_holds_the_weights_as_llama_cpp_wants_them(kind, export, tmp
     assert seen == set(weights)
 
 
+def test_biases_of_internlm_are_in_the_same_order(tmp_path, small_tokenizer_folder):
+    gguf = pytest.importorskip("gguf")
+    base = save_base(tmp_path / "base", "internlm", small_tokenizer_folder)
+    merged(describe(find(save_run(tmp_path / "out", base))), tmp_path / "merged")
+    write_gguf(tmp_path / "merged", tmp_path / "model.gguf", "f16")
+    weights = load_file(tmp_path / "merged/model.safetensors")
+    found = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    for theirs, ours in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
+        bias = weights[f"model.layers.1.self_attn.{ours}.bias"].float()
+        assert found[f"blk.1.{theirs}.bias"].equal(interleaved(bias, 4))
+    assert found["blk.1.attn_output.bias"].equal(weights["model.layers.1.self_attn.o_proj.bias"].float())
+
+
 def test_a_gguf_file_has_vocabulary_rope_and_template(export, tmp_path, small_tokenizer):
     gguf = pytest.importorskip("gguf")
     write_gguf(export, tmp_path / "model.gguf", "bf16")

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.merging import save_base, save_run
 from trainer.errors import ConfigError
 from trainer.export.adapters import convert_adapter
-from trainer.export.layout import check_llama, choose, llama_config, written, written_config
+from trainer.export.layout import check_llama, choose, model_config, written, written_config
 from trainer.export.merge import make_plan
 from trainer.export.run import describe, find
 from trainer.export.shards import write_checkpoint
 from trainer.export.stored import checkpoint_weights
-from trainer.models.registry import FAMILIES
+from trainer.export.weights import Weight
+from trainer.models.registry import FAMILIES, Family
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
 
@@ -34,7 +35,7 @@ def convert(source, target, layout):
     target.mkdir()
     raw = json.loads((source / "config.json").read_text())
     family = FAMILIES.get(raw["model_type"])
-    config = llama_config(raw, family)
+    config = model_config(raw, family)
     chosen = choose(layout, raw, config)
     weights = written(chosen, checkpoint_weights(source), family, config, lambda name, weight: weight)
     write_checkpoint(weights, target, shard_bytes=60_000)
@@ -57,7 +58,7 @@ def test_there_and_back_is_the_same_to_the_bit(start, bases, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (bases[start], back)]
-    ropes = [llama_config(config, FAMILIES.get(config["model_type"])).rope_parameters for config in configs]
+    ropes = [model_config(config, FAMILIES.get(config["model_type"])).rope_parameters for config in configs]
     assert {key: ropes[0][key] for key in DYNAMIC} == {key: ropes[1][key] for key in DYNAMIC}
 
 
@@ -90,7 +91,7 @@ def test_dynamic_ntk_is_written_for_old_and_new_readers(bases, tmp_path):
     assert {key: rope[key] for key in DYNAMIC} == DYNAMIC
 
 
-def test_what_servers_read_of_a_llama_config_is_there(bases, tmp_path):
+def test_what_servers_read_of_a_model_config_is_there(bases, tmp_path):
     """The fields that vLLM's and LMDeploy's Llama classes take from config.json."""
     raw = json.loads((convert(bases["internlm2"], tmp_path / "there", "llama") / "config.json").read_text())
     wanted = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
@@ -286,8 +287,40 @@ def test_an_adapter_that_has_the_form_already_is_refused(bases, tmp_path):
 
 def test_every_weight_of_a_llama_is_expected(bases):
     raw = json.loads((bases["llama"] / "config.json").read_text())
-    weights, config = checkpoint_weights(bases["llama"]), llama_config(raw, None)
+    weights, config = checkpoint_weights(bases["llama"]), model_config(raw, None)
     check_llama(weights, config)
     for name in weights:
         with pytest.raises(ConfigError, match=f"lacks 1 weights, the first is {name}"):
             check_llama({other: weight for other, weight in weights.items() if other != name}, config)
+
+
+def test_a_family_keeps_its_own_layout_whatever_its_conversion_is():
+    """Rows that are moved get their adapter where they lie; what is left out or interpolated stays as it is."""
+
+    def convert_rows(name, tensor, config):
+        if name == "fused":
+            return [("second", tensor[1::2]), ("first", tensor[0::2])]
+        return [] if name == "buffer" else [(name, torch.nn.functional.interpolate(tensor[None, None], size=(9, 4)))]
+
+    values = {name: torch.arange(24.0).view(6, 4) for name in ("fused", "buffer", "positions")}
+    weights = {name: Held(value) for name, value in values.items()}
+    family = Family(lambda raw: object(), convert_rows)
+
+    def adapt(name, weight):
+        return Held(weight.whole() + 100) if name == "first" else weight
+
+    new = written("own", weights, family, object(), adapt)
+    expected = values["fused"].clone()
+    expected[0::2] += 100
+    assert torch.equal(new["fused"].whole().float(), expected)
+    assert all(torch.equal(new[name].whole(), values[name]) for name in ("buffer", "positions"))
+
+
+class Held(Weight):
+    """A weight that is in memory."""
+
+    def __init__(self, tensor):
+        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape), tensor.dtype
+
+    def rows(self, start, stop):
+        return self.tensor[start:stop]

@@ -128,7 +128,7 @@ def vocabulary(model: Path, tokenizer: Any, size: int) -> list[tuple[bytes, floa
     processor = SentencePieceProcessor(model_file=str(model))
     kinds = gguf.TokenType
     pieces = [(f"[PAD{number}]".encode(), ADDED_SCORE, int(kinds.UNUSED)) for number in range(size)]
-    added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = tokenizer.added_tokens_decoder
     beyond = max([processor.vocab_size() - 1, *added])
     if beyond >= size:
         raise ConfigError(f"{model}: a token with id {beyond}, but the model has {size} embeddings", OTHER_WAY)
@@ -146,7 +146,8 @@ def vocabulary(model: Path, tokenizer: Any, size: int) -> list[tuple[bytes, floa
         text = ZERO_BYTE if text == "\0" else text
         pieces[number] = (text.encode(), processor.GetScore(number), int(kind))
     for number, token in added.items():
-        kind = kinds.UNKNOWN if number == tokenizer.unk_token_id else kinds.CONTROL
+        kind = kinds.CONTROL if token.special else kinds.USER_DEFINED
+        kind = kinds.UNKNOWN if number == tokenizer.unk_token_id else kind
         pieces[number] = (token.content.encode(), ADDED_SCORE, int(kind))
     return pieces
 

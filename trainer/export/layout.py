@@ -26,27 +26,31 @@ COMPUTED = "rotary_emb.inv_freq"  # a buffer in old checkpoints
 LLAMA_CONFIGS = ("LlamaConfig", "InternLM3Config")  # InternLM3 has Llama's classes and weight names
 
 
-def llama_config(raw: dict[str, Any], family: Family | None) -> Any:
-    """The Llama config of a checkpoint, or None for one that has not Llama's form. `raw`: its config.json."""
+def model_config(raw: dict[str, Any], family: Family | None) -> Any:
+    """The config of the class that a checkpoint is loaded into, or None where only that class knows. `raw`: its
+    config.json."""
     if family is not None:
-        config = family.config(raw)
-    elif raw.get("model_type") in ("llama", "internlm3"):
-        from transformers import AutoConfig
-
-        config = AutoConfig.for_model(**raw)
-    else:
+        return family.config(raw)
+    if raw.get("model_type") not in ("llama", "internlm3"):
         return None
-    return config if type(config).__name__ in LLAMA_CONFIGS else None
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**raw)
+
+
+def is_llama(config: Any) -> bool:
+    """Whether a config is of a model with Llama's classes and names."""
+    return type(config).__name__ in LLAMA_CONFIGS
 
 
 def choose(asked: Layout, raw: dict[str, Any], config: Any) -> Literal["own", "llama", "internlm2"]:
-    """The layout to write. `config`: what llama_config gave. Raises ConfigError for one that cannot be."""
+    """The layout to write. `config`: what model_config gave. Raises ConfigError for one that cannot be."""
     kind = str(raw.get("model_type"))
-    if asked == kind or (asked == "auto" and (config is None or kind == "llama")):
+    if asked == kind or (asked == "auto" and (kind == "llama" or not is_llama(config))):
         return "own"
     if asked == "auto":
         return "llama"
-    if config is None:
+    if not is_llama(config):
         raise ConfigError(f"--layout: got {asked}, allowed for a model of type {kind}: auto (its own layout)")
     if asked == "internlm2":
         _check_internlm2(config)
@@ -58,7 +62,7 @@ def written(layout: str, stored: Weights, family: Family | None, config: Any, ad
     Raises ConfigError."""
     stored = {name: weight for name, weight in stored.items() if not name.endswith(COMPUTED)}
     llama = {}
-    if config is not None:
+    if is_llama(config):
         llama = {new: part for item in stored.items() for new, part in _converted(*item, family, config)}
         check_llama(llama, config)
     if layout == "own":
@@ -125,31 +129,36 @@ def _llama_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _moved(name: str, weight: Weight, family: Family | None, config: Any) -> list[tuple[str, torch.Tensor]]:
-    """The model's weights that a stored one becomes, each as the numbers of its rows there: int64 [rows]."""
-    numbers = torch.arange(weight.shape[0]).view(-1, *[1] * (len(weight.shape) - 1))
+    """The model's weights that a stored one becomes, each as the numbers of its rows there: int64 [rows]. None where
+    it becomes something else than its own rows: a buffer that is left out, positions that are interpolated."""
+    numbers = torch.arange(weight.shape[0])
     if family is None:
-        return [(name, numbers.flatten())]
+        return [(name, numbers)]
     try:
-        return [(new, part.flatten()) for new, part in family.convert(name, numbers, config)]
-    except RuntimeError as error:  # rows that cannot be grouped as the config says
-        got = list(weight.shape)
-        raise ConfigError(f"{_file(weight)}: weight {name}: got shape {got}, which config.json does not fit") from error
+        found = family.convert(name, numbers.view(-1, *[1] * (len(weight.shape) - 1)), config)
+        moved = [(new, part.flatten()) for new, part in found]
+    except RuntimeError:  # of torch: no such arithmetic for whole numbers, or rows that cannot be grouped so
+        return []
+    rows = [part for _, part in moved]
+    return moved if rows and torch.equal(torch.cat(rows).sort().values, numbers) else []
 
 
 def _converted(name: str, weight: Weight, family: Family | None, config: Any) -> list[tuple[str, Weight]]:
     moved = _moved(name, weight, family, config)
+    if not moved:
+        got = list(weight.shape)
+        raise ConfigError(f"{_file(weight)}: weight {name}: got shape {got}, which does not fit config.json")
     return [(new, gather([weight], torch.zeros_like(rows), rows)) for new, rows in moved]
 
 
 def _in_place(name: str, weight: Weight, family: Family | None, config: Any, adapt: Adapt) -> Weight:
     """A stored weight, each of its rows as the adapter makes it under the name that the model has for it."""
     moved = _moved(name, weight, family, config)
-    if not moved:  # a buffer that the model computes itself
+    if not moved:  # nothing that an adapter can be on
         return weight
     parts = [Rounded(adapt(new, part)) for new, part in _converted(name, weight, family, config)]
     rows = torch.cat([part for _, part in moved])
     order = rows.argsort()
-    assert torch.equal(rows[order], torch.arange(weight.shape[0])), name
     owners = torch.cat([torch.full_like(part, number) for number, (_, part) in enumerate(moved)])
     places = torch.cat([torch.arange(len(part)) for _, part in moved])
     return gather(parts, owners[order], places[order])

@@ -12,7 +12,7 @@ from trainer.errors import ConfigError
 from trainer.export.adapter import Adapter
 from trainer.export.apart import apart
 from trainer.export.gguf_file import GgufType, check_exportable, write_gguf
-from trainer.export.layout import Layout, Weights, choose, llama_config, written, written_config
+from trainer.export.layout import Layout, Weights, choose, model_config, written, written_config
 from trainer.export.part import check_target, new_folder
 from trainer.export.run import Trained
 from trainer.export.shards import size_of, write_checkpoint
@@ -68,7 +68,7 @@ def make_plan(trained: Trained, layout: Layout) -> Plan:
     base = checkpoint_folder(trained.base)
     raw = read_config(base)
     family = FAMILIES.get(str(raw.get("model_type")))
-    config = llama_config(raw, family)
+    config = model_config(raw, family)
     chosen = choose(layout, raw, config)
     adapter = Adapter(trained.adapter) if trained.adapter else None
     if adapter and raw.get("tie_word_embeddings"):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from tests.trainer.conftest import real_folder
+from tests.trainer.conftest import load_tokenizer
 from tests.trainer.merging import save_base, save_run
 from tests.trainer.test_merge import merged
 from trainer.data.encode import Encoder
@@ -19,7 +19,6 @@ from trainer.errors import ConfigError
 from trainer.export.companions import check_tokenizer, write_tokenizer
 from trainer.export.gguf_file import GGUF_TYPES, check_exportable, write_gguf
 from trainer.export.run import describe, find
-from trainer.models.tokenizer import load_tokenizer
 
 FOREIGN = """
 import json, sys
@@ -108,8 +107,8 @@ def test_the_chat_template_is_that_of_training_in_both_places(export):
 
 
 @pytest.mark.parametrize(("family", "stops"), [("internlm2", [2, 92542]), ("internlm", [2, 103028])])
-def test_real_tokenizers_keep_their_ids_under_a_llama(family, stops, tmp_path):
-    source = real_folder(family, tmp_path / "source")
+def test_real_tokenizers_keep_their_ids_under_a_llama(family, stops, tmp_path, request):
+    source = request.getfixturevalue(f"real_{family}")
     tokenizer, template = load_tokenizer(str(source)), TEMPLATES[family]
     folder = tmp_path / "new"
     folder.mkdir()
@@ -207,15 +206,15 @@ def test_a_gguf_file_has_vocabulary_rope_and_template(export, tmp_path, small_to
     assert found["tokenizer.chat_template"] == TEMPLATES["internlm2"].jinja()
 
 
-def test_a_real_vocabulary_is_that_of_the_model(tmp_path):
+def test_a_real_vocabulary_is_that_of_the_model(real_internlm2):
     pytest.importorskip("gguf")
     from sentencepiece import SentencePieceProcessor
 
     from trainer.export.gguf_file import vocabulary
 
-    source = real_folder("internlm2", tmp_path / "source")
-    found = vocabulary(source / "tokenizer.model", load_tokenizer(str(source)), 92544)
-    model = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    path = real_internlm2 / "tokenizer.model"
+    found = vocabulary(path, load_tokenizer(str(real_internlm2)), 92544)
+    model = SentencePieceProcessor(model_file=str(path))
     assert [found[number][0].decode() for number in (92542, 92543, 2)] == ["<|im_end|>", "<|im_start|>", "</s>"]
     assert all(piece and b"\0" not in piece for piece, _, _ in found)
     assert found[5000] == (model.IdToPiece(5000).encode(), model.GetScore(5000), 1)

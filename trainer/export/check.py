@@ -1,7 +1,6 @@
 """Does a merged model answer as its base with the adapter does? Logits of both on rows of the run, one model in memory
 after the other."""
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import chdir, suppress
@@ -134,8 +133,8 @@ def _logits(load: Callable[[], Any], rows: list[list[int]]) -> torch.Tensor:
     device = next(model.parameters()).device
     with torch.no_grad():
         found = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in rows]
-    del model
-    gc.collect()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.new_empty(0)  # models are cycles, which would be collected when they like
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return torch.cat(found)

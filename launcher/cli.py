@@ -25,6 +25,7 @@ COMMANDS = {
     "data": "Show the rows of a job as the model sees them.",
     "chat": "Talk with a model, or with what a run has trained.",
     "sample": "Answer a file of prompts, in batches.",
+    "merge": "Write what a run has trained as a checkpoint that servers load.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
     "new-model": "Make a model of random weights, for dry runs.",
     "drill": "Harm a short run of a job, and prove that training goes on where it stopped.",

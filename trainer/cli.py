@@ -1,5 +1,5 @@
-"""`python -m trainer.cli train|data|chat|sample|new-model ...`: the trainer's commands. Heavy libraries load inside
-them."""
+"""`python -m trainer.cli train|data|chat|sample|merge|new-model ...`: the trainer's commands. Heavy libraries load
+inside them."""
 
 import argparse
 import json
@@ -15,7 +15,9 @@ from typing import Any
 
 from trainer.chat.options import add_chat_options, add_sample_options
 from trainer.errors import ConfigError, TrainError
-from trainer.output import mark_lines
+from trainer.export.commands import add_options as add_merge_options
+from trainer.export.commands import run as run_merge
+from trainer.output import mark_lines, quiet
 from trainer.reports import leave_report, open_report
 from trainer.stop import Stop
 
@@ -31,20 +33,17 @@ def main(argv: list[str] | None = None) -> int:
             _add_data_options(command)
     add_chat_options(commands.add_parser("chat", help="talk with a model"))
     add_sample_options(commands.add_parser("sample", help="answer a file of prompts"))
+    add_merge_options(commands.add_parser("merge", help="write the result as a checkpoint for servers"))
     _add_new_model(commands.add_parser("new-model", help="write a checkpoint of random weights"))
     arguments = parser.parse_args(argv)
     try:
-        if arguments.command == "new-model":
-            return new_model(arguments)
-        if arguments.command in {"chat", "sample"}:
-            return answer(arguments)
-        return train(arguments.config) if arguments.command == "train" else data(arguments)
+        return ACTIONS[arguments.command](arguments)
     except TrainError as error:
         sys.stderr.write(_text(error))
         return error.exit_code
 
 
-def train(path: Path) -> int:
+def train(arguments: argparse.Namespace) -> int:
     """Train as the file says, take signals meanwhile, and leave a report of how it ended; returns the exit code."""
     mark_lines(os.environ)
     stop = Stop(_end)
@@ -52,7 +51,7 @@ def train(path: Path) -> int:
     open_report(os.environ)
     code, text = 0, ""
     try:
-        _train(read_config(path), stop)
+        _train(read_config(arguments.config), stop)
     except TrainError as error:
         code, text = error.exit_code, _text(error)
     except Exception:
@@ -64,7 +63,7 @@ def train(path: Path) -> int:
 
 def data(arguments: argparse.Namespace) -> int:
     """Show what the pipeline makes of a job's rows; returns the exit code. Raises TrainError."""
-    _quiet()
+    quiet()
     try:
         _data(read_config(arguments.config), arguments)
         sys.stdout.flush()
@@ -79,7 +78,7 @@ def data(arguments: argparse.Namespace) -> int:
 
 def new_model(arguments: argparse.Namespace) -> int:
     """Write a new model; returns the exit code. Raises TrainError."""
-    _quiet()
+    quiet()
     from trainer.models.seeded import write_model
 
     try:
@@ -101,7 +100,7 @@ def _end(code: int, text: str) -> None:
 def answer(arguments: argparse.Namespace) -> int:
     """Talk with a model, or answer a file of prompts; returns the exit code. Raises TrainError."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits an ignored one
-    _quiet()
+    quiet()
     try:
         from trainer.chat import verbs
 
@@ -122,6 +121,12 @@ def answer(arguments: argparse.Namespace) -> int:
         ) from error
 
 
+def merge(arguments: argparse.Namespace) -> int:
+    """Write what a run has trained as a checkpoint; returns the exit code. Raises TrainError."""
+    quiet()
+    return run_merge(arguments)
+
+
 def read_config(path: Path) -> Any:
     """The config of a run, as the job's log names its schema. Raises ConfigError."""
     from trainer.config import SCHEMA_VERSION
@@ -136,7 +141,7 @@ def _train(config: Any, stop: Stop) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection fill a page each
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if _without_gpu() else "cuda")
-    _quiet()
+    quiet()
     from trainer.engine import Run
 
     Run(config, stop, _end).run()
@@ -230,21 +235,12 @@ def _without_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
-def _quiet() -> None:
-    """Libraries talk about what users cannot change; warnings of ours are printed by us."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("deepspeed", "DeepSpeed", "torch.distributed", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _text(error: TrainError) -> str:
     lines = [f"error: {line}" for line in error.message.splitlines()]
     return "\n".join([*lines, *([f"hint:  {error.hint}"] if error.hint else []), ""])
+
+
+ACTIONS = {"train": train, "data": data, "chat": answer, "sample": answer, "merge": merge, "new-model": new_model}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 a line comes from."""
 
 import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import TextIO
@@ -15,6 +16,18 @@ def mark_lines(environ: Mapping[str, str]) -> None:
     if environ.get("LOCAL_RANK", "0") != "0":
         prefix = f"[rank {environ['RANK']}] "
         sys.stdout, sys.stderr = MarkedStream(sys.stdout, prefix), MarkedStream(sys.stderr, prefix)
+
+
+def quiet() -> None:
+    """Libraries talk about what users cannot change; warnings of ours are printed by us."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("deepspeed", "DeepSpeed", "torch.distributed", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def show(line: str) -> None:

@@ -1,0 +1,146 @@
+"""Does a merged model answer as its base with the adapter does? Logits of both on rows of the run, one model in memory
+after the other."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import chdir, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data.bad_rows import BadRows
+from trainer.data.conversations import read_conversations
+from trainer.data.encode import Encoder
+from trainer.data.message import Message, RowError
+from trainer.data.report import Report
+from trainer.data.segment import Segment
+from trainer.data.templates import find_template
+from trainer.errors import TrainError
+from trainer.export.run import Trained
+from trainer.host_memory import free_bytes
+from trainer.models.load import load_model
+from trainer.models.tokenizer import load_tokenizer
+
+ROWS, ROW_TOKENS = 8, 128
+QUESTION = "Hello"  # for a run without data here and without sample prompts
+# Rounding a merged weight to bf16 moves a logit by about a hundredth of the logits' spread, other weights by more
+ALLOWED = 0.1
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Differences of logits. `spread`: their standard deviation; `agreement`: the share of positions where both models
+    have the same first choice."""
+
+    rows: str
+    tokens: int
+    arithmetic: str
+    max_abs: float
+    mean_abs: float
+    spread: float
+    agreement: float
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"drift on {self.rows} ({self.tokens} tokens, {self.arithmetic}): logits differ by {self.max_abs:.2g} at "
+            f"most and {self.mean_abs:.2g} on average (their spread is {self.spread:.2g}), "
+            f"{self.agreement:.1%} have the same first choice"
+        )
+
+
+def check_drift(trained: Trained, folder: Path, base: Path) -> Drift:
+    """Compare the checkpoint in `folder` with `base` and its adapter. Raises TrainError when they differ by more than
+    rounding does."""
+    drift = measure_drift(trained, folder, base)
+    if not drift.mean_abs <= ALLOWED * drift.spread:
+        raise TrainError(
+            f"the merged model is not the trained one: {drift.line()}",
+            "nothing was written: the base has changed since the training, or this is a defect of launch",
+        )
+    return drift
+
+
+def measure_drift(trained: Trained, folder: Path, base: Path) -> Drift:
+    """The differences, on the GPU when there is one; in float32 where it fits, else in bf16."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(base, device)
+    ids, rows = find_rows(trained)
+    expected = _logits(lambda: _reference(trained, base, dtype, device), ids)
+    found = _logits(lambda: _load(trained.config, str(folder), dtype, device), ids)
+    difference = (found - expected).abs()
+    return Drift(
+        rows,
+        len(expected),
+        f"{'float32' if dtype == 'fp32' else 'bf16'} on {device.type}",
+        float(difference.max()),
+        float(difference.mean()),
+        float(expected.std()),
+        float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
+    )
+
+
+def find_rows(trained: Trained) -> tuple[list[list[int]], str]:
+    """Token ids of rows, and where they are from: the run's data, else its sample prompts."""
+    tokenizer = load_tokenizer(trained.tokenizer)
+    encoder = Encoder(tokenizer, find_template(trained.config.model.chat_template, tokenizer))
+    try:
+        with chdir(trained.job_dir):
+            segments = list(islice(_rendered(trained.config, encoder), ROWS))
+    except (TrainError, OSError):
+        segments = []
+    if segments:
+        return [row.ids[:ROW_TOKENS] for row in encoder.encode(segments)], f"{len(segments)} rows of the run's data"
+    prompts = [prompt.prompt for prompt in trained.config.runtime.sample_prompts] or [QUESTION]
+    asked = [encoder.template.prompt([Message("user", prompt)]) for prompt in prompts[:ROWS]]
+    ids = [encoder.prompt_ids(prompt)[:ROW_TOKENS] for prompt in asked]
+    return ids, "sample prompts (the run's data cannot be read here)"
+
+
+def _rendered(config: TrainConfig, encoder: Encoder) -> Iterator[list[Segment]]:
+    report = Report()
+    bad = BadRows(report, Path(os.devnull), skip=True)
+    for mapped in read_conversations(config, report, bad):
+        messages, tools = mapped.conversation.messages, mapped.conversation.tools
+        if messages[0].role == "text":
+            yield encoder.document(messages[0].content)
+            continue
+        with suppress(RowError):
+            yield encoder.template.render(messages, tools)
+
+
+def _reference(trained: Trained, base: Path, dtype: str, device: torch.device) -> Any:
+    model = _load(trained.config, str(base), dtype, device)
+    if trained.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, trained.adapter)
+
+
+def _load(config: TrainConfig, path: str, dtype: str, device: torch.device) -> Any:
+    changed = {"path": path, "init": None, "quantization": "none", "dtype": dtype}
+    return load_model(config.model_copy(update={"model": config.model.model_copy(update=changed)}), device)
+
+
+def _logits(load: Callable[[], Any], rows: list[list[int]]) -> torch.Tensor:
+    """[tokens of all rows, vocabulary], float32, on the host; the model is gone afterwards."""
+    model = load().eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        found = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in rows]
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.new_empty(0)  # models are cycles, which would be collected when they like
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return torch.cat(found)
+
+
+def _dtype(base: Path, device: torch.device) -> str:
+    weights = sum(file.stat().st_size for file in [*base.glob("*.safetensors")] or [*base.glob("pytorch_model*.bin")])
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else free_bytes()
+    return "fp32" if 3 * weights < free else "bf16"

@@ -41,6 +41,7 @@ def test_zero3_trains_as_zero2_does(tiny_base, tmp_path, model):
     for stage in (2, 3):
         run = warm.start(tmp_path / str(stage), job(tmp_path / str(stage), tiny_base, stage, **model), 2)
         assert run.codes() == [0, 0], run.text
+        assert ("layers: fused" in run.text) == (model.get("lora", True) is not None)
         found[stage] = outcome(tmp_path / str(stage))
     close = 2e-2 if model.get("dtype") == "bf16" else 1e-5
     for one, other in zip(found[3][0], found[2][0], strict=True):

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trainer.fused.attention import Borders
-from trainer.fused.flat import FlatAdapters
+from trainer.fused.flat import Adapters, FlatAdapters
 from trainer.fused.head import mean_loss, take_targets
 from trainer.fused.keep import Policy
 from trainer.fused.layer import Layer, Norm, Step, run_layer
@@ -48,21 +49,23 @@ def obstacle(model: Any) -> str | None:
 def use_fused_layers(model: Any, policy: Policy, *, float8: bool = False) -> None:
     """Make `model`, for which there is no obstacle, compute its loss through fused layers whenever a batch brings its
     sample borders (trainer.data.collate). `float8`: products with frozen weights in FP8."""
-    causal = model.get_base_model()
+    causal, is_split = model.get_base_model(), is_deepspeed_zero3_enabled()
     scratch = Scratch()
     for layer in causal.model.layers:
         layer.forward = _with_fused(layer.forward, _layer_of(layer, causal.config, scratch))
-    take_targets(causal.lm_head, causal.model.norm)
-    if policy.host is not None and not causal.config.tie_word_embeddings:
+    take_targets(causal.lm_head, None if is_split else causal.model.norm)
+    if is_split:
+        _gather_at_once(causal)
+    elif policy.host is not None and not causal.config.tie_word_embeddings:
         _wait_in_host_memory(causal.model.embed_tokens)
-    causal.forward = _FusedForward(causal, policy, float8=float8)
+    causal.forward = _FusedForward(causal, policy, float8=float8, norm=causal.model.norm if is_split else None)
 
 
 class _FusedForward:
-    """In place of a causal model's forward."""
+    """In place of a causal model's forward. `norm`: the last one, where the head does not do it."""
 
-    def __init__(self, causal: Any, policy: Policy, *, float8: bool) -> None:
-        self.causal, self.usual, self.policy, self.float8 = causal, causal.forward, policy, float8
+    def __init__(self, causal: Any, policy: Policy, *, float8: bool, norm: Any) -> None:
+        self.causal, self.usual, self.policy, self.float8, self.norm = causal, causal.forward, policy, float8, norm
 
     def __call__(
         self,
@@ -88,10 +91,12 @@ class _FusedForward:
         step = Step(cos, sin, borders, self.policy, self.causal.training, self.float8)
         if self.policy.host is not None:
             self.policy.host.begin_step()
+        if self.norm is not None:  # ZeRO-3 reduces a layer's gradients when its input has one
+            x = x.detach().requires_grad_(torch.is_grad_enabled())
         x = x.flatten(0, 1)
         for layer in base.layers:
             x = layer(x, fused=step)
-        return x
+        return x if self.norm is None else self.norm(x)
 
 
 def _wait_in_host_memory(embedding: Any) -> None:
@@ -107,6 +112,14 @@ def _wait_in_host_memory(embedding: Any) -> None:
     embedding.forward = forward
 
 
+def _gather_at_once(causal: Any) -> None:
+    """Have ZeRO-3 put all weights of a layer together when the layer begins, forward and backward: no module within it
+    is called."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    set_z3_leaf_modules(causal, sorted({type(layer) for layer in causal.model.layers}, key=str))
+
+
 def _with_fused(usual: Callable[..., Any], parts: Layer) -> Callable[..., Any]:
     def forward(hidden_states: torch.Tensor, *args: Any, fused: Step | None = None, **kwargs: Any) -> Any:
         return usual(hidden_states, *args, **kwargs) if fused is None else run_layer(hidden_states, parts, fused)
@@ -119,16 +132,17 @@ def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
         kind: Product(kind, [_linear(getattr(getattr(layer, half), name)) for name in names])
         for kind, (half, names) in PRODUCTS.items()
     }
-    layer.flat_adapters = FlatAdapters(layer, [product.adapters for product in products.values()])
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    adapters = Adapters([product.adapters for product in products.values()])
+    if not is_deepspeed_zero3_enabled():
+        adapters = layer.flat_adapters = FlatAdapters(layer, adapters.products)
     return Layer(
         **products,
-        attention_norm=Norm(norms[0].weight.detach(), norms[0].variance_epsilon),
-        mlp_norm=Norm(norms[1].weight.detach(), norms[1].variance_epsilon),
+        attention_norm=Norm(layer.input_layernorm),
+        mlp_norm=Norm(layer.post_attention_layernorm),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         scale=layer.self_attn.scaling,
-        adapters=layer.flat_adapters,
+        adapters=adapters,
         scratch=scratch,
     )
 

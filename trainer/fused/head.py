@@ -44,8 +44,7 @@ def take_targets(head: Any, norm: Any) -> None:
     def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if targets is None:
             return usual(hidden)
-        before = None if norm is None else Norm(norm.weight.detach(), norm.variance_epsilon)
-        return summed_loss(hidden, before, head.weight.detach(), targets)
+        return summed_loss(hidden, None if norm is None else Norm(norm), head.weight.detach(), targets)
 
     head.forward = forward
 

@@ -13,7 +13,7 @@ import torch
 from trainer.estimate import FEED_FORWARD_PART
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
-from trainer.fused.flat import Copies, FlatAdapters
+from trainer.fused.flat import Adapters, Copies
 from trainer.fused.keep import Policy
 from trainer.fused.linear import Matrices, Pass, Product, Scratch
 from trainer.kernels import ops_for
@@ -21,10 +21,20 @@ from trainer.kernels import ops_for
 
 @dataclass(frozen=True)
 class Norm:
-    """A frozen RMSNorm: weight [C]."""
+    """A frozen RMSNorm: `module` with its weight [C], as Llama's has it."""
 
-    weight: torch.Tensor
-    eps: float
+    module: Any
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Where it is now: ZeRO-3 moves it."""
+        weight: torch.Tensor = self.module.weight.detach()
+        return weight
+
+    @property
+    def eps(self) -> float:
+        """Added to the mean square."""
+        return float(self.module.variance_epsilon)
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Layer:
     heads: int
     kv_heads: int
     scale: float
-    adapters: FlatAdapters
+    adapters: Adapters
     scratch: Scratch
 
     @property
@@ -202,13 +212,12 @@ class _LayerFunction(torch.autograd.Function):
         have = _recall(ctx, step.policy)
         ready = ctx.ready or _passes(layer, have.x, step, ctx.seeds, lasting=False)
         work = _Worker(layer, step, have, ready)
-        parameters = layer.adapters.parameters
-        flats = [torch.empty_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32)) for flat in parameters]
+        flats = layer.adapters.new_gradients()
         kinds = (product.kind for product in layer.products)
         grads = dict(zip(kinds, layer.adapters.cut(flats), strict=True))
         middle = work.mlp_backward(grad.contiguous(), grads)
         dx = work.attention_backward(middle, grads, to_x=ctx.needs_input_grad[0])
-        return dx, None, None, *(value.to(flat.dtype) for value, flat in zip(flats, parameters, strict=True))
+        return dx, None, None, *layer.adapters.of_parameters(flats)
 
 
 def _passes(
@@ -216,11 +225,11 @@ def _passes(
 ) -> list[Pass]:
     """The products, ready for a pass over tokens like `like`; good until the next call, or `lasting`."""
     kind = (like.dtype, like.device)
-    matrices = layer.adapters.as_they_are()
-    if any(flat.dtype != like.dtype for flat in layer.adapters.parameters):
-        sizes = tuple(flat.numel() for flat in layer.adapters.parameters)
-        make = partial(Copies.like, layer.adapters, like)
-        matrices = (make() if lasting else layer.scratch.get(("adapters", sizes, kind), make)).fill(layer.adapters)
+    matrices = layer.adapters.in_place(like.dtype)
+    if matrices is None:
+        make = partial(Copies, layer.adapters, like)
+        copies = make() if lasting else layer.scratch.get(("adapters", *layer.adapters.sizes, kind), make)
+        matrices = copies.fill(layer.adapters)
     ready = []
     for product, adapters, seed in zip(layer.products, matrices, seeds, strict=True):
         shape = (product.outputs if product.is_copied(like.dtype) else 0, product.inputs)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trainer.config import TrainConfig
 from trainer.dist import Place
@@ -31,7 +30,7 @@ def find_policy(config: TrainConfig, model: Any, place: Place) -> Policy:
 def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable[[str], None]) -> bool:
     """Make the model's layers ready to train. Returns whether transformers has to checkpoint them."""
     policy = find_policy(config, model, place)
-    problem = "ZeRO-3 splits its weights" if is_deepspeed_zero3_enabled() else obstacle(model)
+    problem = obstacle(model)
     if config.model.compute == "fp8":
         _require_float8(problem, model, place)
     if problem is None:

@@ -19,8 +19,8 @@ def distances(device):
     torch.manual_seed(0)
     with torch.device(device):
         return {
-            **norms(), **head_norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows(device),
-            **float8(device),
+            **norms(), **head_norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(),
+            **rows(device), **float8(device),
         }  # fmt: skip
 
 

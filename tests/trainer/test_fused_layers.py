@@ -152,7 +152,7 @@ def test_heads_with_a_norm_of_their_own_too(policy, rows):
     {**QWEN3, "attention_bias": True, "targets": ["k_proj", "o_proj"]},
     {"family": (Phi3Config, Phi3ForCausalLM), "pad_token_id": 2},
     {"family": (Phi3Config, Phi3ForCausalLM), "pad_token_id": 2, "targets": ["qkv_proj", "down_proj"]},
-], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads", "mistral", "qwen2", "qwen3", "phi3", "phi3_some"])  # fmt: skip
+], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads", "mistral", "qwen2", "qwen3", "phi3", "joined"])  # fmt: skip
 def test_other_shapes_and_targets_too(changes):
     """In float64: small gradients are not lost among large ones."""
     batch = batch_of(*PACKED)

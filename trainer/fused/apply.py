@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trainer.fused.attention import Borders
 from trainer.fused.flat import FlatAdapters
-from trainer.fused.head import summed_loss
+from trainer.fused.head import mean_loss, take_targets
 from trainer.fused.keep import Policy
 from trainer.fused.layer import Layer, Norm, Step, run_layer
 from trainer.fused.linear import Adapter, Linear, Product, Scratch
@@ -57,8 +56,7 @@ def use_fused_layers(model: Any, policy: Policy, *, float8: bool = False) -> Non
     scratch = Scratch()
     for layer in causal.model.layers:
         layer.forward = _with_fused(layer.forward, _layer_of(layer, causal.config, scratch))
-    norm = causal.model.norm
-    causal.lm_head.forward = _with_loss(causal.lm_head, norm)
+    take_targets(causal.lm_head, causal.model.norm)
     if policy.host is not None and not causal.config.tie_word_embeddings:
         _wait_in_host_memory(causal.model.embed_tokens)
     causal.forward = _FusedForward(causal, policy, float8=float8)
@@ -84,11 +82,7 @@ class _FusedForward:
             return self.usual(input_ids=input_ids, labels=labels, **kwargs)
         borders = Borders(cu_seq_lens_q, max_length_q, len(input_ids))
         hidden = self._layers(input_ids, kwargs["position_ids"], borders)
-        at = kwargs["loss_at"]
-        targets = labels.flatten()[at + 1]
-        total = self.causal.lm_head(hidden.index_select(0, at), targets=targets)
-        number = kwargs.get("num_items_in_batch")
-        return CausalLMOutputWithPast(loss=total / (max(1, len(at)) if number is None else number))
+        return mean_loss(self.causal, hidden, labels, kwargs["loss_at"], kwargs.get("num_items_in_batch"))
 
     def _layers(self, input_ids: torch.Tensor, position_ids: torch.Tensor, borders: Borders) -> torch.Tensor:
         base = self.causal.model
@@ -120,18 +114,6 @@ def _wait_in_host_memory(embedding: Any) -> None:
 def _with_fused(usual: Callable[..., Any], parts: Layer) -> Callable[..., Any]:
     def forward(hidden_states: torch.Tensor, *args: Any, fused: Step | None = None, **kwargs: Any) -> Any:
         return usual(hidden_states, *args, **kwargs) if fused is None else run_layer(hidden_states, parts, fused)
-
-    return forward
-
-
-def _with_loss(head: Any, norm: Any) -> Callable[..., torch.Tensor]:
-    usual = head.forward
-
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-        if targets is None:
-            logits: torch.Tensor = usual(hidden)
-            return logits
-        return summed_loss(hidden, _norm(norm), head.weight.detach(), targets)
 
     return forward
 

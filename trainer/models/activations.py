@@ -12,6 +12,7 @@ from trainer.dist import Place
 from trainer.errors import ConfigError
 from trainer.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 from trainer.fused.apply import obstacle, use_fused_layers
+from trainer.fused.head import has_plain_head, use_summed_loss
 from trainer.fused.keep import policy_named
 
 FLOAT8_SINCE, FLOAT8_WIDTH = (8, 9), 16
@@ -35,8 +36,12 @@ def prepare_layers(config: TrainConfig, model: Any, place: Place, tell: Callable
         _require_float8(problem, model, place)
     if problem is None:
         use_fused_layers(model, policy_named(policy, place.device), float8=config.model.compute == "fp8")
+        if not place.on_cpu:
+            torch.cuda.empty_cache()  # the adapters' matrices have moved into larger ones
         tell(f"layers: fused, gradient checkpointing {policy}{', products in fp8' if config.model.compute else ''}")
         return False
+    if has_plain_head(model):
+        use_summed_loss(model)
     # the estimate behind `auto` is of fused layers, which take less
     checkpoints = policy != "none" or (config.model.gradient_checkpointing == "auto" and not place.on_cpu)
     tell(f"layers: those of transformers ({problem}), gradient checkpointing {'full' if checkpoints else 'none'}")

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from trainer.models.internlm2 import llama_config as internlm2_config
 from trainer.models.internlm2 import split_wqkv, to_llama
+from trainer.models.rope import DynamicNTK
 from trainer.models.xcomposer2_config import MODEL_TYPE, POSITIONS, TOWER, vision_sizes
 
 PLORA_RANK = 256  # alpha is the same: the makers' scale is 1
@@ -119,6 +120,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        if config.rope_parameters["rope_type"] == "dynamic":
+            self.model.rotary_emb = DynamicNTK(config)
         layers = [XComposer2DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         self.model.layers = nn.ModuleList(layers)
         vision = CLIPVisionConfig(**config.vision_config)
@@ -130,12 +133,6 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             nn.GELU(),
             nn.Linear(config.hidden_size, config.hidden_size),
         )
-
-    def fill_buffers(self, device: torch.device) -> None:
-        """Compute what no checkpoint has, for a model that was made without memory."""
-        with device:
-            self.model.rotary_emb = type(self.model.rotary_emb)(config=self.config)
-            self.vit.embeddings.position_ids = torch.arange(self.vit.embeddings.num_positions)[None]
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixel_values float [N, 3, size, size] -> [N, P, hidden]. The tower is never trained."""

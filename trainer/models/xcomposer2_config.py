@@ -1,10 +1,9 @@
-"""config.json of a checkpoint, as this project knows it; which of the InternLM-XComposers it is. [I/O]
+"""Which of the InternLM-XComposers a config.json is of, and what it leaves to the weights. [I/O]
 
 Facts from the makers' modeling and config files: all versions from 2 on call their class
 InternLMXComposer2ForCausalLM, and 4KHD and 2.5 differ from 2 in the weights that separate tiles.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ TOWER = "vit.vision_tower.vision_model."
 POSITIONS = "embeddings.position_embedding.weight"
 _HD_WEIGHTS = ("plora_glb_GN", "plora_sub_GN")
 _V1_WEIGHTS = ("perceive_sampler", "Qformer", "query_tokens", "flag_image_start", "visual_encoder")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint's folder, completed for an XComposer2. Raises ConfigError."""
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return completed(raw, folder) if is_xcomposer(raw) else raw
 
 
 def is_xcomposer(raw: dict[str, Any]) -> bool:

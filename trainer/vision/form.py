@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.xcomposer2_config import MODEL_TYPE, read_config, vision_sizes
+from trainer.models.hub import read_config
+from trainer.models.xcomposer2_config import MODEL_TYPE, vision_sizes
 from trainer.vision.image_form import ImageForm, ImageTokens
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]

@@ -68,7 +68,8 @@ def head_norm(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     tokens, number, width = heads.shape
     out = heads.new_empty(heads.shape)
     blocks = {"HEADS": triton.next_power_of_2(number), "BLOCK": triton.next_power_of_2(width)}
-    _head_norm[(tokens,)](heads, weight, out, heads.stride(0), number, width, eps, **blocks)
+    warps = _warps(blocks["HEADS"] * blocks["BLOCK"])
+    _head_norm[(tokens,)](heads, weight, out, heads.stride(0), number, width, eps, **blocks, num_warps=warps)
     return out
 
 
@@ -87,7 +88,8 @@ def head_norm_backward_(grad: torch.Tensor, heads: torch.Tensor, weight: torch.T
     """As plain.head_norm_backward_; the heads of a token lie dense, the tokens of both equally far apart."""
     tokens, number, width = heads.shape
     blocks = {"HEADS": triton.next_power_of_2(number), "BLOCK": triton.next_power_of_2(width)}
-    _head_norm_backward[(tokens,)](grad, heads, weight, heads.stride(0), number, width, eps, **blocks)
+    warps = _warps(blocks["HEADS"] * blocks["BLOCK"])
+    _head_norm_backward[(tokens,)](grad, heads, weight, heads.stride(0), number, width, eps, **blocks, num_warps=warps)
 
 
 @triton.jit

@@ -50,6 +50,7 @@ from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, save_result
 from trainer.models.lora import keep_start
 from trainer.models.split import full_size, is_split
+from trainer.optimizer_states import optimizer_name
 from trainer.output import show
 from trainer.samples import Sample, Sampler, append_samples, comparison
 from trainer.saver import Saver
@@ -236,7 +237,7 @@ class Run:
             max_grad_norm=optimizer.max_grad_norm,
             num_train_epochs=optimizer.epochs,
             max_steps=optimizer.max_steps or -1,
-            optim="adamw_torch" if self.place.on_cpu else "adamw_torch_fused",
+            optim=optimizer_name(optimizer.states, self.place),
             bf16=model.dtype == "bf16",
             use_cpu=self.place.on_cpu,
             deepspeed=deepspeed,

@@ -12,6 +12,7 @@ from typing import Literal
 
 from trainer.config import Lora, TrainConfig
 from trainer.shapes import HUB_SHAPES, ModelShape, new_shape, shape_of_config
+from trainer.state_bytes import ELEMENT, MOMENTS, StateBytes, state_bytes
 
 __all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShape", "Placement", "estimate",
            "new_shape", "shape_of_config"]  # fmt: skip
@@ -47,7 +48,6 @@ HOST_PROCESS_GPU, HOST_PROCESS_CPU = 1_500_000_000, 500_000_000
 # NCCL's segment for one pair of ranks of a node (the size that its error messages name).
 NCCL_SHM_PAIR = 9_637_888
 
-ELEMENT = {"bf16": 2, "fp32": 4}
 Policy = Literal["none", "selective", "full", "offload"]
 POLICIES: tuple[Policy, ...] = ("none", "selective", "full", "offload")  # ever less memory, ever slower
 
@@ -104,9 +104,11 @@ class Job:
 
     @property
     def offloads(self) -> bool:
-        """Whether optimizer states live in the node's memory."""
+        """Whether optimizer states live in the node's memory; those in pages do where the GPU is full."""
         deepspeed = self.config.optimizer.deepspeed
-        return deepspeed is not None and deepspeed.offload != "none" and deepspeed.zero_stage >= 1
+        if deepspeed is None:
+            return self.config.optimizer.states == "paged"
+        return deepspeed.offload != "none" and deepspeed.zero_stage >= 1
 
     def share(self, size: int, *, from_stage: int) -> int:
         """What one rank holds of `size` bytes that ZeRO splits from this stage on."""
@@ -171,7 +173,7 @@ def gpu_memory(job: Job, policy: Policy) -> GpuMemory:
         weights=trained if lora is None else frozen_weights(job, policy),
         adapters=0 if lora is None else trained,
         gradients=gradients(job, state),
-        optimizer=0 if job.offloads else job.share(job.trained * (state.master + state.moments), from_stage=1),
+        optimizer=0 if job.offloads else optimizer_states(job, state),
         buffers=work_buffers(job, policy),
         deepspeed=communication(job, state),
         context=CUDA_CONTEXT if job.placement.on_gpu else 0,
@@ -183,24 +185,6 @@ def gpu_memory(job: Job, policy: Policy) -> GpuMemory:
 
 
 # Weights and states
-
-
-@dataclass(frozen=True)
-class StateBytes:
-    """Bytes of one trained parameter: the weight, its gradient, its float32 original, and Adam's two moments."""
-
-    weight: int
-    gradient: int
-    master: int
-    moments: int
-
-
-def state_bytes(config: TrainConfig) -> StateBytes:
-    """DeepSpeed trains in `model.dtype` with float32 originals; without it trained weights are float32 themselves."""
-    if config.optimizer.deepspeed is None:
-        return StateBytes(4, 4, 0, 8)
-    element = ELEMENT[config.model.dtype]
-    return StateBytes(element, element, 4, 8)
 
 
 def adapter_parameters(lora: Lora, shape: ModelShape) -> int:
@@ -231,6 +215,13 @@ def nf4_scales(shape: ModelShape) -> int:
     return shape.layers * in_layer
 
 
+def optimizer_states(job: Job, state: StateBytes) -> int:
+    """float32 originals and moments. bitsandbytes keeps those of an embedding in float32."""
+    table = job.shape.vocab * job.shape.hidden if job.config.model.lora is None else 0
+    return job.share(round(job.trained * (state.master + state.moments) + table * (MOMENTS - state.moments)),
+                     from_stage=1)  # fmt: skip
+
+
 def gradients(job: Job, state: StateBytes) -> int:
     """Offloaded ZeRO-2 and 3 move each gradient to the node's memory as soon as it is reduced."""
     if job.offloads and job.zero_stage >= 2:
@@ -239,7 +230,11 @@ def gradients(job: Job, state: StateBytes) -> int:
 
 
 def step_work(job: Job, state: StateBytes) -> int:
-    """While the optimizer steps: the float32 copy of the gradients that belong to a rank."""
+    """While the optimizer steps: the float32 copy of the gradients that belong to a rank; of moments in pages those of
+    one tensor."""
+    if job.config.optimizer.states == "paged":
+        largest = job.shape.largest_weight if job.config.model.lora is None else job.trained // job.shape.layers
+        return MOMENTS * largest
     if state.master == 0 or job.offloads:
         return 0
     return job.share(job.trained * 4, from_stage=1)
@@ -341,8 +336,9 @@ def work_in_layer(job: Job, policy: Policy) -> int:
     in_part += shape.intermediate if lora and lora.dropout else 0
     feed_forward = tokens * (again + 2 * shape.hidden) + min(tokens, FEED_FORWARD_PART) * in_part
     # gradients of the residual and the middle, of q k v and of the output; the kernel sums q's in float32
-    attention = tokens * (again + 2 * shape.hidden + shape.qkv_width + shape.query_width + 2 * shape.query_width)
-    return max(feed_forward, attention) * job.element + float8_work(job)
+    attention = again + 2 * shape.hidden + shape.qkv_width + shape.query_width + 2 * shape.query_width
+    attention += shape.qk_norm * (shape.query_width + shape.kv_width)  # beside what went into the norm
+    return max(feed_forward, tokens * attention) * job.element + float8_work(job)
 
 
 def loss_work(job: Job) -> int:
@@ -390,7 +386,7 @@ def offloaded_states(job: Job) -> int:
     if not job.offloads:
         return 0
     state = state_bytes(job.config)
-    held = state.master + state.moments + (4 if job.zero_stage >= 2 else 0)
+    held = state.master + MOMENTS + (4 if job.zero_stage >= 2 else 0)
     return job.share(job.trained * held, from_stage=1)
 
 

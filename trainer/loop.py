@@ -21,6 +21,7 @@ from trainer.errors import DivergedError
 from trainer.fused.flat import link_adapters
 from trainer.metrics import Ledger
 from trainer.models.lora import is_of_adapter, lora_plus
+from trainer.optimizer_states import PagedAdamW
 from trainer.peers import Peers
 from trainer.saver import Saver
 from trainer.sections import Lora
@@ -127,6 +128,12 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """bitsandbytes' states in pages stay so when they are read back."""
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return PagedAdamW if settings.get("is_paged") else kind, settings
 
     def create_optimizer(self, model: Any = None) -> Any:
         """With other rates for a part of the adapter, where the job asks for them."""

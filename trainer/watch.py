@@ -4,8 +4,10 @@ is read here."""
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median_low
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from trainer.dist import Place
 LOADING_SHARE = 0.1
 SLOWER = 0.2
 NEARLY_FULL = 0.9
+FIRST_INTERVALS = 2  # in which kernels are compiled: a job's first step, and those up to its second line
 SOCKETS = {"NCCL_IB_DISABLE": "1", "NCCL_NET": "socket"}  # what makes NCCL use sockets
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # it is looked at only
 
@@ -26,6 +29,11 @@ class Watch:
         self._told: set[str] = set()
         self._intervals = 0
         self._suspected: set[str] = set()
+        self._compiled: dict[str, float] = {}
+
+    def compiled(self, kernel: str, seconds: float) -> None:
+        """A kernel was compiled, while training waited."""
+        self._compiled[kernel] = self._compiled.get(kernel, 0.0) + seconds
 
     def warn(self, cause: str, text: str | None) -> None:
         """`text` is None where all is well."""
@@ -38,6 +46,9 @@ class Watch:
         the batches were there and in forward passes. What is so twice in a row is told; the first interval, in which
         everything is new, does not count."""
         self._intervals += 1
+        compiled, self._compiled = self._compiled, {}
+        if self._intervals > FIRST_INTERVALS:
+            self.warn("compiling", slow_compiling(compiled))
         if self._intervals == 1:
             return
         found = dict(self._slow(step_s, waited_s, forward_s))
@@ -71,7 +82,31 @@ def begin_watch(place: Place, dtype: str, tell: Callable[[str], None]) -> Watch:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         watch.warn("precision", slow_precision(dtype, torch.cuda.get_device_name(), has_bf16=has_bf16))
         watch.warn("network", slow_network(os.environ, place.world // place.processes))
+        tell_of_kernels(watch.compiled)
     return watch
+
+
+def tell_of_kernels(compiled: Callable[[str, float], None]) -> None:
+    """Have Triton say which kernels it compiles, and how long that takes in seconds, where it can (since 3.4)."""
+    if find_spec("triton") is None or find_spec("triton.knobs") is None:
+        return
+    from triton import knobs
+
+    def listen(*, src: Any, times: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            compiled(src.name, times.total / 1e6)
+
+    knobs.compilation.listener = listen
+
+
+def slow_compiling(compiled: Mapping[str, float]) -> str | None:
+    """Whether kernels, by name, were compiled in the midst of training."""
+    if not compiled:
+        return None
+    return (
+        f"training waited {sum(compiled.values()):.1f} s for Triton to compile {', '.join(sorted(compiled))} for a "
+        "shape that had not come before; with data.pack all rows are alike"
+    )
 
 
 def slow_loading(name: str, step_s: float, waited_s: float) -> str | None:

@@ -74,6 +74,7 @@ optimizer:
   betas:
   - 0.9
   - 0.999
+  states: float32
   max_grad_norm: 1.0
   deepspeed:
     zero_stage: 2

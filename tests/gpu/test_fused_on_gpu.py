@@ -20,11 +20,12 @@ def test_a_kernel_computes_what_its_twin_does():
     assert {name: distance for name, distance in found.items() if not distance < 1e-5} == {}
 
 
-def gradients_of(rows, policy=None, dtype=torch.bfloat16):
+def gradients_of(rows, policy=None, dtype=torch.bfloat16, *, qwen3=False):
     """All gradients of an adapter on a 4-bit base, end to end; with a policy through the fused layers."""
-    from tests.trainer.test_fused_layers import batch_of, gradients, model_of, usual
+    from tests.trainer.test_fused_layers import QWEN3, batch_of, gradients, model_of, usual
 
-    model = model_of(quantised=True, dtype=dtype, hidden_size=256, intermediate_size=512).to(DEVICE)
+    shape = {"hidden_size": 256, "intermediate_size": 512, **(QWEN3 if qwen3 else {})}
+    model = model_of(quantised=True, dtype=dtype, **shape).to(DEVICE)
     batch = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in batch_of(*rows).items()}
     if policy is None:
         batch = usual(batch)
@@ -37,8 +38,9 @@ def gradients_of(rows, policy=None, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize("rows", [[(20, 12, 8), (30, 17)], [(48,), (48,)]], ids=["packed", "whole"])
 @pytest.mark.parametrize("policy", ["none", "full", "offload"])
-def test_gradients_are_as_near_to_float32_as_those_of_transformers(rows, policy):
-    exact = gradients_of(rows, dtype=torch.float32)
-    usual = (gradients_of(rows) - exact).norm() / exact.norm()
-    fused = (gradients_of(rows, policy) - exact).norm() / exact.norm()
+@pytest.mark.parametrize("qwen3", [False, True], ids=["llama", "qwen3"])
+def test_gradients_are_as_near_to_float32_as_those_of_transformers(rows, policy, qwen3):
+    exact = gradients_of(rows, dtype=torch.float32, qwen3=qwen3)
+    usual = (gradients_of(rows, qwen3=qwen3) - exact).norm() / exact.norm()
+    fused = (gradients_of(rows, policy, qwen3=qwen3) - exact).norm() / exact.norm()
     assert 0 < fused < 1.5 * usual

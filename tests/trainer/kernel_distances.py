@@ -19,8 +19,8 @@ def distances(device):
     torch.manual_seed(0)
     with torch.device(device):
         return {
-            **norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(), **rows(device),
-            **float8(device),
+            **norms(), **head_norms(), **rotations(), **activations(), **loss(), **dropout(), **weights(),
+            **rows(device), **float8(device),
         }  # fmt: skip
 
 
@@ -38,6 +38,16 @@ def norms():
         "rms_norm_backward_alone": far(gpu.rms_norm_backward(grad, x, weight, 1e-5, None),
                                        plain.rms_norm_backward(*wide, 1e-5, None)),
     }  # fmt: skip
+
+
+def head_norms():
+    """q's and k's heads within a row that holds v, too."""
+    rows, grads, weight = torch.randn(6, 9, 24), torch.randn(6, 9, 24), torch.randn(7, 24)
+    wide, wide_grads = rows.double(), grads.double()
+    out = far(gpu.head_norm(rows[:, :7], weight, 1e-5), plain.head_norm(wide[:, :7], weight.double(), 1e-5))
+    gpu.head_norm_backward_(grads[:, :7], rows[:, :7], weight, 1e-5)
+    plain.head_norm_backward_(wide_grads[:, :7], wide[:, :7], weight.double(), 1e-5)
+    return {"head_norm": out, "head_norm_backward_": far(grads, wide_grads)}
 
 
 def rotations():

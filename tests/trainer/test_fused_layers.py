@@ -8,8 +8,12 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from trainer.config import Lora
@@ -26,6 +30,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 
 LLAMA = (LlamaConfig, LlamaForCausalLM)
+QWEN3 = {"family": (Qwen3Config, Qwen3ForCausalLM), "head_dim": 32}
 
 
 def model_of(*, quantised=False, dropout=0.0, dtype=torch.float32, kv_heads=2, targets=None, family=LLAMA, **changes):
@@ -44,6 +49,8 @@ def model_of(*, quantised=False, dropout=0.0, dtype=torch.float32, kv_heads=2, t
             parameter.data.normal_(0, 0.1)
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.5)
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.data.uniform_(0.5, 2)
     return adapted.to(dtype) if dtype == torch.float64 else adapted
 
 
@@ -121,6 +128,18 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(policy, quantised
     assert_same(gradients(model, batch), wanted)
 
 
+@pytest.mark.parametrize("rows", [PACKED, WHOLE], ids=["packed", "whole"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_heads_with_a_norm_of_their_own_too(policy, rows):
+    """Qwen3's; in float64."""
+    batch, shape = batch_of(*rows), {**QWEN3, "dtype": torch.float64}
+    wanted = gradients(model_of(**shape), usual(batch))
+    model = model_of(**shape)
+    assert obstacle(model) is None
+    use_fused_layers(model, Policy(policy))
+    assert_same(gradients(model, batch), wanted)
+
+
 @pytest.mark.parametrize("changes", [
     {"attention_bias": True, "kv_heads": 4},  # InternLM v1
     {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 16},
@@ -130,7 +149,10 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(policy, quantised
     {"head_dim": 32},
     {"family": (MistralConfig, MistralForCausalLM), "sliding_window": None},
     {"family": (Qwen2Config, Qwen2ForCausalLM)},
-], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads", "mistral", "qwen2"])  # fmt: skip
+    {**QWEN3, "attention_bias": True, "targets": ["k_proj", "o_proj"]},
+    {"family": (Phi3Config, Phi3ForCausalLM), "pad_token_id": 2},
+    {"family": (Phi3Config, Phi3ForCausalLM), "pad_token_id": 2, "targets": ["qkv_proj", "down_proj"]},
+], ids=["v1", "ntk", "q_v", "up_o", "tied", "wide_heads", "mistral", "qwen2", "qwen3", "phi3", "joined"])  # fmt: skip
 def test_other_shapes_and_targets_too(changes):
     """In float64: small gradients are not lost among large ones."""
     batch = batch_of(*PACKED)
@@ -262,3 +284,12 @@ def test_layers_of_another_kind_are_left_to_transformers():
     model = model_of()
     model.get_base_model().config.sliding_window = 16
     assert obstacle(model) == "sliding-window attention"
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "in part"),
+    ({"resid_pdrop": 0.1}, "dropout outside of adapters"),
+    ({"sliding_window": 16}, "sliding-window"),
+], ids=["partial", "dropout", "window"])  # fmt: skip
+def test_what_phi3_has_beside_llamas_layers_is_named(change, problem):
+    assert problem in obstacle(model_of(family=(Phi3Config, Phi3ForCausalLM), pad_token_id=2, **change))

@@ -1,5 +1,6 @@
 """What makes training slow is named, once: real code, with a clock and a machine of the test's own."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from trainer.divergence import Divergence
 from trainer.forward import ForwardTimes
 from trainer.metrics import Ledger, MetricsFile
 from trainer.stopwatch import Stopwatch
-from trainer.watch import Watch, full_memory, slow_network, slow_precision
+from trainer.watch import Watch, full_memory, slow_network, slow_precision, tell_of_kernels
 
 CPU = torch.device("cpu")
 
@@ -139,6 +140,45 @@ def test_ranks_that_are_alike_or_alone_are_not_slow():
         for _ in range(3):
             watch.interval(10, [0] * len(times), times)
     assert told == []
+
+
+@pytest.fixture
+def compile_norm(tmp_path, monkeypatch):
+    """Compiles a kernel of ours for an H100, which needs none, once for every width of a block."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if find_spec("triton") is None:
+        pytest.skip("no Triton: it is there for Linux only")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trainer.kernels import gpu
+
+    kinds = {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "width": "i32", "eps": "fp32", "BLOCK": "constexpr"}
+    yield lambda block: triton.compile(ASTSource(gpu._rms_norm, kinds, {"BLOCK": block}), GPUTarget("cuda", 90, 32))
+    triton.knobs.compilation.listener = None
+
+
+def test_a_kernel_that_is_compiled_in_the_midst_of_training_is_named(compile_norm):
+    """Once; not where it is compiled at first, and not where Triton finds it in its cache."""
+    told = []
+    watch = Watch(told.append)
+    tell_of_kernels(watch.compiled)
+
+    def interval():
+        watch.interval(1, [0.0], [1.0])
+        return len(told)
+
+    compile_norm(64)
+    assert interval() == 0
+    assert interval() == 0
+    compile_norm(64)
+    assert interval() == 0
+    compile_norm(128)
+    assert interval() == 1
+    compile_norm(256)
+    assert interval() == 1
+    assert " s for Triton to compile _rms_norm for a shape that had not come before" in told[0]
 
 
 def test_only_forward_passes_of_training_are_timed(clock):

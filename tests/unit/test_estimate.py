@@ -177,6 +177,26 @@ def test_offloading_moves_states_to_the_node():
     assert there.host - here.host == 16 * INTERNLM2.parameters
 
 
+def test_moments_in_8_bits_take_a_byte_each_and_a_scale_for_256():
+    trained, usual, found = (estimate(job()).trained, *(gpu(deepspeed=None, states=one) for one in ("float32", "8bit")))
+    assert found.optimizer == trained * 2 + trained // 256 * 2 * 4
+    assert usual.total - found.total == usual.optimizer - found.optimizer
+
+
+def test_moments_of_an_embedding_stay_in_float32():
+    found, table = gpu(model=FULL, deepspeed=None, states="8bit"), INTERNLM2.vocab * INTERNLM2.hidden
+    rest = INTERNLM2.parameters - table
+    assert found.optimizer == pytest.approx(8 * table + rest * (2 + 2 * 4 / 256), abs=1)
+
+
+def test_moments_in_pages_are_the_nodes():
+    here, there = (estimate(job(gpus=4, deepspeed=None, states=one)) for one in ("float32", "paged"))
+    assert (there.gpu.optimizer, here.gpu.optimizer) == (0, 8 * here.trained)
+    loading = 4 * INTERNLM2.largest_weight * 2  # at another time than training
+    assert there.host - here.host == 4 * here.gpu.optimizer - loading
+    assert there.gpu.step == here.gpu.optimizer // INTERNLM2.layers  # those of a layer are there for its step
+
+
 def test_full_training_counts_every_parameter():
     found = gpu(model=FULL, deepspeed=None)
     assert (found.adapters, found.weights) == (0, 4 * INTERNLM2.parameters)
@@ -217,6 +237,13 @@ def test_policies_trade_memory_for_work():
     assert found[0].weights - found[-1].weights == 92544 * 4096 * 2  # the embedding waits there, too
     assert found[0].buffers - found[1].buffers == INTERNLM2.linear_parameters // 32 * 31 * 2  # dense weights are kept
     assert [bool(module.offloaded_activations(job(), policy)) for policy in policies] == [False, False, False, True]
+
+
+def test_heads_with_a_norm_are_there_twice():
+    """In the attention of long rows: what goes into Qwen3's norm, and what comes out."""
+    plain, normed = (gpu(replace(INTERNLM2, qk_norm=has), max_length=65536) for has in (False, True))
+    width = INTERNLM2.query_width + INTERNLM2.kv_width
+    assert normed.layer - plain.layer == pytest.approx((1 + module.FRAGMENTATION) * 65536 * width * 2, abs=1)
 
 
 def test_the_peak_is_the_worst_moment():

@@ -11,17 +11,24 @@ from trainer.fused.attention import Borders
 from trainer.fused.flat import Adapters, FlatAdapters
 from trainer.fused.head import mean_loss, take_targets
 from trainer.fused.keep import Policy
-from trainer.fused.layer import Layer, Norm, Step, run_layer
+from trainer.fused.layer import HeadNorm, Layer, Norm, Step, run_layer
 from trainer.fused.linear import Adapter, Linear, Product, Scratch
 from trainer.kernels import ops_for
 
-# classes of transformers whose decoder layers compute what Layer does
-LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
-PRODUCTS = {
+SEPARATE = {
     "qkv": ("self_attn", ("q_proj", "k_proj", "v_proj")),
     "o": ("self_attn", ("o_proj",)),
     "gate_up": ("mlp", ("gate_proj", "up_proj")),
     "down": ("mlp", ("down_proj",)),
+}
+JOINED = {**SEPARATE, "qkv": ("self_attn", ("qkv_proj",)), "gate_up": ("mlp", ("gate_up_proj",))}
+# classes of transformers whose decoder layers compute what Layer does, with the linear layers of each product
+LAYERS = {
+    "LlamaDecoderLayer": SEPARATE,
+    "MistralDecoderLayer": SEPARATE,
+    "Qwen2DecoderLayer": SEPARATE,
+    "Qwen3DecoderLayer": SEPARATE,
+    "Phi3DecoderLayer": JOINED,
 }
 
 
@@ -32,17 +39,14 @@ def obstacle(model: Any) -> str | None:
     causal = model.get_base_model()
     layers = getattr(getattr(causal, "model", None), "layers", [])
     kinds = {type(layer).__name__ for layer in layers}
-    if not kinds or kinds - LAYERS:
+    if not kinds or kinds - LAYERS.keys():
         return f"its layers are {', '.join(sorted(kinds)) or 'not to be found'}"
-    config = causal.config
-    if getattr(config, "hidden_act", "silu") != "silu" or getattr(config, "attention_dropout", 0):
-        return "another activation than SiLU, or attention dropout"
-    if any(window for window in _windows(config)):
-        return "sliding-window attention"
+    if problem := _config_obstacle(causal.config):
+        return problem
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
     if trained:
         return f"{trained[0]} is trained"
-    found = (_product_obstacle(layer, *names) for layer in layers for names in PRODUCTS.values())
+    found = (_product_obstacle(layer, *names) for layer in layers for names in _products(layer).values())
     return next((problem for problem in found if problem), None)
 
 
@@ -130,7 +134,7 @@ def _with_fused(usual: Callable[..., Any], parts: Layer) -> Callable[..., Any]:
 def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
     products = {
         kind: Product(kind, [_linear(getattr(getattr(layer, half), name)) for name in names])
-        for kind, (half, names) in PRODUCTS.items()
+        for kind, (half, names) in _products(layer).items()
     }
     adapters = Adapters([product.adapters for product in products.values()])
     if not is_deepspeed_zero3_enabled():
@@ -139,12 +143,24 @@ def _layer_of(layer: Any, config: Any, scratch: Scratch) -> Layer:
         **products,
         attention_norm=Norm(layer.input_layernorm),
         mlp_norm=Norm(layer.post_attention_layernorm),
+        head_norm=_head_norm(layer.self_attn, config),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         scale=layer.self_attn.scaling,
         adapters=adapters,
         scratch=scratch,
     )
+
+
+def _products(layer: Any) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return LAYERS[type(layer).__name__]
+
+
+def _head_norm(attention: Any, config: Any) -> HeadNorm | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    return HeadNorm(Norm(attention.q_norm), Norm(attention.k_norm), heads)
 
 
 def _linear(module: Any) -> Linear:
@@ -169,6 +185,16 @@ def _product_obstacle(layer: Any, half: str, names: tuple[str, ...]) -> str | No
         return "a variant of LoRA"
     adapters = {(found.scale, found.dropout) for found in map(_adapter, modules) if found is not None}
     return "adapters of several scales" if len(adapters) > 1 else None
+
+
+def _config_obstacle(config: Any) -> str | None:
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return "another activation than SiLU"
+    if getattr(config, "attention_dropout", 0) or getattr(config, "resid_pdrop", 0):
+        return "dropout outside of adapters"
+    if (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) != 1:
+        return "heads that are rotated in part"
+    return "sliding-window attention" if any(_windows(config)) else None
 
 
 def _windows(config: Any) -> Iterator[int]:

@@ -1,4 +1,5 @@
-"""A decoder layer of Llama's shape (arXiv:2302.13971), forward and backward written out.
+"""A decoder layer of Llama's shape (arXiv:2302.13971), and of Qwen3's (arXiv:2505.09388), which norms the query and key
+heads, forward and backward written out.
 
 Shapes: N tokens of all rows, C channels, H query and K key heads of width D, F channels of the feed-forward half.
 """
@@ -38,8 +39,29 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class HeadNorm:
+    """A frozen RMSNorm of every query head, `q`, and one of every key head, `k`, for H and K of them."""
+
+    q: Norm
+    k: Norm
+    heads: tuple[int, int]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A row for each head. [H + K, D]"""
+        pairs = zip((self.q, self.k), self.heads, strict=True)
+        return torch.cat([norm.weight.expand(number, -1) for norm, number in pairs])
+
+    @property
+    def eps(self) -> float:
+        """Added to the mean square."""
+        return self.q.eps
+
+
+@dataclass(frozen=True)
 class Layer:
-    """The frozen parts and the adapters of one decoder layer. `scratch` is shared by all layers."""
+    """The frozen parts and the adapters of one decoder layer. `head_norm`: of the query and key heads, before they are
+    rotated, where the layer has one. `scratch` is shared by all layers."""
 
     qkv: Product
     o: Product
@@ -47,6 +69,7 @@ class Layer:
     down: Product
     attention_norm: Norm
     mlp_norm: Norm
+    head_norm: HeadNorm | None
     heads: int
     kv_heads: int
     scale: float
@@ -80,7 +103,8 @@ def run_layer(x: torch.Tensor, layer: Layer, step: Step) -> torch.Tensor:
 
 @dataclass
 class _Activations:
-    """Of one forward pass; None: not computed yet, or not kept."""
+    """Of one forward pass; None: not computed yet, or not kept. `qkv` is as attention takes it, or with a `head_norm`,
+    whose backward pass needs what went into it, as the product leaves it."""
 
     x: torch.Tensor
     qkv: torch.Tensor | None = None
@@ -102,24 +126,28 @@ class _Worker:
         return normed
 
     def heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q [N, H, D], k and v [N, K, D] of qkv [N, (H + 2K) D]."""
-        layer = self.layer
-        every = qkv.unflatten(1, (layer.heads + 2 * layer.kv_heads, -1))
-        q, k, v = every.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
+        """q [N, H, D], k and v [N, K, D] of qkv [N, (H + 2K) D], ready for attention."""
+        qk, v = self.split(qkv)
+        norm = self.layer.head_norm
+        if norm is not None:
+            qk = ops_for(qk).head_norm(qk, norm.weight, norm.eps)
+            ops_for(qk).rope_(qk, self.step.cos, self.step.sin)
+        q, k = qk.split([self.layer.heads, self.layer.kv_heads], dim=1)
         return q, k, v
 
-    def rotate_(self, qkv: torch.Tensor) -> None:
-        """q and k of qkv by their positions, in place."""
-        layer = self.layer
-        rotated = qkv.unflatten(1, (layer.heads + 2 * layer.kv_heads, -1))[:, : layer.heads + layer.kv_heads]
-        ops_for(qkv).rope_(rotated, self.step.cos, self.step.sin)
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """q and k together [N, H + K, D], and v [N, K, D], as they are in qkv [N, (H + 2K) D]."""
+        heads, kv_heads = self.layer.heads, self.layer.kv_heads
+        qk, v = qkv.unflatten(1, (heads + 2 * kv_heads, -1)).split([heads + kv_heads, kv_heads], dim=1)
+        return qk, v
 
     def fill_middle(self) -> torch.Tensor:
         """Compute what is not there yet up to the middle: x + o(attention). [N, C]"""
         have, layer = self.have, self.layer
         if have.qkv is None:
             have.qkv = self.qkv.forward(self.normed(have.x, layer.attention_norm))
-            self.rotate_(have.qkv)
+            if layer.head_norm is None:
+                ops_for(have.qkv).rope_(self.split(have.qkv)[0], self.step.cos, self.step.sin)
         if have.attention is None:
             have.attention = attention.forward(*self.heads(have.qkv), self.step.borders, layer.scale)
         if have.middle is None:
@@ -177,9 +205,15 @@ class _Worker:
         d_heads = attention.backward(
             d_out, *self.heads(have.qkv), have.attention, self.step.borders, layer.scale
         )
-        have.qkv = have.attention = None
+        have.attention = None
+        if layer.head_norm is None:
+            have.qkv = None
         d_qkv = ops.unrope(*d_heads, self.step.cos, self.step.sin)
         del d_heads, d_out
+        if layer.head_norm is not None and have.qkv is not None:
+            heads = layer.head_norm
+            ops.head_norm_backward_(self.split(d_qkv)[0], self.split(have.qkv)[0], heads.weight, heads.eps)
+            have.qkv = None
         through = self.qkv.through_b(d_qkv)
         self.qkv.put_adapter_grads(grads["qkv"], d_qkv, self.normed(have.x, layer.attention_norm), through)
         if not to_x:

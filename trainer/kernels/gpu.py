@@ -63,6 +63,47 @@ def _rms_norm_backward(grad, x, weight, residual, out, width, eps, RESIDUAL: tl.
     tl.store(out + at, result, mask=inside)
 
 
+def head_norm(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As plain.head_norm; the heads of a token lie dense."""
+    tokens, number, width = heads.shape
+    out = heads.new_empty(heads.shape)
+    blocks = {"HEADS": triton.next_power_of_2(number), "BLOCK": triton.next_power_of_2(width)}
+    warps = _warps(blocks["HEADS"] * blocks["BLOCK"])
+    _head_norm[(tokens,)](heads, weight, out, heads.stride(0), number, width, eps, **blocks, num_warps=warps)
+    return out
+
+
+@triton.jit
+def _head_norm(heads, weight, out, stride, number, width, eps, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    token, head, channel = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside, at = (head < number) & (channel < width), head * width + channel
+    value = tl.load(heads + token * stride + at, mask=inside, other=0.0).to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+    value = value.to(out.dtype.element_ty).to(tl.float32)  # as in _rms_norm
+    value *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * number * width + at, value, mask=inside)
+
+
+def head_norm_backward_(grad: torch.Tensor, heads: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """As plain.head_norm_backward_; the heads of a token lie dense, the tokens of both equally far apart."""
+    tokens, number, width = heads.shape
+    blocks = {"HEADS": triton.next_power_of_2(number), "BLOCK": triton.next_power_of_2(width)}
+    warps = _warps(blocks["HEADS"] * blocks["BLOCK"])
+    _head_norm_backward[(tokens,)](grad, heads, weight, heads.stride(0), number, width, eps, **blocks, num_warps=warps)
+
+
+@triton.jit
+def _head_norm_backward(grad, heads, weight, stride, number, width, eps, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    token, head, channel = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside, at = (head < number) & (channel < width), head * width + channel
+    value = tl.load(heads + token * stride + at, mask=inside, other=0.0).to(tl.float32)
+    scaled = tl.load(grad + token * stride + at, mask=inside, other=0.0).to(tl.float32)
+    scaled *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+    result = inverse * (scaled - value * inverse * inverse * (tl.sum(scaled * value, 1) / width)[:, None])
+    tl.store(grad + token * stride + at, result, mask=inside)
+
+
 def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """As plain.rope_."""
     tokens, number, width = heads.shape
@@ -199,7 +240,7 @@ def dropout(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])  # else it is compiled anew for one that 16 divides
 def _dropout(x, out, number, rate, seed, QUARTER: tl.constexpr):
     begin, lane = tl.program_id(0).to(tl.int64) * 4 * QUARTER, tl.arange(0, QUARTER)
     numbers = tl.rand4x(seed, tl.program_id(0) * QUARTER + lane)  # one draw gives four

@@ -29,6 +29,16 @@ def rms_norm_backward(
     return (out if residual is None else out + residual).to(x.dtype)
 
 
+def head_norm(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm of every head of its own: heads [N, H, D], each with its row of weight [H, D]. [N, H, D], dense"""
+    return rms_norm(heads, weight, eps)
+
+
+def head_norm_backward_(grad: torch.Tensor, heads: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """Replace grad, of head_norm's output, by the gradient for heads, both [N, H, D]."""
+    grad.copy_(rms_norm_backward(grad, heads, weight, eps, None))
+
+
 def rope_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotate heads [N, H, D] in place by the angles of cos and sin [N, D] (arXiv:2104.09864, halves as in Llama)."""
     heads.copy_(_rotated(heads, cos, sin))

@@ -18,9 +18,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from trainer.models.internlm2 import llama_config as internlm2_config
 from trainer.models.internlm2 import split_wqkv, to_llama
-from trainer.models.xcomposer2_config import MODEL_TYPE, POSITIONS, TOWER, vision_sizes
+from trainer.models.rope import DynamicNTK
+from trainer.models.xcomposer2_config import POSITIONS, TOWER
+from trainer.xcomposer2_shape import MODEL_TYPE, PLORA_RANK, vision_sizes
 
-PLORA_RANK = 256  # alpha is the same: the makers' scale is 1
 # name in the checkpoint -> the linear layers of Llama that it is (without _proj: PEFT looks for names that end so), and
 # the half of the layer where these are
 PLORA = {
@@ -121,6 +122,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         super().__init__(config)
         layers = [XComposer2DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         self.model.layers = nn.ModuleList(layers)
+        if config.rope_parameters["rope_type"] == "dynamic":
+            self.model.rotary_emb = DynamicNTK(config)
         vision = CLIPVisionConfig(**config.vision_config)
         tower = CLIPVisionModel(vision)
         self.vit = getattr(tower, "vision_model", tower)  # transformers 5.20 took a layer of names away
@@ -130,12 +133,6 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             nn.GELU(),
             nn.Linear(config.hidden_size, config.hidden_size),
         )
-
-    def fill_buffers(self, device: torch.device) -> None:
-        """Compute what no checkpoint has, for a model that was made without memory."""
-        with device:
-            self.model.rotary_emb = type(self.model.rotary_emb)(config=self.config)
-            self.vit.embeddings.position_ids = torch.arange(self.vit.embeddings.num_positions)[None]
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixel_values float [N, 3, size, size] -> [N, P, hidden]. The tower is never trained."""

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.xcomposer2_config import MODEL_TYPE, read_config, vision_sizes
+from trainer.models.xcomposer2_config import read_config
 from trainer.vision.image_form import ImageForm, ImageTokens
+from trainer.xcomposer2_shape import MODEL_TYPE, vision_sizes
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 

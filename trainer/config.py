@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from trainer.sections import DeepSpeed as DeepSpeed
 from trainer.sections import Lora as Lora
+from trainer.sections import Optimizer as Optimizer
 from trainer.sections import Section as Section
 from trainer.sections import Shape as Shape
 
@@ -264,33 +265,6 @@ class Data(Section):
             raise ValueError("got group_by_length with pack, allowed: one of the two (packed rows have one length)")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"got validation {self.validation}, allowed: a share between 0 and 1, or sources")
-        return self
-
-
-class Optimizer(Section):
-    """AdamW and its schedule."""
-
-    lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Shape of the learning rate after warm-up."
-    )
-    warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
-    epochs: float = Field(3.0, gt=0, le=10000, description="Passes over the data.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
-    batch_size: int = Field(1, ge=1, le=4096, description="Rows per process and micro-step.")
-    accumulation: int = Field(16, ge=1, le=4096, description="Micro-steps per optimizer step.")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW's betas.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 does not clip.")
-    deepspeed: DeepSpeed | None = Field(
-        default_factory=DeepSpeed.model_construct,
-        description="ZeRO settings; null trains without DeepSpeed (one process, for debugging).",
-    )
-
-    @model_validator(mode="after")
-    def _betas_below_one(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"got betas {self.betas}, allowed: two numbers from 0 up to, not including, 1")
         return self
 
 

@@ -107,7 +107,7 @@ _BIAS_KEYS: dict[str, dict[str, str]] = {
     "internlm": {"qkv": "bias", "out": "bias"},
     "internlm2": {"qkv": "bias", "out": "bias"},
     "internlm3": {"qkv": "qkv_bias", "out": "bias", "mlp": "bias"},
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), {"qkv": "attention_bias", "out": "attention_bias"}),
+    **{kind: {"qkv": "attention_bias", "out": "attention_bias"} for kind in ("gemma", "gemma2", "gemma3_text")},
     "phi3": {},
     MODEL_TYPE: {"qkv": "bias", "out": "bias"},
 }

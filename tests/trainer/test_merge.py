@@ -28,7 +28,7 @@ def merged(trained, folder, layout="auto"):
     folder.mkdir()
     plan = make_plan(trained, layout)
     write_checkpoint(plan.weights, folder)
-    write_companions(folder, plan.config, plan.base, trained.tokenizer, trained.config.model.chat_template)
+    write_companions(folder, plan.config, plan.base, trained.config.model.chat_template)
     return plan
 
 

@@ -36,7 +36,12 @@ class Target:
     def model(self) -> Model:
         """The section that the loader reads: the run's own, where there is a run."""
         chosen = {"path": self.path, "init": None, "quantization": self.quantization, "dtype": self.dtype}
+        chosen["revision"] = self.revision_of(self.path)
         return (self.section or Model(path=self.path)).model_copy(update=chosen)
+
+    def revision_of(self, path: str) -> str | None:
+        """The run's, for the name on the hub that its section names; what it has trained is a folder."""
+        return self.section.revision if self.section and self.section.path == path else None
 
 
 def find_target(path: str, adapter: Path | None, job_dir: Path | None) -> Target:

@@ -74,7 +74,7 @@ def write_weights(family: str, raw: dict[str, Any], folder: Path, seed: int, sha
 
 
 def seeded(seed: int, name: str, shape: torch.Size, family: str) -> torch.Tensor:
-    """One weight, bf16: normal with DEVIATION, and norms as they begin: one, which Gemma writes as zero, without bias."""
+    """One weight, bf16: normal with DEVIATION, and norms as they begin: one (zero in Gemma's form), without bias."""
     if "norm" in name:
         zero = family.startswith("gemma") or name.endswith(".bias")
         return torch.full(shape, 0.0 if zero else 1.0, dtype=torch.bfloat16)

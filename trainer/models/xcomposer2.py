@@ -150,6 +150,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         logits_to_keep: int | torch.Tensor = 0,
         pixel_values: torch.Tensor | None = None,
         image_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,  # as older versions of transformers call it
         **kwargs: Any,
     ) -> Any:
         """As Llama's. image_mask: bool [B, T], the image positions, which take the N images' features in their order
@@ -159,6 +161,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             "position_ids": position_ids,
             "logits_to_keep": logits_to_keep,
         }
+        held = {"cache": cache, "past_key_values": past_key_values}
+        kwargs |= {name: value for name, value in held.items() if value is not None}
         if image_mask is None or pixel_values is None:
             return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
         features = self.image_features(pixel_values).flatten(0, 1)

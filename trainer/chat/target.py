@@ -116,10 +116,10 @@ def _result(folder: Path, name: str, config: str) -> Path:
 
 
 def _job_dir(folder: Path, config: TrainConfig) -> Path:
-    """The folder that output_dir is relative to."""
-    parts = Path(config.settings.output_dir or "outputs").parts
-    whole = folder.absolute()
-    return whole.parents[len(parts) - 1] if whole.parts[-len(parts) :] == parts else whole.parent
+    """The folder that output_dir is relative to; an absolute one does not tell."""
+    said, whole = Path(config.settings.output_dir or "outputs"), folder.absolute()
+    is_below = not said.is_absolute() and whole.parts[-len(said.parts) :] == said.parts
+    return whole.parents[len(said.parts) - 1] if is_below else whole.parent
 
 
 def _found(path: str, starts: Sequence[Path], folder: Path) -> str:

@@ -13,7 +13,8 @@ from trainer.models.seeded import write_model
 from trainer.models.sizes import LINES
 
 CHAT = [Message("user", "What is a layer?\n 层?"), Message("assistant", "It reads.")]
-TEMPLATE = {**{family: line.template for family, line in LINES.items()}, "internlm2.5": "internlm2", "olmo": "internlm2"}
+TEMPLATE = {family: line.template for family, line in LINES.items()}
+TEMPLATE |= {"internlm2.5": "internlm2", "olmo": "internlm2"}
 
 
 class Ends(torch.nn.Module):

@@ -26,6 +26,7 @@ def test_defaults_are_xtuners():
         "overlong": "keep_turns",
         "bad_rows": "error",
         "validation": None,
+        "image_dir": None,
         "cache_dir": None,
     }
     assert values["optimizer"] == {

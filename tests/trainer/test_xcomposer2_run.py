@@ -199,10 +199,9 @@ def test_the_tokenizer_of_a_name_on_the_hub_is_that_of_the_folder_and_no_code_ru
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text(COMMIT)
     (folder / "tokenizer.model").write_bytes((base / "tokenizer.model").read_bytes())
-    places = {"config.json": {"AutoConfig": "odd.Config"}, "tokenizer_config.json": {"AutoTokenizer": ["odd.Tok", None]}}
-    for file, place in places.items():
+    for file, kind in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
         raw = json.loads((base / file).read_text())
-        (folder / file).write_text(json.dumps({**raw, "auto_map": place}))
+        (folder / file).write_text(json.dumps({**raw, "auto_map": {kind: ["odd.Odd", None]}}))
     (folder / "odd.py").write_text("raise SystemExit('the code of a model was run')")
     found, expected = load_tokenizer(name, revision), load_tokenizer(str(base))
     assert found.get_vocab() == expected.get_vocab()

@@ -48,12 +48,10 @@ class Article:
     pictures: dict[int, tuple[Path, str]]
 
 
-def compose(ask: Ask, instruction: str, folder: Path, to: Path, tell: Tell, number: int = 4) -> Article:
-    """Write the article that `instruction` asks for, with at most `number` pictures of `folder`, to a file .md or
-    .html. `ask` answers a conversation with images. Markdown links to the pictures, HTML holds them. Raises ConfigError
-    for a folder without pictures and a file that cannot be written, TrainError when the model writes nothing."""
-    _check_target(to)
-    pictures = find_pictures(folder, tell)
+def compose(ask: Ask, instruction: str, pictures: Sequence[Path], to: Path, tell: Tell, number: int = 4) -> Article:
+    """Write the article that `instruction` asks for, with at most `number` of the pictures, to a file .md or .html.
+    `ask` answers a conversation with images. Markdown links to the pictures, HTML holds them. Raises ConfigError for a
+    file that cannot be written, TrainError when the model writes nothing."""
     paragraphs = _paragraphs(ask([Message("user", MARKS.sub("", instruction))], []))
     if not paragraphs:
         raise TrainError("the model wrote nothing", "ask for the article in other words")
@@ -77,6 +75,14 @@ def find_pictures(folder: Path, tell: Tell) -> list[Path]:
     if not usable:
         raise ConfigError(f"--images: got {folder}, allowed: a folder with images ({', '.join(KINDS)})")
     return usable
+
+
+def check_target(to: Path) -> None:
+    """Raise ConfigError for a file that an article cannot be written to."""
+    if to.suffix not in (".md", ".html"):
+        raise ConfigError(f"--to: got {to}, allowed: a file .md or .html")
+    if not to.parent.is_dir():
+        raise ConfigError(f"--to: got {to}, allowed: a file in a folder that exists", f"mkdir -p {to.parent}")
 
 
 def find_places(ask: Ask, paragraphs: Sequence[str], number: int, tell: Tell) -> list[Place]:
@@ -185,10 +191,3 @@ def _is_usable(path: Path, tell: Tell) -> bool:
         tell(f"* left out: {path.name}: {error}")
         return False
     return True
-
-
-def _check_target(to: Path) -> None:
-    if to.suffix not in (".md", ".html"):
-        raise ConfigError(f"--to: got {to}, allowed: a file .md or .html")
-    if not to.parent.is_dir():
-        raise ConfigError(f"--to: got {to}, allowed: a file in a folder that exists", f"mkdir -p {to.parent}")

@@ -47,9 +47,9 @@ from trainer.flops import flops_of
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
-from trainer.models.build import build_model, build_tokenizer, save_result
+from trainer.models.build import build_model, build_tokenizer, parameters_line, save_result, trained_size
 from trainer.models.lora import keep_start
-from trainer.models.split import full_size, is_split
+from trainer.models.split import is_split
 from trainer.optimizer_states import optimizer_name
 from trainer.output import show
 from trainer.samples import Sample, Sampler, append_samples, comparison
@@ -113,12 +113,12 @@ class Run:
         model = build_model(self.config, self.place.device, self.deepspeed)
         # with a cache transformers does not look for the borders of packed samples
         model.config.use_cache = model.config.get_text_config().use_cache = False
-        self.tell(_parameters(model))
+        self.tell(parameters_line(model))
         samples = rows["train"].samples.lengths[rows["train"].members]
         self.flops = flops_of(model, samples, self.place.device)
         args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
         if self.deepspeed:
-            fill_buckets(args.hf_deepspeed_config.config, _trained(model))
+            fill_buckets(args.hf_deepspeed_config.config, trained_size(model))
         sampler = Sampler(
             Encoder(tokenizer, find_template(self.config.model.chat_template, tokenizer)),
             tokenizer,
@@ -389,16 +389,3 @@ def _teller(place: Place) -> Callable[[str], None]:
             show(text)
 
     return tell
-
-
-def _parameters(model: Any) -> str:
-    """How many parameters there are and how many are trained (4-bit layers count their real ones)."""
-    total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        total += math.prod(state.shape) if state is not None else full_size(parameter)
-    return f"model: {total:,} parameters, {_trained(model):,} of them trained"
-
-
-def _trained(model: Any) -> int:
-    return sum(full_size(parameter) for parameter in model.parameters() if parameter.requires_grad)

@@ -1,20 +1,32 @@
 """The size of a model as numbers: from its config.json, from a table of hub names, or from a job's own `model.shape`.
 
-Imports no torch and reads no file. Only families with Llama's layers are known: grouped key heads, SwiGLU,
-RMSNorm, one embedding and one head. Parameter counts are those of the checkpoints, to the last one.
+Imports no torch and reads no file. Only families with Llama's layers are known: grouped key heads, a gated feed-forward
+half, RMSNorm, one embedding and one head; XComposer2 has parts that see images besides. Parameter counts are those of
+the models that the trainer makes of the checkpoints, to the last one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config import Shape
+from trainer.xcomposer2_shape import (
+    MODEL_TYPE,
+    PLORA_RANK,
+    is_xcomposer,
+    other_version,
+    projector_parameters,
+    tower_parameters,
+    vision_sizes,
+)
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder with Llama's layers. `qkv_bias`, `out_bias`, `mlp_bias`: which linear layers have one;
-    `qk_norm`: a norm over each query and key head (Qwen3); `tied`: the head is the embedding."""
+    `qk_norm`: a norm over each query and key head (Qwen3); `tied`: the head is the embedding; `norms`: of a layer, over
+    its whole width; `fused`: query, key and value are one linear layer, gate and up another (Phi-3); `seeing`: frozen
+    parameters for images, never quantised. (What a tower computes is not kept, and takes less than a decoder layer.)"""
 
     vocab: int
     hidden: int
@@ -28,6 +40,9 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     tied: bool = False
+    norms: int = 2
+    fused: bool = False
+    seeing: int = 0
 
     @property
     def query_width(self) -> int:
@@ -47,15 +62,18 @@ class ModelShape:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name -> (inputs, outputs) of the linear layers of one decoder layer, by the trainer's names."""
-        return {
-            "q_proj": (self.hidden, self.query_width),
-            "k_proj": (self.hidden, self.kv_width),
-            "v_proj": (self.hidden, self.kv_width),
-            "o_proj": (self.query_width, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
+        ends = {"o_proj": (self.query_width, self.hidden), "down_proj": (self.intermediate, self.hidden)}
+        if self.fused:
+            starts = {"qkv_proj": self.qkv_width, "gate_up_proj": 2 * self.intermediate}
+        else:
+            starts = {
+                "q_proj": self.query_width,
+                "k_proj": self.kv_width,
+                "v_proj": self.kv_width,
+                "gate_proj": self.intermediate,
+                "up_proj": self.intermediate,
+            }
+        return {**{name: (self.hidden, outputs) for name, outputs in starts.items()}, **ends}
 
     @property
     def linear_parameters(self) -> int:
@@ -67,9 +85,9 @@ class ModelShape:
         """All parameters; a tied head counts once."""
         biases = self.qkv_bias * self.qkv_width + self.out_bias * self.hidden
         biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
-        norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
+        norms = self.norms * self.hidden + self.qk_norm * 2 * self.head_dim
         tables = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.linear_parameters + self.layers * (biases + norms) + tables + self.hidden
+        return self.linear_parameters + self.layers * (biases + norms) + tables + self.hidden + self.seeing
 
     @property
     def largest_weight(self) -> int:
@@ -77,6 +95,7 @@ class ModelShape:
         return self.hidden * max(self.vocab, self.intermediate, self.query_width)
 
 
+_ALONE = ("o_proj", "gate_proj", "up_proj", "down_proj")
 LARGEST_SIZE = 10**9  # of anything that a config.json counts
 
 # model_type -> the key of config.json that says whether such layers have a bias
@@ -88,6 +107,9 @@ _BIAS_KEYS: dict[str, dict[str, str]] = {
     "internlm": {"qkv": "bias", "out": "bias"},
     "internlm2": {"qkv": "bias", "out": "bias"},
     "internlm3": {"qkv": "qkv_bias", "out": "bias", "mlp": "bias"},
+    **{kind: {"qkv": "attention_bias", "out": "attention_bias"} for kind in ("gemma", "gemma2", "gemma3_text")},
+    "phi3": {},
+    MODEL_TYPE: {"qkv": "bias", "out": "bias"},
 }
 # what a config.json may leave to the model's code
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -95,19 +117,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_dim": 128},
+    "gemma": {"head_dim": 256, "num_key_value_heads": 16, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "gemma3_text": {"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True},
 }
 
 
 def shape_of_config(raw: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes. Raises ValueError with what is missing or not known."""
-    kind = raw.get("model_type")
+    kind = MODEL_TYPE if is_xcomposer(raw) else raw.get("model_type")
     if kind not in _BIAS_KEYS:
         raise ValueError(f"got model_type {kind!r}, known: {', '.join(_BIAS_KEYS)}")
     values = {**_DEFAULTS.get(kind, {}), **{key: value for key, value in raw.items() if value is not None}}
     hidden, heads = _size(values, "hidden_size"), _size(values, "num_attention_heads")
     values = {"num_key_value_heads": heads, "head_dim": hidden // heads, **values}
     biases = {layer: bool(values.get(key, False)) for layer, key in _BIAS_KEYS[kind].items()}
-    return ModelShape(
+    shape = ModelShape(
         vocab=_size(values, "vocab_size"),
         hidden=hidden,
         intermediate=_size(values, "intermediate_size"),
@@ -118,9 +143,27 @@ def shape_of_config(raw: Mapping[str, Any]) -> ModelShape:
         qkv_bias=biases.get("qkv", False),
         out_bias=biases.get("out", False),
         mlp_bias=biases.get("mlp", False),
-        qk_norm=kind == "qwen3",
+        qk_norm=kind in ("qwen3", "gemma3_text"),
         tied=bool(values.get("tie_word_embeddings", False)),
+        norms=4 if kind in ("gemma2", "gemma3_text") else 2,
+        fused=kind == "phi3",
     )
+    return _with_sight(shape, values) if kind == MODEL_TYPE else shape
+
+
+def _with_sight(shape: ModelShape, values: Mapping[str, Any]) -> ModelShape:
+    """With an XComposer2's vision tower, projector and partial LoRA. Raises ValueError."""
+    if other := other_version(values):
+        raise ValueError(f"got {other}, known: InternLM-XComposer2 and XComposer2-VL")
+    vision = vision_sizes(values)
+    width, patch = _size(vision, "hidden_size"), _size(vision, "patch_size")
+    image = {"img_size": values.get("img_size", vision.get("image_size")), "plora_rank": PLORA_RANK, **values}
+    side, rank = _size(image, "img_size") // patch, _size(image, "plora_rank")
+    inner, layers = _size(vision, "intermediate_size"), _size(vision, "num_hidden_layers")
+    tower = tower_parameters(width, inner, layers, patch, side) + projector_parameters(width, shape.hidden)
+    # the makers' matrices: query, key and value are one, gate and up are two
+    widths = [(shape.hidden, shape.qkv_width), *(shape.linears[name] for name in _ALONE)]
+    return replace(shape, seeing=tower + shape.layers * rank * sum(map(sum, widths)))
 
 
 def _size(values: Mapping[str, Any], key: str) -> int:
@@ -153,6 +196,15 @@ def _qwen3(vocab: int, hidden: int, ffn: int, layers: int, heads: tuple[int, int
     return _llama(vocab, hidden, ffn, layers, heads, head_dim=128, qk_norm=True, **more)
 
 
+def _gemma(vocab: int, hidden: int, ffn: int, layers: int, heads: tuple[int, int], **more: Any) -> ModelShape:
+    return _llama(vocab, hidden, ffn, layers, heads, head_dim=256, tied=True, **more)
+
+
+def _xcomposer2(img_size: int) -> ModelShape:
+    """InternLM2-7B that sees images of so many pixels."""
+    return _with_sight(_llama(92544, 4096, 14336, 32, (32, 8)), {"img_size": img_size})
+
+
 _LLAMA3 = {"8B": _llama(128256, 4096, 14336, 32, (32, 8)), "70B": _llama(128256, 8192, 28672, 80, (64, 8))}
 _MISTRAL_7B = _llama(32000, 4096, 14336, 32, (32, 8))
 _QWEN2 = {
@@ -174,6 +226,7 @@ _SERIES: dict[str, dict[str, ModelShape]] = {
         "20b": _llama(92544, 6144, 16384, 48, (48, 8)),
     },
     "internlm3": {"8b": _llama(128512, 4096, 10240, 48, (32, 2))},
+    "xcomposer2": {"7b": _xcomposer2(224), "vl-7b": _xcomposer2(490)},
     "llama2": {
         "7b": _llama(32000, 4096, 11008, 32, (32, 32)),
         "13b": _llama(32000, 5120, 13824, 40, (40, 40)),
@@ -206,6 +259,16 @@ _SERIES: dict[str, dict[str, ModelShape]] = {
         "14B": _qwen3(151936, 5120, 17408, 40, (40, 8)),
         "32B": _qwen3(151936, 5120, 25600, 64, (64, 8)),
     },
+    "gemma": {
+        "2b": _gemma(256000, 2048, 16384, 18, (8, 1)),
+        "7b": _gemma(256000, 3072, 24576, 28, (16, 16)),
+    },
+    "gemma2": {
+        "2b": _gemma(256000, 2304, 9216, 26, (8, 4), norms=4),
+        "9b": _gemma(256000, 3584, 14336, 42, (16, 8), norms=4),
+    },
+    "gemma3": {"1b": _gemma(262144, 1152, 6912, 26, (4, 1), norms=4, qk_norm=True)},
+    "phi3": {"mini-4k": _llama(32064, 3072, 8192, 32, (32, 32), fused=True)},
 }
 
 # form of the name on the Hugging Face hub -> series
@@ -220,6 +283,7 @@ _HUB_FORMS = {
     "internlm/internlm2_5-{}-chat": "internlm2",
     "internlm/internlm2_5-{}-chat-1m": "internlm2",
     "internlm/internlm3-{}-instruct": "internlm3",
+    "internlm/internlm-xcomposer2-{}": "xcomposer2",
     "meta-llama/Llama-2-{}-hf": "llama2",
     "meta-llama/Llama-2-{}-chat-hf": "llama2",
     "meta-llama/Meta-Llama-3-{}": "llama3",
@@ -237,6 +301,13 @@ _HUB_FORMS = {
     "Qwen/Qwen2.5-{}-Instruct": "qwen2.5",
     "Qwen/Qwen3-{}": "qwen3",
     "Qwen/Qwen3-{}-Base": "qwen3",
+    "google/gemma-{}": "gemma",
+    "google/gemma-{}-it": "gemma",
+    "google/gemma-2-{}": "gemma2",
+    "google/gemma-2-{}-it": "gemma2",
+    "google/gemma-3-{}-pt": "gemma3",
+    "google/gemma-3-{}-it": "gemma3",
+    "microsoft/Phi-3-{}-instruct": "phi3",
 }
 
 HUB_SHAPES: dict[str, ModelShape] = {

@@ -21,12 +21,18 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               "takes them. A call is shown, and what you type next is its result.")
 @click.option("--once", metavar="PROMPT", help="Print the answer to this alone, and end; `-` reads it from stdin. A "
               "call of a function is printed as JSON.")
+@click.option("--compose", metavar="INSTRUCTION", help="Have an article written, with pictures where the model wants "
+              "them, and end; needs --images and --to, and a model that sees images.")
+@click.option("--images", "pictures", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The pictures that --compose chooses from.")
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="File of the article: .md, which links to the pictures, or .html, which holds them.")
 @click.option("--stats", is_flag=True, help="After each answer its tokens, their speed and the time to the first.")
-def command(model: str | None, wishes: Mapping[str, Any], images: tuple[Path, ...], once: str | None, stats: bool,
-            **more: Any) -> None:
+def command(model: str | None, wishes: Mapping[str, Any], images: tuple[Path, ...], pictures: Path | None,
+            stats: bool, **more: Any) -> None:
     """MODEL_OR_RUN is a folder (a model, an adapter, the output of a run) or a name on the hub, or a run's id, its
     start, or handle; the latest run when left out. Of a run all comes from its config: base, quantisation, template,
     system message, sampling; it may still be training. Without a terminal, each line of stdin is a message. /help in
     the chat lists its commands. Answers go to stdout, all else to stderr; needs the trainer."""
     flags = [f"--image={path.absolute()}" for path in images] + (["--stats"] if stats else [])
-    run_trainer("chat", find_place(model), {**wishes, **more, "once": once}, flags)
+    run_trainer("chat", find_place(model), {**wishes, **more, "images": pictures}, flags)

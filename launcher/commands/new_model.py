@@ -15,8 +15,8 @@ INTERRUPTED = 130
 
 @click.command("new-model")
 @click.option("--family", required=True, metavar="NAME",
-              help="internlm2, internlm3, internlm (v1), llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text or "
-              "phi3.")
+              help="internlm2, internlm3, internlm (v1), xcomposer2, llama, mistral, qwen2, qwen3, gemma, gemma2, "
+              "gemma3_text or phi3.")
 @click.option("--size", required=True, metavar="SIZE",
               help="tiny, or one of the family's own, such as 1_8b and 7b; a wrong one lists them.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",

@@ -21,13 +21,16 @@ SHAPE = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_hid
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1,
          "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": False}  # fmt: skip
 SPECIAL = {"internlm": {"num_key_value_heads": 4}, "internlm3": {"head_dim": 16}, "qwen3": {"head_dim": 16},
-           "gemma": {"head_dim": 16, "tie_word_embeddings": True}}  # fmt: skip
+           **{family: {"head_dim": 16, "tie_word_embeddings": True} for family in ("gemma", "gemma2", "gemma3_text")}}
+# families that are another one with another rope
+ROPES = {"internlm2.5": ("internlm2", {"rope_type": "dynamic", "rope_theta": 5e7, "factor": 2.5})}
 
 
 def save_base(folder, family, tokenizer, *, dtype=torch.bfloat16, rope=None, **changed):
     """A random checkpoint of a family in its own layout, with a tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    family, rope = ROPES.get(family, (family, rope))
     shape = {**SHAPE, **SPECIAL.get(family, {}), **changed}
     torch.manual_seed(5)
     ropes = {"rope_parameters": rope or {"rope_type": "default", "rope_theta": 1e4}}

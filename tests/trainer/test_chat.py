@@ -18,10 +18,10 @@ from trainer.chat.history import History
 from trainer.chat.interrupt import Interrupt
 from trainer.chat.open import Wishes, open_speaker, wished
 from trainer.chat.repl import Repl
-from trainer.chat.target import find_target
+from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
 from trainer.cli import main
-from trainer.config import Shape
+from trainer.config import Model, Shape
 from trainer.data.message import Message
 from trainer.errors import ConfigError
 from trainer.models.create import new_model, save_internlm2
@@ -280,6 +280,13 @@ def test_an_adapter_that_knows_another_name_of_the_base_is_told(chat, adapter, t
 
 def test_four_bits_answer_too(chat):
     assert chat("--once", "Where is the ferry?", "--quantization", "nf4")[:2] == (0, f"{FERRY}\n")
+
+
+def test_a_revision_is_that_of_the_name_on_the_hub_and_of_nothing_else():
+    section = Model(path="some/base", revision="v1")
+    assert Target("some/base", "some/base", section=section).model.revision == "v1"
+    whole = Target("outputs/x/model", "some/base", section=section)  # what a run has trained is a folder
+    assert (whole.model.revision, whole.revision_of(whole.tokenizer)) == (None, "v1")
 
 
 # --- templates of folders that are no run ---

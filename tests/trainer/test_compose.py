@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.test_vision_data import checkpoint  # noqa: F401  (a fixture)
-from trainer.compose import compose
+from trainer.compose import check_target, compose, find_pictures
 from trainer.config import TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.templates import TEMPLATES
@@ -52,6 +52,13 @@ class Script:
         return self.choices.pop(0) if text.startswith("Which of") else ARTICLE
 
 
+def composed(ask, instruction, folder, to, tell=print):
+    """As `launch chat --compose` does it."""
+    pictures = find_pictures(folder, tell)
+    check_target(to)
+    return compose(ask, instruction, pictures, to, tell)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "my [own] pictures"
@@ -67,7 +74,7 @@ def test_markdown_has_the_article_and_links_to_the_chosen_pictures(pictures, tmp
     told, script = [], Script()
     home = tmp_path / "out"
     home.mkdir()
-    compose(script, "Write of <image> travel", pictures, home / "article.md", told.append)
+    composed(script, "Write of <image> travel", pictures, home / "article.md", told.append)
     text = (home / "article.md").read_text()
     assert [block for block in text.strip().split("\n\n") if block.startswith("!")] == [
         "![The sea](../my%20%5Bown%5D%20pictures/green.png)",
@@ -84,7 +91,7 @@ def test_markdown_has_the_article_and_links_to_the_chosen_pictures(pictures, tmp
 
 def test_every_picture_is_looked_at_once_and_none_is_taken_twice(pictures, tmp_path):
     script = Script(choices=("2", "2"))
-    article = compose(script, "Travel", pictures, tmp_path / "a.md", print)
+    article = composed(script, "Travel", pictures, tmp_path / "a.md")
     seen = [images[0].name for _, images in script.asked if images]
     assert sorted(seen) == ["blue.png", "green.png", "red one.png"]
     assert [path.name for path, _ in article.pictures.values()] == ["green.png", "red one.png"]
@@ -103,7 +110,7 @@ class Page(HTMLParser):
 
 
 def test_html_is_one_file_whose_text_is_escaped(pictures, tmp_path):
-    compose(Script('2: A <b>"sea"</b>', ["1"]), "Beaches <& hills>", pictures, tmp_path / "a.html", print)
+    composed(Script('2: A <b>"sea"</b>', ["1"]), "Beaches <& hills>", pictures, tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     page = Page()
     page.feed(text)
@@ -117,10 +124,10 @@ def test_html_is_one_file_whose_text_is_escaped(pictures, tmp_path):
 
 def test_answers_that_name_nothing_lead_to_even_places_and_the_likest_description(pictures, tmp_path):
     told, script = [], Script("I cannot say.", ["no idea"] * 3)
-    article = compose(script, "Travel", pictures, tmp_path / "a.md", told.append)
+    article = composed(script, "Travel", pictures, tmp_path / "a.md", told.append)
     assert len(article.pictures) == 3 and any("spread evenly" in line for line in told)
     script = Script("3: the red one, of course", ["which?"])
-    article = compose(script, "Travel", pictures, tmp_path / "a.md", told.append)
+    article = composed(script, "Travel", pictures, tmp_path / "a.md", told.append)
     assert article.pictures == {2: (pictures / "red one.png", "the red one, of course")}
 
 
@@ -133,10 +140,10 @@ def test_what_cannot_work_is_told_before_the_model_is_asked(pictures, tmp_path):
         (pictures, "none/a.md", "allowed: a file in a folder that exists"),
     ):
         with pytest.raises(ConfigError, match=said):
-            compose(script, "Travel", folder, tmp_path / to, print)
+            composed(script, "Travel", folder, tmp_path / to)
     assert not script.asked
     with pytest.raises(TrainError, match="the model wrote nothing"):
-        compose(lambda messages, images: " \n", "Travel", pictures, tmp_path / "a.md", print)
+        composed(lambda messages, images: " \n", "Travel", pictures, tmp_path / "a.md")
     assert not (tmp_path / "a.md").exists()
 
 
@@ -152,7 +159,7 @@ def test_a_real_model_sees_the_pictures_and_writes_a_file(checkpoint, pictures, 
         out = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=2)
         return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) or "?"
 
-    article = compose(ask, "Travel", pictures, tmp_path / "a.html", print)
+    article = composed(ask, "Travel", pictures, tmp_path / "a.html")
     assert article.pictures and "data:image/png;base64" in (tmp_path / "a.html").read_text()
     shutil.rmtree(pictures)
     with pytest.raises(ConfigError, match="no such file"):

@@ -36,35 +36,61 @@ else:
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-folder, chat = sys.argv[1], json.loads(sys.argv[2])
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+chat = json.loads(sys.argv[1])
 class Ends(torch.nn.Module):  # a head that answers with the end of a turn
+    def __init__(self, size, end):
+        super().__init__()
+        self.size, self.end = size, end
     def forward(self, hidden):
-        logits = torch.zeros(*hidden.shape[:-1], model.config.vocab_size)
-        logits[..., tokenizer.convert_tokens_to_ids("<|im_end|>")] = 1
+        logits = torch.zeros(*hidden.shape[:-1], self.size)
+        logits[..., self.end] = 1
         return logits
-free = model.generate(**prompt, max_new_tokens=5, do_sample=False, eos_token_id=-1)
-model.lm_head = Ends()
-ended = model.generate(**prompt, max_new_tokens=5, do_sample=False)
-print(json.dumps({
-    "chat": tokenizer.apply_chat_template(chat, return_dict=False),
-    "plain": tokenizer(chat[0]["content"]).input_ids,
-    "class": type(model).__name__, "dtype": str(model.dtype), "eos": model.generation_config.eos_token_id,
-    "free": free.shape[1] - prompt["input_ids"].shape[1], "ended": ended[0, prompt["input_ids"].shape[1]:].tolist(),
-}))
+for folder in sys.argv[2:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    free = model.generate(**prompt, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    model.lm_head = Ends(model.config.vocab_size, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    ended = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    print("FOUND", json.dumps({
+        "chat": tokenizer.apply_chat_template(chat, return_dict=False),
+        "plain": tokenizer(chat[0]["content"]).input_ids,
+        "class": type(model).__name__, "dtype": str(model.dtype), "eos": model.generation_config.eos_token_id,
+        "free": free.shape[1] - prompt["input_ids"].shape[1], "ended": ended[0, prompt["input_ids"].shape[1]:].tolist(),
+    }))
 """
+# family -> transformers' class of what was merged
+CLASSES = {**dict.fromkeys(("internlm", "internlm2", "internlm2.5", "internlm3", "llama"), "LlamaForCausalLM"),
+           "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM",
+           "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+           "phi3": "Phi3ForCausalLM", "olmo": "OlmoForCausalLM"}  # fmt: skip
 CHAT = [{"role": "user", "content": "Who wrote it?\n Tell me."}, {"role": "assistant", "content": "Nobody."}]
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, small_tokenizer_folder):
+def exports(tmp_path_factory, small_tokenizer_folder):
+    """Family -> a merged model of it."""
+    folder = tmp_path_factory.mktemp("exports")
+    for family in CLASSES:
+        base = save_base(folder / family / "base", family, small_tokenizer_folder)
+        merged(describe(find(save_run(folder / family / "out", base))), folder / family / "merged")
+    return {family: folder / family / "merged" for family in CLASSES}
+
+
+@pytest.fixture(scope="module")
+def export(exports):
     """A merged InternLM2 in Llama's layout."""
-    folder = tmp_path_factory.mktemp("export")
-    base = save_base(folder / "base", "internlm2", small_tokenizer_folder)
-    merged(describe(find(save_run(folder / "out", base))), folder / "merged")
-    return folder / "merged"
+    return exports["internlm2"]
+
+
+@pytest.fixture(scope="module")
+def abroad(exports):
+    """Family -> what a process that cannot import our code finds in its merged folder."""
+    command = [sys.executable, "-I", "-c", FOREIGN, json.dumps(CHAT), *map(str, exports.values())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = [line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    return dict(zip(exports, map(json.loads, lines), strict=True))
 
 
 def as_training_encodes(tokenizer, chat):
@@ -73,17 +99,15 @@ def as_training_encodes(tokenizer, chat):
     return encoder.encode([segments])[0].ids
 
 
-def test_a_process_without_our_code_generates_and_stops(export, small_tokenizer):
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_process_without_our_code_generates_and_stops(family, exports, abroad):
     """Pains 2 and 3: the served model ends at every stop token of training, after the prompt of training."""
-    command = [sys.executable, "-I", "-c", FOREIGN, str(export), json.dumps(CHAT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    end = small_tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert (found["class"], found["dtype"], found["eos"]) == ("LlamaForCausalLM", "torch.bfloat16", [2, end])
+    tokenizer = load_tokenizer(str(exports[family].with_name("base")))
+    found, end = abroad[family], tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (found["class"], found["dtype"], found["eos"]) == (CLASSES[family], "torch.bfloat16", [2, end])
     assert (found["free"], found["ended"]) == (5, [end])
-    assert found["chat"] == as_training_encodes(small_tokenizer, CHAT)
-    assert found["plain"] == small_tokenizer(CHAT[0]["content"]).input_ids
+    assert found["chat"] == as_training_encodes(tokenizer, CHAT)
+    assert found["plain"] == tokenizer(CHAT[0]["content"]).input_ids
 
 
 def test_stops_of_the_template_are_in_the_generation_config_with_the_bases_own_settings(

@@ -17,8 +17,9 @@ from trainer.export.run import describe, find
 from trainer.export.shards import write_checkpoint
 
 # family -> the model_type that is written; None: its own
-FAMILIES = {"internlm": "llama", "internlm2": "llama", "internlm3": "llama", "llama": "llama", "qwen2": "qwen2",
-            "qwen3": "qwen3", "mistral": "mistral", "gemma": "gemma", "phi3": "phi3"}  # fmt: skip
+FAMILIES = {"internlm": "llama", "internlm2": "llama", "internlm2.5": "llama", "internlm3": "llama", "llama": "llama",
+            "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma2",
+            "gemma3_text": "gemma3_text", "phi3": "phi3", "olmo": "olmo"}  # fmt: skip
 VARIANTS = {"plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "pissa": {"init": "pissa"},
             "lora+": {"lr_ratio": 16.0}, "two targets": {"targets": ["q_proj", "down_proj"]}}  # fmt: skip
 
@@ -28,7 +29,7 @@ def merged(trained, folder, layout="auto"):
     folder.mkdir()
     plan = make_plan(trained, layout)
     write_checkpoint(plan.weights, folder)
-    write_companions(folder, plan.config, plan.base, trained.tokenizer, trained.config.model.chat_template)
+    write_companions(folder, plan.config, plan.base, trained.config.model.chat_template)
     return plan
 
 

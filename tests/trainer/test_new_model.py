@@ -70,6 +70,24 @@ def test_sizes_have_the_published_numbers_of_parameters(family, size):
     assert sum(shape.numel() for shape in _shapes(family, raw).values()) == COUNTS[family, size]
 
 
+@pytest.mark.parametrize("size", ["7b", "vl_7b"])
+def test_xcomposer2_has_the_parameters_that_are_loaded_and_an_unused_norm(size):
+    from trainer.models.seeded import _shapes
+
+    _, raw = find_size("xcomposer2", size)
+    shapes = _shapes("xcomposer2", raw)
+    unused = [shapes[name].numel() for name in shapes if "post_layernorm" in name]
+    known = HUB_SHAPES[f"internlm/internlm-xcomposer2-{size.replace('_', '-')}"]
+    assert sum(shape.numel() for shape in shapes.values()) == known.parameters + sum(unused)
+    assert unused == [1024, 1024]
+
+
+def test_norms_begin_as_they_do_in_training():
+    shape = torch.Size([2])
+    assert seeded(3, "x.pre_layrnorm.weight", shape, "xcomposer2").tolist() == [1, 1]
+    assert seeded(3, "x.layer_norm1.bias", shape, "xcomposer2").tolist() == [0, 0]
+
+
 def test_internlm2_is_written_in_its_own_layout(tiny):
     with safe_open(tiny("internlm2") / "model.safetensors", framework="pt") as held:
         names = set(held.keys())

@@ -13,6 +13,7 @@ SIZES = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 320, "head_dim": 16,
 }  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 KINDS = [
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"tie_word_embeddings": True, "head_dim": 32}),
@@ -23,6 +24,13 @@ KINDS = [
     ("internlm2", {"bias": False}),
     ("internlm2", {"bias": True}),
     ("internlm", {"num_key_value_heads": None}),
+    ("gemma", {}),
+    ("gemma", {"head_dim": None, "num_key_value_heads": None}),
+    ("gemma2", {"tie_word_embeddings": False}),
+    ("gemma3_text", {"num_key_value_heads": None, "attention_bias": True}),
+    ("phi3", {"head_dim": None, "pad_token_id": 0}),
+    ("xcomposer2", {"img_size": 28, "plora_rank": 4, "vision_config": VISION}),
+    ("xcomposer2", {"img_size": 490, "num_hidden_layers": 1}),
 ]
 
 
@@ -31,6 +39,31 @@ def real_model(kind, raw):
     given = {"model_type": kind, **{key: value for key, value in raw.items() if value is not None}}
     family = FAMILIES[kind]
     return empty_model(family, family.config(given))
+
+
+def linears(layer):
+    return {
+        name.rpartition(".")[2]: (module.in_features, module.out_features)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def test_linear_layers_of_phi3_are_fused():
+    found = linears(real_model("phi3", SIZES | {"pad_token_id": 0}).model.layers[0])
+    assert found == shape_of_config({"model_type": "phi3", **SIZES}).linears
+
+
+def test_what_sees_images_is_not_quantised():
+    """The linear layers of an XComposer2 are its decoder's; all else is what `seeing` counts besides InternLM2's."""
+    raw = {"model_type": "xcomposer2", **SIZES, "img_size": 28, "vision_config": VISION}
+    shape, model = shape_of_config(raw), real_model("xcomposer2", raw)
+    plain = shape_of_config({"model_type": "internlm2", **SIZES})
+    assert (shape.linears, shape.linear_parameters) == (plain.linears, plain.linear_parameters)
+    parts = ("vit.", "vision_proj.", ".plora.")
+    seeing = sum(one.numel() for name, one in model.named_parameters() if any(part in name for part in parts))
+    assert seeing == shape.seeing == shape.parameters - plain.parameters
+    assert shape_of_config(model.config.to_dict()) == shape  # which the trainer asks for
 
 
 @pytest.mark.parametrize(("kind", "more"), KINDS)
@@ -42,13 +75,7 @@ def test_parameters_are_those_of_the_real_class(kind, more):
 
 def test_linear_layers_have_the_names_and_sizes_of_the_real_class():
     shape = shape_of_config({"model_type": "qwen3", **SIZES, "head_dim": 32})
-    layer = real_model("qwen3", {**SIZES, "head_dim": 32}).model.layers[0]
-    found = {
-        name.rpartition(".")[2]: (module.in_features, module.out_features)
-        for name, module in layer.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    assert found == shape.linears
+    assert linears(real_model("qwen3", {**SIZES, "head_dim": 32}).model.layers[0]) == shape.linears
 
 
 def test_adapters_are_those_of_peft():

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import SHARED, load_tokenizer
+from tests.trainer.seeing import IMAGE_SIZE, write_xcomposer2
 from trainer.config import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.encode import Encoded, Encoder
@@ -21,7 +22,6 @@ from trainer.data.segment import render_text
 from trainer.data.store import ids_of, labels_of
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
-from trainer.models.xcomposer2_layout import TINY, write_checkpoint
 from trainer.vision.collate import ImageCollator
 from trainer.vision.files import ImageFiles
 from trainer.vision.form import CLIP, find_form
@@ -29,7 +29,7 @@ from trainer.vision.image_form import ImageForm, ImageTokens
 from trainer.vision.pixels import ImageFileError, read_image, to_pixels
 from trainer.vision.splice import place_images
 
-TOKENS = (TINY["img_size"] // 14) ** 2
+TOKENS = (IMAGE_SIZE // 14) ** 2
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory, small_tokenizer_folder):
     """A tiny XComposer2 with the small tokenizer, as a user would have it."""
     folder = tmp_path_factory.mktemp("xcomposer2-vision")
     shutil.copytree(small_tokenizer_folder, folder, dirs_exist_ok=True)
-    write_checkpoint(folder, 1, vocab_size=len(load_tokenizer(str(small_tokenizer_folder))))
+    write_xcomposer2(folder, len(load_tokenizer(str(small_tokenizer_folder))))
     return folder
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from tests.trainer.seeing import write_xcomposer2
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.fused.apply import obstacle
@@ -16,7 +17,7 @@ from trainer.models.attention import use_varlen
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
 from trainer.models.xcomposer2 import resize_positions
-from trainer.models.xcomposer2_layout import TINY, to_original, write_checkpoint
+from trainer.models.xcomposer2_layout import to_original
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, PATCH = 4, 2, 14
@@ -108,7 +109,7 @@ def reference_logits(weights, ids, features, starts, scale=1.0):
 def checkpoint(tmp_path_factory):
     """A random one whose every weight is large enough to be seen in the logits, float32."""
     folder = tmp_path_factory.mktemp("xcomposer2")
-    write_checkpoint(folder, 3, vocab_size=120)
+    write_xcomposer2(folder, 120)
     torch.manual_seed(4)
     found = load_file(folder / "model.safetensors")
     weights = {name: torch.randn_like(tensor.float()) * 0.2 for name, tensor in found.items()}
@@ -352,7 +353,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("raw", "weights", "named"), OTHERS)
 def test_other_xcomposers_stop_with_a_clear_message(raw, weights, named, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**TINY, **raw}))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 120, **raw}))
     save_file({"model.norm.weight": torch.zeros(4), **weights}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=named) as caught:
         load_model(job(tmp_path), CPU)

@@ -108,7 +108,13 @@ def test_images_and_flags_are_passed_on(verb, tmp_path):
     assert out == f"ARGS|chat|.|--system=--x|--image={tmp_path / 'a.jpg'}|--stats\n"
 
 
+def test_an_article_is_passed_on(verb):
+    _, out, _ = verb("chat", ".", "--compose", "of the sea", "--images", ".", "--to", "a.md")
+    assert set(out.strip().split("|")[3:]) == {"--compose=of the sea", "--images=.", "--to=a.md"}
+
+
 @pytest.mark.parametrize("arguments", [("--temperature", "-1"), ("--template", "mine"), ("--image", "nowhere"),
+                                       ("--images", "nowhere"),
                                        ("--top-p", "0"), ("--max-new-tokens", "0")])
 def test_wrong_usage_ends_with_2(arguments, verb):
     assert verb("chat", ".", *arguments)[:2] == (2, "")

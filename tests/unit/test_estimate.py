@@ -42,11 +42,17 @@ PARAMETERS = {
     "Qwen/Qwen2.5-14B": 14_770_033_664,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "Qwen/Qwen3-8B": 8_190_735_360,
+    "google/gemma-2b": 2_506_172_416,
+    "google/gemma-2-2b-it": 2_614_341_888,
+    "google/gemma-3-1b-it": 999_885_952,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
 }
 GIVEN = {  # what the checkpoints' config.json files say of sizes
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 92544,
 }  # fmt: skip
+# the makers call its config internlm2, too
+XCOMPOSER2 = {"model_type": "internlm2", "architectures": ["InternLMXComposer2ForCausalLM"], "img_size": 490, **GIVEN}
 
 
 def job(shape=INTERNLM2, *, nodes=1, gpus=1, on_gpu=True, max_length=2048, model=None, **optimizer):
@@ -86,6 +92,9 @@ def test_parameters_are_exact(name, count):
         ("mistral", {"vocab_size": 32000, "num_key_value_heads": None}, "mistralai/Mistral-7B-v0.1"),
         ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}, "Qwen/Qwen2.5-0.5B"),
+        ("internlm2", {"architectures": ["InternLMXComposer2ForCausalLM"], "img_size": 490},
+         "internlm/internlm-xcomposer2-vl-7b"),
+        ("internlmxcomposer2", {"img_size": 224}, "internlm/internlm-xcomposer2-7b"),
         ("qwen3", {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "vocab_size": 151936,
                    "tie_word_embeddings": True}, "Qwen/Qwen3-4B"),
     ],
@@ -104,6 +113,9 @@ def test_a_config_file_says_the_same_as_the_name(kind, more, name):
         ({"model_type": "llama", **GIVEN, "vocab_size": True}, "got vocab_size True"),
         ({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}, "got vocab_size None"),
         ({"model_type": "llama", **GIVEN, "head_dim": 10**400}, "got head_dim 1000"),
+        ({**XCOMPOSER2, "img_size": None}, "got img_size None"),
+        ({**XCOMPOSER2, "hd_num": 24}, "got an InternLM-XComposer2-4KHD or 2.5 checkpoint"),
+        ({**XCOMPOSER2, "architectures": ["InternLMXComposerForCausalLM"]}, "got an InternLM-XComposer v1 checkpoint"),
     ],
 )
 def test_a_config_file_that_says_too_little_is_not_guessed_at(raw, words):
@@ -117,6 +129,15 @@ def test_a_config_file_that_says_too_little_is_not_guessed_at(raw, words):
 )
 def test_adapters_of_all_linear_layers(name, millions):
     assert estimate(job(HUB_SHAPES[f"internlm/{name}"])).trained / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_what_sees_images_stays_in_bf16_and_gets_no_adapters():
+    """Partial LoRA of 604 M parameters, a projector of 21 M, a tower of about 304 M."""
+    shape = HUB_SHAPES["internlm/internlm-xcomposer2-vl-7b"]
+    assert shape.seeing == pytest.approx(604e6 + 21e6 + 304e6, abs=1.5e6)
+    assert shape.parameters == pytest.approx(8.67e9, abs=5e6)
+    assert gpu(shape).weights - gpu().weights == 2 * shape.seeing
+    assert estimate(job(shape)).trained == estimate(job()).trained
 
 
 def test_adapters_of_some_layers():

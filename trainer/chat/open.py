@@ -1,9 +1,7 @@
 """From what a user names to a model that can be talked with: tokenizer, template, weights, adapter. [I/O]"""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +16,11 @@ from trainer.config import Data, TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.templates import find_template
 from trainer.errors import ConfigError
-from trainer.models.hub import checkpoint_folder
+from trainer.models.hub import checkpoint_folder, read_config
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
 from trainer.vision.form import find_form
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 Tell = Callable[[str], None]
 DRAWN = {"temperature", "top_p", "top_k", "max_new_tokens"}
@@ -54,22 +53,27 @@ def wished(target: Target, wishes: Wishes) -> Target:
 
 
 def open_speaker(
-    target: Target, wishes: Wishes, tell: Tell, *, images: bool = False, stopped: Callable[[], bool] = lambda: False
+    target: Target,
+    wishes: Wishes,
+    tell: Tell,
+    *,
+    shown: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Speaker:
-    """Load it all, and tell what was chosen. `images`: they will be shown to the model; answers end when `stopped()`.
-    Raises ConfigError."""
-    folder = checkpoint_folder(target.path)
-    raw = read_raw(folder)
-    if images and not takes_images(raw):
+    """Load it all, and tell what was chosen. `shown`: the option that shows images to the model; answers end when
+    `stopped()`. Raises ConfigError."""
+    folder = checkpoint_folder(target.path, target.revision_of(target.path))
+    raw = read_config(folder)
+    if shown and not takes_images(raw):
         raise ConfigError(
-            f"--image: got one, but {target.path} is a text model ({raw.get('model_type')}), allowed: a model that "
-            "sees images, such as XComposer2",
+            f"{shown}: {target.path} is a text model ({raw.get('model_type')}), allowed: a model that sees images, "
+            "such as XComposer2",
         )
-    tokenizer = load_tokenizer(target.tokenizer)
+    tokenizer = load_tokenizer(target.tokenizer, target.revision_of(target.tokenizer))
     name, source = target.template, target.source
     if name is None:
         name, source = recognise(tokenizer, str(raw.get("model_type", "")))
-    encoder = Encoder(tokenizer, find_template(name, tokenizer), find_form(target.path, tokenizer))
+    encoder = Encoder(tokenizer, find_template(name, tokenizer), find_form(str(folder), tokenizer))
     adapter = "" if target.adapter is None else f", adapter {target.adapter}"
     tell(f"* model: {target.path}, {_precision(target)}{adapter}")
     tell(f"* template: {name} ({source})")
@@ -82,15 +86,7 @@ def open_speaker(
 
 def takes_images(raw: dict[str, Any]) -> bool:
     """Whether a config.json is that of a model that sees."""
-    return "vision_config" in raw or raw.get("model_type") == "internlmxcomposer2"
-
-
-def read_raw(folder: Path) -> dict[str, Any]:
-    """config.json. Raises ConfigError."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}/config.json: cannot be read: {error}") from error
+    return "vision_config" in raw or raw.get("model_type") == XCOMPOSER2
 
 
 def _precision(target: Target) -> str:

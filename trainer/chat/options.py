@@ -11,6 +11,9 @@ def add_chat_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--system", help="the system message")
     command.add_argument("--tools", type=Path, help="JSON file of functions that the model may call")
     command.add_argument("--once", metavar="PROMPT", help="answer this, and end; - reads it from stdin")
+    command.add_argument("--compose", metavar="INSTRUCTION", help="write an article with pictures, and end")
+    command.add_argument("--images", dest="pictures", type=Path, help="folder of the pictures for --compose")
+    command.add_argument("--to", type=Path, help="file of the article: .md or .html")
     command.add_argument("--stats", action="store_true", help="tokens, speed and first token of every answer")
 
 

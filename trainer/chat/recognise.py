@@ -18,7 +18,7 @@ FAMILY_TEMPLATES: dict[str, tuple[str, ...]] = {
     "internlm": ("internlm",),
     "internlm2": ("internlm2",),
     "internlm3": ("internlm3",),
-    "internlmxcomposer2": ("internlm2",),
+    "xcomposer2": ("internlm2",),
     "llama": ("llama3", "llama2"),
     "mistral": ("mistral",),
     "mixtral": ("mistral",),

@@ -36,7 +36,12 @@ class Target:
     def model(self) -> Model:
         """The section that the loader reads: the run's own, where there is a run."""
         chosen = {"path": self.path, "init": None, "quantization": self.quantization, "dtype": self.dtype}
+        chosen["revision"] = self.revision_of(self.path)
         return (self.section or Model(path=self.path)).model_copy(update=chosen)
+
+    def revision_of(self, path: str) -> str | None:
+        """The run's, for the name on the hub that its section names; what it has trained is a folder."""
+        return self.section.revision if self.section and self.section.path == path else None
 
 
 def find_target(path: str, adapter: Path | None, job_dir: Path | None) -> Target:
@@ -111,10 +116,10 @@ def _result(folder: Path, name: str, config: str) -> Path:
 
 
 def _job_dir(folder: Path, config: TrainConfig) -> Path:
-    """The folder that output_dir is relative to."""
-    parts = Path(config.settings.output_dir or "outputs").parts
-    whole = folder.absolute()
-    return whole.parents[len(parts) - 1] if whole.parts[-len(parts) :] == parts else whole.parent
+    """The folder that output_dir is relative to; an absolute one does not tell."""
+    said, whole = Path(config.settings.output_dir or "outputs"), folder.absolute()
+    is_below = not said.is_absolute() and whole.parts[-len(said.parts) :] == said.parts
+    return whole.parents[len(said.parts) - 1] if is_below else whole.parent
 
 
 def _found(path: str, starts: Sequence[Path], folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ from trainer.chat.results import Printed, Results, mark_of, stamp
 from trainer.chat.sample import answer_file, score
 from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
+from trainer.compose import check_target, compose, find_pictures
 from trainer.data.formats.toolcalls import read_tools
 from trainer.data.formats.values import parsed
-from trainer.data.message import RowError
+from trainer.data.message import Message, RowError
 from trainer.errors import ConfigError
+
+# destination -> option of an article, which needs all of them
+COMPOSING = {"compose": "--compose", "pictures": "--images", "to": "--to"}
 
 
 def chat(options: argparse.Namespace) -> int:
-    """Talk until the end, or once; returns the exit code. Raises TrainError."""
+    """Talk until the end, once, or in an article; returns the exit code. Raises TrainError."""
+    if any(getattr(options, name) is not None for name in COMPOSING):
+        return write_article(options)
     missing = [path for path in options.images if not path.is_file()]
     if missing:
         raise ConfigError(f"--image: got {missing[0]}, allowed: a file that exists")
@@ -32,7 +39,11 @@ def chat(options: argparse.Namespace) -> int:
     tools = _tools(options.tools) if options.tools else ()
     with explained():
         speaker = open_speaker(
-            target, wishes, terminal.note, images=bool(options.images), stopped=lambda: interrupt.told
+            target,
+            wishes,
+            terminal.note,
+            shown="--image" if options.images else None,
+            stopped=lambda: interrupt.told,
         )
     system = _clean(target.system if options.system is None else options.system)
     history = History(system, tools, options.images)
@@ -44,6 +55,38 @@ def chat(options: argparse.Namespace) -> int:
     if terminal.is_person:
         terminal.note("* /help lists the commands, Ctrl-D ends")
     return repl.run()
+
+
+def write_article(options: argparse.Namespace) -> int:
+    """An article with pictures, in one file; returns the exit code. Raises TrainError."""
+    _require_all(options)
+    pictures = find_pictures(options.pictures, _note)
+    check_target(options.to)
+    target, wishes = _wanted(options)
+    system = _clean(target.system if options.system is None else options.system)
+    before = [Message("system", system)] if system else []
+    with explained():
+        speaker = open_speaker(target, wishes, _note, shown="--compose")
+
+        def ask(messages: Sequence[Message], images: Sequence[Path]) -> str:
+            return speaker.ask([*before, *messages], images)
+
+        compose(ask, _clean(options.compose), pictures, options.to, _note)
+    _note(f"written: {options.to}")
+    return 0
+
+
+def _require_all(options: argparse.Namespace) -> None:
+    """Raise ConfigError unless all three of COMPOSING are there, and nothing that has no place beside them."""
+    missing = [option for name, option in COMPOSING.items() if getattr(options, name) is None]
+    beside = {"--once": options.once is not None, "--image": options.images, "--tools": options.tools}
+    given = [option for option, there in beside.items() if there]
+    if missing or given:
+        got = f"no {' and no '.join(missing)}" if missing else f"{' and '.join(given)} beside it"
+        raise ConfigError(
+            f"--compose: got {got}, allowed: --compose INSTRUCTION --images FOLDER --to FILE.md or FILE.html",
+            "one picture to talk about: --image FILE" if missing == ["--compose", "--to"] else None,
+        )
 
 
 def sample(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from contextlib import chdir, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,11 +24,24 @@ from trainer.export.run import Trained
 from trainer.host_memory import free_bytes
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
+from trainer.vision.files import ImageFiles
+from trainer.vision.form import find_form
+from trainer.vision.prompt import prompt_inputs
+from trainer.vision.splice import place_images
 
 ROWS, ROW_TOKENS = 8, 128
+IMAGE_ROWS = 2  # of these; an image may be a thousand tokens
+LOOKED_AT = 1000  # rows, in search of those
 QUESTION = "Hello"  # for a run without data here and without sample prompts
 # Rounding a merged weight to bf16 moves a logit by about a hundredth of the logits' spread, other weights by more
 ALLOWED = 0.1
+
+
+class Row(NamedTuple):
+    """What is compared, with its images."""
+
+    segments: list[Segment]
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,15 @@ def measure_drift(trained: Trained, folder: Path, base: Path) -> Drift:
     """The differences, on the GPU when there is one; in float32 where it fits, else in bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(base, device)
-    ids, rows = find_rows(trained)
-    expected = _logits(lambda: _reference(trained, base, dtype, device), ids)
-    found = _logits(lambda: _load(trained.config, str(folder), dtype, device), ids)
+    tokenizer = load_tokenizer(str(base))
+    template = find_template(trained.config.model.chat_template, tokenizer)
+    encoder = Encoder(tokenizer, template, find_form(str(base), tokenizer))
+    rows, source = find_rows(trained, encoder)
+    expected = _logits(lambda: _reference(trained, base, dtype, device), encoder, rows)
+    found = _logits(lambda: _load(trained.config, str(folder), dtype, device), encoder, rows)
     difference = (found - expected).abs()
     return Drift(
-        rows,
+        source,
         len(expected),
         f"{'float32' if dtype == 'fp32' else 'bf16'} on {device.type}",
         float(difference.max()),
@@ -84,33 +100,43 @@ def measure_drift(trained: Trained, folder: Path, base: Path) -> Drift:
     )
 
 
-def find_rows(trained: Trained) -> tuple[list[list[int]], str]:
-    """Token ids of rows, and where they are from: the run's data, else its sample prompts."""
-    tokenizer = load_tokenizer(trained.tokenizer)
-    encoder = Encoder(tokenizer, find_template(trained.config.model.chat_template, tokenizer))
+def find_rows(trained: Trained, encoder: Encoder) -> tuple[list[Row], str]:
+    """Rows, and where they are from: the run's data, else its sample prompts."""
     try:
         with chdir(trained.job_dir):
-            segments = list(islice(_rendered(trained.config, encoder), ROWS))
+            rows = list(islice(_few_images(_rendered(trained.config, encoder)), ROWS))
     except (TrainError, OSError):
-        segments = []
-    if segments:
-        return [row.ids[:ROW_TOKENS] for row in encoder.encode(segments)], f"{len(segments)} rows of the run's data"
+        rows = []
+    if rows:
+        seeing = sum(bool(row.images) for row in rows)
+        told = f", {seeing} of them with images" if seeing else ""
+        return rows, f"{len(rows)} rows of the run's data{told}"
     prompts = [prompt.prompt for prompt in trained.config.runtime.sample_prompts] or [QUESTION]
     asked = [encoder.template.prompt([Message("user", prompt)]) for prompt in prompts[:ROWS]]
-    ids = [encoder.prompt_ids(prompt)[:ROW_TOKENS] for prompt in asked]
-    return ids, "sample prompts (the run's data cannot be read here)"
+    return [Row(segments) for segments in asked], "sample prompts (the run's data cannot be read here)"
 
 
-def _rendered(config: TrainConfig, encoder: Encoder) -> Iterator[list[Segment]]:
-    report = Report()
+def _few_images(rows: Iterator[Row]) -> Iterator[Row]:
+    seen = 0
+    for row in rows:
+        seen += bool(row.images)
+        if not row.images or seen <= IMAGE_ROWS:
+            yield row
+
+
+def _rendered(config: TrainConfig, encoder: Encoder) -> Iterator[Row]:
+    report, files = Report(), ImageFiles(config.data.image_dir)
     bad = BadRows(report, Path(os.devnull), skip=True)
-    for mapped in read_conversations(config, report, bad):
-        messages, tools = mapped.conversation.messages, mapped.conversation.tools
-        if messages[0].role == "text":
-            yield encoder.document(messages[0].content)
-            continue
-        with suppress(RowError):
-            yield encoder.template.render(messages, tools)
+    for mapped in islice(read_conversations(config, report, bad), LOOKED_AT):
+        messages, tools, images = mapped.conversation
+        with suppress(RowError, ValueError):  # what training has left out, or an image that is not here
+            names = [files.find(image, mapped.read.place.file) for image in images if encoder.form]
+            paths = tuple(files.path(name).absolute() for name in names)
+            is_text = messages[0].role == "text"
+            segments = encoder.document(messages[0].content) if is_text else encoder.template.render(messages, tools)
+            place_images(segments, len(paths))
+            if all(path.is_file() for path in paths):
+                yield Row(segments, paths)
 
 
 def _reference(trained: Trained, base: Path, dtype: str, device: torch.device) -> Any:
@@ -123,21 +149,30 @@ def _reference(trained: Trained, base: Path, dtype: str, device: torch.device) -
 
 
 def _load(config: TrainConfig, path: str, dtype: str, device: torch.device) -> Any:
-    changed = {"path": path, "init": None, "quantization": "none", "dtype": dtype}
+    changed = {"path": path, "init": None, "revision": None, "quantization": "none", "dtype": dtype}
     return load_model(config.model_copy(update={"model": config.model.model_copy(update=changed)}), device)
 
 
-def _logits(load: Callable[[], Any], rows: list[list[int]]) -> torch.Tensor:
+def _logits(load: Callable[[], Any], encoder: Encoder, rows: list[Row]) -> torch.Tensor:
     """[tokens of all rows, vocabulary], float32, on the host; the model is gone afterwards."""
     model = load().eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        found = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in rows]
+        found = [_row_logits(model, encoder, row) for row in rows]
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.new_empty(0)  # models are cycles, which would be collected when they like
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return torch.cat(found)
+
+
+def _row_logits(model: Any, encoder: Encoder, row: Row) -> torch.Tensor:
+    """Those of the first tokens of a text, or of the last ones behind images."""
+    inputs = prompt_inputs(model, encoder, row.segments, row.images)
+    if not row.images:
+        inputs = {name: values[:, :ROW_TOKENS] for name, values in inputs.items()}
+    logits: torch.Tensor = model(**inputs).logits[0, -ROW_TOKENS:]
+    return logits.float().cpu()
 
 
 def _dtype(base: Path, device: torch.device) -> str:

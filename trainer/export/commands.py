@@ -57,7 +57,7 @@ def _convert(trained: Any, arguments: argparse.Namespace) -> None:
         raise ConfigError("--adapter-only: got a run without adapter, or --gguf, allowed: a LoRA run alone")
     if arguments.layout == "auto":
         raise ConfigError("--layout: got auto with --adapter-only, allowed: llama or internlm2")
-    raw = read_config(checkpoint_folder(trained.base))
+    raw = read_config(checkpoint_folder(trained.base, trained.revision))
     heads = raw["num_attention_heads"]
     convert_adapter(trained.adapter, (heads, raw.get("num_key_value_heads") or heads), arguments.layout, arguments.to)
     _tell(f"adapter: {arguments.to.absolute()}")

@@ -155,7 +155,7 @@ def _in_place(name: str, weight: Weight, family: Family | None, config: Any, ada
     """A stored weight, each of its rows as the adapter makes it under the name that the model has for it."""
     moved = _moved(name, weight, family, config)
     if not moved:  # nothing that an adapter can be on
-        return weight
+        return Rounded(weight)
     parts = [Rounded(adapt(new, part)) for new, part in _converted(name, weight, family, config)]
     rows = torch.cat([part for _, part in moved])
     order = rows.argsort()

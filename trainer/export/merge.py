@@ -18,7 +18,9 @@ from trainer.export.run import Trained
 from trainer.export.shards import size_of, write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.models.hub import checkpoint_folder
-from trainer.models.registry import FAMILIES
+from trainer.models.registry import find_family
+from trainer.models.xcomposer2_config import completed
+from trainer.xcomposer2_shape import is_xcomposer
 
 CONFIG_ROOM = 2**28  # for tokenizer and configs
 
@@ -65,11 +67,12 @@ def merge(trained: Trained, target: Path, options: Options, tell: Callable[[str]
 
 def make_plan(trained: Trained, layout: Layout) -> Plan:
     """Read what is there and see whether it fits together; no weight is read yet. Raises ConfigError."""
-    base = checkpoint_folder(trained.base)
+    base = checkpoint_folder(trained.base, trained.revision)
     raw = read_config(base)
-    family = FAMILIES.get(str(raw.get("model_type")))
-    config = model_config(raw, family)
-    chosen = choose(layout, raw, config)
+    known = completed(raw, base) if is_xcomposer(raw) else raw
+    family = find_family(known)
+    config = model_config(known, family)
+    chosen = choose(layout, known, config)
     adapter = Adapter(trained.adapter) if trained.adapter else None
     if adapter and raw.get("tie_word_embeddings"):
         _check_tied(adapter)
@@ -87,7 +90,7 @@ def finish(
     from trainer.export.check import check_drift
     from trainer.export.companions import write_companions
 
-    write_companions(part, config, base, trained.tokenizer, trained.config.model.chat_template)
+    write_companions(part, config, base, trained.config.model.chat_template)
     lines = [check_drift(trained, part, base).line()] if options.check else []
     if options.gguf:
         path = part / f"{name}-{options.gguf}.gguf"

@@ -31,9 +31,9 @@ class Trained:
     job_dir: Path
 
     @property
-    def tokenizer(self) -> str:
-        """Where its tokenizer is."""
-        return self.base
+    def revision(self) -> str | None:
+        """Of a base on the hub."""
+        return self.config.model.revision if self.base == self.config.model.path else None
 
 
 def find(path: Path) -> Found:

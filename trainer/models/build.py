@@ -1,5 +1,6 @@
 """What the engine trains: tokenizer and model of a job, and how the result is written."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from trainer.models.attention import is_plain, takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
 from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
-from trainer.models.split import Split, is_split
+from trainer.models.split import Split, full_size, is_split
 from trainer.models.tokenizer import load_tokenizer
 
 
@@ -57,6 +58,20 @@ def build_model(config: TrainConfig, device: torch.device, ds_config: dict[str, 
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DTYPES[config.model.dtype])
     return model
+
+
+def parameters_line(model: Any) -> str:
+    """How many parameters there are and how many are trained (4-bit layers count their real ones)."""
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += math.prod(state.shape) if state is not None else full_size(parameter)
+    return f"model: {total:,} parameters, {trained_size(model):,} of them trained"
+
+
+def trained_size(model: Any) -> int:
+    """How many parameters are trained, on all ranks together."""
+    return sum(full_size(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
 def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path, is_main: bool) -> None:

@@ -10,8 +10,12 @@ from trainer.config import Shape
 from trainer.errors import ConfigError
 from trainer.models.internlm2 import from_llama, internlm2_config
 from trainer.models.tokenizer import INTERNLM2_SLOTS
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 CHAT_TOKENS = list(INTERNLM2_SLOTS.values())
+# family -> what the makers call its tokenizer's class
+TOKENIZERS = {"internlm": "InternLM", "internlm2": "InternLM2", "internlm3": "InternLM3",
+              XCOMPOSER2: "InternLMXComposer2"}  # fmt: skip
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -60,9 +64,8 @@ def train_pieces(texts: Iterable[str], vocab_size: int, tokens: list[str]) -> by
 
 def describe_pieces(folder: Path, family: str, tokens: list[str]) -> None:
     """Write the tokenizer_config.json of a `tokenizer.model` that has the chat tokens `tokens`."""
-    name = {"internlm": "InternLM", "internlm2": "InternLM2", "internlm3": "InternLM3"}[family]
     config = {
-        "tokenizer_class": f"{name}Tokenizer",
+        "tokenizer_class": f"{TOKENIZERS[family]}Tokenizer",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",

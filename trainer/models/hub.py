@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.xcomposer2_config import completed, is_xcomposer
+from trainer.models.xcomposer2_config import completed
+from trainer.xcomposer2_shape import is_xcomposer
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 # in this order: what the first finds is enough

@@ -8,7 +8,7 @@ import torch
 
 from trainer.models import internlm, internlm2, internlm3, native, xcomposer2
 from trainer.models.rope import rope_llama
-from trainer.models.xcomposer2_config import MODEL_TYPE as XCOMPOSER2
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 Weights = list[tuple[str, torch.Tensor]]
 

@@ -20,6 +20,8 @@ from trainer.models.registry import FAMILIES
 from trainer.models.sizes import find_size
 from trainer.models.stand_in import write_tokenizer
 from trainer.models.tokenizer import load_tokenizer
+from trainer.models.xcomposer2_layout import to_original, unused_weights
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 SHARD = 2**30  # bytes; what the host holds is two of them
 DEVIATION = 0.02  # the makers' initializer_range
@@ -72,9 +74,10 @@ def write_weights(family: str, raw: dict[str, Any], folder: Path, seed: int, sha
 
 
 def seeded(seed: int, name: str, shape: torch.Size, family: str) -> torch.Tensor:
-    """One weight, bf16: normal with DEVIATION, and norms as they begin: one, which Gemma writes as zero."""
+    """One weight, bf16: normal with DEVIATION, and norms as they begin: one (zero in Gemma's form), without bias."""
     if "norm" in name:
-        return torch.full(shape, 0.0 if family.startswith("gemma") else 1.0, dtype=torch.bfloat16)
+        zero = family.startswith("gemma") or name.endswith(".bias")
+        return torch.full(shape, 0.0 if zero else 1.0, dtype=torch.bfloat16)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=DEVIATION, generator=generator)
@@ -85,9 +88,12 @@ def _shapes(family: str, raw: dict[str, Any]) -> dict[str, torch.Size]:
     known = FAMILIES[family]
     model = empty_model(known, known.config(raw))
     weights: dict[str, torch.Tensor] = dict(model.named_parameters())
+    more = {}
     if family == "internlm2":
         weights = from_llama(weights, model.config)
-    return {name: weight.shape for name, weight in weights.items()}
+    elif family == XCOMPOSER2:
+        weights, more = to_original(weights, model.config), unused_weights(model.config)
+    return {**{name: weight.shape for name, weight in weights.items()}, **more}
 
 
 def _shards(shapes: dict[str, torch.Size], limit: int) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.models.tokenizer import INTERNLM2_SLOTS, INTERNLM_SLOTS
 from trainer.shapes import HUB_SHAPES, ModelShape
+from trainer.xcomposer2_shape import MODEL_TYPE
 
 TINY_VOCAB = 512
 
@@ -39,19 +40,16 @@ def _fields(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def _sized(vocab: int, hidden: int, ffn: int, layers: int, heads: tuple[int, int, int], tied: bool) -> dict[str, Any]:
-    """`heads`: query heads, key/value heads, width of one."""
-    return _fields(ModelShape(vocab, hidden, ffn, layers, *heads, tied=tied))
-
-
 def _tiny(kv_heads: int = 2, tied: bool = False, **more: Any) -> dict[str, Any]:
-    return {**_sized(TINY_VOCAB, 64, 128, 2, (4, kv_heads, 16), tied), **more}
+    return {**_fields(ModelShape(TINY_VOCAB, 64, 128, 2, 4, kv_heads, 16, tied=tied)), **more}
 
 
 _INTERNLM2 = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0},
               "max_position_embeddings": 32768, "bias": False}  # fmt: skip
 _INTERNLM3 = {"rms_norm_eps": 1e-5, "rope_theta": 5e7, "rope_scaling": {"rope_type": "dynamic", "factor": 6.0},
               "max_position_embeddings": 32768, "bias": False, "qkv_bias": False}  # fmt: skip
+_XCOMPOSER2 = {"model_type": "internlmxcomposer2", "max_length": 4096}
+_TINY_VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GEMMA = {"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "hidden_activation": "gelu_pytorch_tanh"}
 _GEMMA2 = {**_GEMMA, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256,
            "sliding_window": 4096}  # fmt: skip
@@ -72,6 +70,13 @@ LINES: dict[str, Line] = {
         "InternLM2ForCausalLM", "internlm2", _INTERNLM2,
         {"tiny": _tiny(), "1_8b": _of_hub("internlm/internlm2-1_8b"), "7b": _of_hub("internlm/internlm2-7b"),
          "20b": _of_hub("internlm/internlm2-20b", rope_scaling={"type": "dynamic", "factor": 3.0})},
+        INTERNLM2_SLOTS,
+    ),
+    MODEL_TYPE: Line(
+        "InternLMXComposer2ForCausalLM", "internlm2", {**_INTERNLM2, **_XCOMPOSER2},
+        {"tiny": _tiny(img_size=28, plora_rank=8, vision_config=_TINY_VIT),
+         "7b": _of_hub("internlm/internlm-xcomposer2-7b", img_size=224),
+         "vl_7b": _of_hub("internlm/internlm-xcomposer2-vl-7b", img_size=490)},
         INTERNLM2_SLOTS,
     ),
     "internlm3": Line(
@@ -101,22 +106,22 @@ LINES: dict[str, Line] = {
     ),
     "gemma": Line(
         "GemmaForCausalLM", "gemma", _GEMMA,
-        {"tiny": _tiny(1, tied=True), "2b": _sized(256000, 2048, 16384, 18, (8, 1, 256), tied=True),
-         "7b": _sized(256000, 3072, 24576, 28, (16, 16, 256), tied=True)},
+        {"tiny": _tiny(1, tied=True), "2b": _of_hub("google/gemma-2b"),
+         "7b": _of_hub("google/gemma-7b")},
     ),
     "gemma2": Line(
         "Gemma2ForCausalLM", "gemma", _GEMMA2,
-        {"tiny": _tiny(tied=True), "2b": _sized(256000, 2304, 9216, 26, (8, 4, 256), tied=True),
-         "9b": _sized(256000, 3584, 14336, 42, (16, 8, 256), tied=True)},
+        {"tiny": _tiny(tied=True), "2b": _of_hub("google/gemma-2-2b"),
+         "9b": _of_hub("google/gemma-2-9b")},
     ),
     "gemma3_text": Line(
         "Gemma3ForCausalLM", "gemma", _GEMMA3,
-        {"tiny": _tiny(1, tied=True), "1b": _sized(262144, 1152, 6912, 26, (4, 1, 256), tied=True)},
+        {"tiny": _tiny(1, tied=True), "1b": _of_hub("google/gemma-3-1b-pt")},
     ),
     "phi3": Line(
         "Phi3ForCausalLM", "phi3",
         {"rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 4096, "sliding_window": 2047},
-        {"tiny": _tiny(), "3_8b": _sized(32064, 3072, 8192, 32, (32, 32, 96), tied=False)},
+        {"tiny": _tiny(), "3_8b": _of_hub("microsoft/Phi-3-mini-4k-instruct")},
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from trainer.errors import ConfigError
 from trainer.models.create import describe_pieces, train_pieces
 from trainer.models.sizes import Line
 from trainer.models.tokenizer import INTERNLM2_SLOTS
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 TRAINED = 380  # pieces: 256 bytes, three special ones, the letters of TEXTS and their commonest pairs
 TEXTS = """A model is made of layers, and each layer reads what the one before has written.
@@ -28,7 +29,7 @@ for step in range(1000): print(step, loss)
 # of a checkpoint's folder, what a tokenizer is made of
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "vocab.json", "merges.txt")  # fmt: skip
-OWN = ("internlm", "internlm2", "internlm3")  # families that come with SentencePiece's own file
+OWN = ("internlm", "internlm2", "internlm3", XCOMPOSER2)  # families that come with SentencePiece's own file
 
 
 def write_tokenizer(family: str, line: Line, size: int, folder: Path, given: Path | None) -> None:
@@ -60,7 +61,7 @@ def chat_tokens(family: str, line: Line, size: int) -> dict[int, str]:
         return line.slots
     template = TEMPLATES[line.template]
     names = [name for name in (*template.required, *template.stop) if name not in ("<s>", "</s>")]
-    if family in ("internlm2", "internlm3"):
+    if family in ("internlm2", "internlm3", XCOMPOSER2):
         names = list(INTERNLM2_SLOTS.values())
     names = list(dict.fromkeys(names))
     return dict(zip(range(size - len(names), size), names, strict=True))

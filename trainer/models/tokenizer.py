@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.hub import require_folder
-from trainer.models.xcomposer2_config import is_xcomposer
+from trainer.xcomposer2_shape import is_xcomposer
 
 # id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
 INTERNLM2_SLOTS = {
@@ -41,7 +41,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     logging.disable_progress_bar()
     require_folder(path)
     try:
-        with _described(path) as folder:
+        with _described(_here(path, revision)) as folder:
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is about what the user named
         where = "a folder" if Path(path).is_dir() else "neither a folder here nor a name on the hub that can be reached"
@@ -94,6 +94,15 @@ def _with_slots(tokenizer: Any, path: str, slots: dict[int, str]) -> Any:
                 "the tokenizer's files belong to another model, or its vocabulary was resized",
             )
     return tokenizer
+
+
+def _here(path: str, revision: str | None) -> str:
+    """`path`, or for an XComposer2 on the hub the folder with its tokenizer's files."""
+    if Path(path).expanduser().is_dir() or not is_xcomposer(_raw_config(path, revision)):
+        return path
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(path, revision=revision, allow_patterns=["config.json", "tokenizer*"]))
 
 
 @contextmanager

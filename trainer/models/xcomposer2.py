@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from trainer.models.internlm2 import llama_config as internlm2_config
 from trainer.models.internlm2 import split_wqkv, to_llama
 from trainer.models.rope import DynamicNTK
-from trainer.models.xcomposer2_config import MODEL_TYPE, POSITIONS, TOWER, vision_sizes
+from trainer.models.xcomposer2_config import POSITIONS, TOWER
+from trainer.xcomposer2_shape import MODEL_TYPE, PLORA_RANK, vision_sizes
 
-PLORA_RANK = 256  # alpha is the same: the makers' scale is 1
 # name in the checkpoint -> the linear layers of Llama that it is (without _proj: PEFT looks for names that end so), and
 # the half of the layer where these are
 PLORA = {
@@ -120,10 +120,10 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        if config.rope_parameters["rope_type"] == "dynamic":
-            self.model.rotary_emb = DynamicNTK(config)
         layers = [XComposer2DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         self.model.layers = nn.ModuleList(layers)
+        if config.rope_parameters["rope_type"] == "dynamic":
+            self.model.rotary_emb = DynamicNTK(config)
         vision = CLIPVisionConfig(**config.vision_config)
         tower = CLIPVisionModel(vision)
         self.vit = getattr(tower, "vision_model", tower)  # transformers 5.20 took a layer of names away
@@ -150,6 +150,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         logits_to_keep: int | torch.Tensor = 0,
         pixel_values: torch.Tensor | None = None,
         image_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,  # as older versions of transformers call it
         **kwargs: Any,
     ) -> Any:
         """As Llama's. image_mask: bool [B, T], the image positions, which take the N images' features in their order
@@ -159,6 +161,8 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             "position_ids": position_ids,
             "logits_to_keep": logits_to_keep,
         }
+        held = {"cache": cache, "past_key_values": past_key_values}
+        kwargs |= {name: value for name, value in held.items() if value is not None}
         if image_mask is None or pixel_values is None:
             return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
         features = self.image_features(pixel_values).flatten(0, 1)

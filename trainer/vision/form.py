@@ -6,8 +6,8 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.hub import read_config
-from trainer.models.xcomposer2_config import MODEL_TYPE, vision_sizes
 from trainer.vision.image_form import ImageForm, ImageTokens
+from trainer.xcomposer2_shape import MODEL_TYPE, vision_sizes
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -1,0 +1,19 @@
+"""A tiny XComposer2 for a tokenizer of any size."""
+
+import json
+
+from trainer.models.seeded import write_weights
+from trainer.models.sizes import LINES, find_size
+
+FAMILY = "xcomposer2"
+IMAGE_SIZE = LINES[FAMILY].sizes["tiny"]["img_size"]
+
+
+def write_xcomposer2(folder, vocab_size, seed=1, **changed):
+    """Config and weights in the makers' layout, without a tokenizer. `changed`: keys of config.json."""
+    _, raw = find_size(FAMILY, "tiny")
+    raw = {**raw, "vocab_size": vocab_size, **changed}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    write_weights(FAMILY, raw, folder, seed)
+    return folder

@@ -24,6 +24,21 @@ def load_run_config(path: Path) -> TrainConfig:
     return _checked(path, sections)
 
 
+def changed_sections(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """Which sections of two runs' configs, as config.yaml has them, train something else. Another number of processes
+    changes batch_size and accumulation; the rows of a step are compared on their own. A field that an older trainer did
+    not know counts as it is now."""
+    return [name for name in ("model", "data", "optimizer") if _differ(theirs.get(name, {}), mine[name])]
+
+
+def _differ(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
+    for key in (theirs.keys() | mine.keys()) - {"batch_size", "accumulation"}:
+        old, new = theirs.get(key, mine.get(key)), mine.get(key)
+        if _differ(old, new) if isinstance(old, dict) and isinstance(new, dict) else old != new:
+            return True
+    return False
+
+
 def _read(path: Path) -> Any:
     import yaml
 

@@ -30,6 +30,7 @@ from trainer.callbacks import (
 )
 from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, remove_parts
 from trainer.config import TrainConfig, config_text
+from trainer.config_file import changed_sections
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
@@ -179,8 +180,7 @@ class Run:
         path = self.output / "config.yaml"
         if path.exists() and any(self.output.glob("checkpoint-*")):
             theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-            sections = ("model", "data", "optimizer")
-            changed = [name for name in sections if _lasting(theirs, name) != _lasting(mine, name)]
+            changed = changed_sections(theirs, mine)
             if self.config.runtime.resume == "never" or changed:
                 why = (
                     f"another {' and '.join(changed)} section"
@@ -374,11 +374,6 @@ class Run:
         for line in lines:
             self.tell(line)
         self.tell(f"results: {self.output.absolute()}")
-
-
-def _lasting(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section without what another number of processes changes; the rows of a step are compared on their own."""
-    return {key: value for key, value in config.get(name, {}).items() if key not in ("batch_size", "accumulation")}
 
 
 def _teller(place: Place) -> Callable[[str], None]:

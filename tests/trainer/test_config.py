@@ -39,6 +39,7 @@ def test_defaults_are_xtuners():
         "accumulation": 16,
         "weight_decay": 0.0,
         "betas": [0.9, 0.999],
+        "states": "float32",
         "max_grad_norm": 1.0,
         "deepspeed": {"zero_stage": 2, "offload": "none", "offload_weights": "none", "nvme_path": None, "config": None},
     }

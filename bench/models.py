@@ -179,15 +179,15 @@ def merge(job: dict[str, str]) -> Callable[[], Any]:
     from transformers import LlamaConfig
 
     from trainer.export.merge import make_plan
-    from trainer.export.run import Trained
     from trainer.export.shards import write_checkpoint
+    from trainer.results import Trained
 
     assert LlamaConfig
 
     def work() -> Any:
         target = Path(job["target"])
         target.mkdir()
-        trained = Trained(config(job["base"]), Path(job["adapter"]), job["base"], Path.cwd())
+        trained = Trained(config(job["base"]), Path(job["adapter"]), job["base"], job["base"], Path.cwd())
         write_checkpoint(make_plan(trained, "auto").weights, target)
         return target
 

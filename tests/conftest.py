@@ -1,5 +1,7 @@
 """What all tests share: options, skips that can be made failures, a run folder of their own, the real CLI."""
 
+import gc
+import os
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -9,6 +11,10 @@ import pytest
 
 from tests import slurm_cluster as slurm
 from tests.cli_runner import Launch
+
+# Models of tests are too small to share among cores, and the lanes of `make test` use them all. Torch reads this when
+# it is loaded; so do the trainers that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("patient")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(name): may skip; --require=name makes that a failure")
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: no collection of garbage has to look through it again."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """The interpreter's end takes it apart."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,8 @@ from trainer.errors import ConfigError
 
 def load_config(path: Path) -> TrainConfig:
     """The five sections, checked with the same models as the launcher's. Raises ConfigError."""
-    return _checked(path, _read(path))
+    return _checked(path, _read(path), f"this trainer reads schema {SCHEMA_VERSION}; use the image of the launcher's "
+                    "version")  # fmt: skip
 
 
 def load_run_config(path: Path) -> TrainConfig:
@@ -21,7 +22,7 @@ def load_run_config(path: Path) -> TrainConfig:
         model = sections.get("model")
         if isinstance(model, dict) and model.get("path") is not None:
             model.pop("shape", None)
-    return _checked(path, sections)
+    return _checked(path, sections, f"this trainer reads schema {SCHEMA_VERSION}; use the one that wrote it")
 
 
 def changed_sections(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
@@ -48,13 +49,11 @@ def _read(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
-def _checked(path: Path, sections: Any) -> TrainConfig:
+def _checked(path: Path, sections: Any, hint: str) -> TrainConfig:
     from pydantic import ValidationError
 
     try:
         return TrainConfig.model_validate(sections)
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise ConfigError(
-            "\n".join(lines), f"this trainer reads schema {SCHEMA_VERSION}; use the image of the launcher's version"
-        ) from error
+        raise ConfigError("\n".join(lines), hint) from error

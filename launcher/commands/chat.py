@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from launcher.commands.model import find_place, model_options, run_trainer
+from launcher.commands.model import answer, find_model, model_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -35,4 +35,4 @@ def command(model: str | None, wishes: Mapping[str, Any], images: tuple[Path, ..
     system message, sampling; it may still be training. Without a terminal, each line of stdin is a message. /help in
     the chat lists its commands. Answers go to stdout, all else to stderr; needs the trainer."""
     flags = [f"--image={path.absolute()}" for path in images] + (["--stats"] if stats else [])
-    run_trainer("chat", find_place(model), {**wishes, **more, "images": pictures}, flags)
+    answer("chat", find_model(model), {**wishes, **more, "images": pictures}, flags)

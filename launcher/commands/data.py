@@ -1,7 +1,6 @@
 """launch data: the trainer's own pipeline on a job's rows, before anything is trained."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,10 @@ from pathlib import Path
 import click
 
 from launcher.commands.options import job_options
-from launcher.edge.shell import run_through
-from launcher.errors import JobFailedError, SpecError
+from launcher.commands.trainer import option_words, run_trainer
+from launcher.errors import SpecError
 from launcher.prepare import Prepared, Request, on_this_machine, prepare
 
-CONFIG_ERROR = 78  # trainer/errors.py
-INTERRUPTED, CLOSED_PIPE = 130, 141
 COUNT = click.IntRange(min=0)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,25 +34,17 @@ def command(request: Request, rows: int, json_output: bool, dump: int | None, ht
     needs the trainer: pip install 'launch-trainer[train]'."""
     if json_output and dump is not None:
         raise SpecError("got --json and --dump, allowed: one of the two")
-    options = ["--rows", str(rows), *(["--json"] if json_output else [])]
-    for name, value in (("--dump", dump), ("--html", html and html.absolute()),
-                        ("--rejects", rejects and rejects.absolute())):
-        options += [name, str(value)] if value is not None else []
-    code = _run_trainer(request, prepare(on_this_machine(request), os.environ), options)
-    if code in (INTERRUPTED, CLOSED_PIPE):
-        raise KeyboardInterrupt if code == INTERRUPTED else SystemExit(code)
-    if code == CONFIG_ERROR:
-        raise SpecError(f"{request.path}: the data cannot be used (see above)")
-    if code:
-        raise JobFailedError(f"the trainer ended with {code}")
+    options = {"rows": rows, "json": json_output, "dump": dump, "html": html and html.absolute(),
+               "rejects": rejects and rejects.absolute()}
+    _show(request, prepare(on_this_machine(request), os.environ), option_words(options))
 
 
-def _run_trainer(request: Request, prepared: Prepared, options: Sequence[str]) -> int:
+def _show(request: Request, prepared: Prepared, options: Sequence[str]) -> None:
     plan = prepared.plan()
     if plan.train_yaml is None:
         raise SpecError(f"{request.path}: got no train section, allowed: a job with train (its data is what is shown)")
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "train.yaml"
         config.write_text(plan.train_yaml, encoding="utf-8")
-        return run_through([sys.executable, "-m", "trainer.cli", "data", "--config", str(config), *options],
-                           cwd=prepared.job_dir, env=dict(os.environ))
+        run_trainer("data", ["--config", str(config), *options], cwd=prepared.job_dir,
+                    mistake=f"{request.path}: the data cannot be used (see above)")

@@ -1,32 +1,18 @@
 """What `chat` and `sample` share: which model is meant, how it answers, and the trainer that does it."""
 
 import functools
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import click
 
-from launcher.commands.options import run_store
-from launcher.edge.shell import run_in_front
-from launcher.errors import BackendError, JobFailedError, NotFoundError
-from launcher.runs import Run, RunStore
+from launcher.commands.trainer import Place, find_place, option_words, run_trainer
+from launcher.errors import NotFoundError
 from trainer.config import TemplateName
 
-CONFIG_ERROR, MISTAKE = 78, 2  # trainer/errors.py, launcher/errors.py
-PASSED_ON = (0, 130, 141)
 Command = Callable[..., Any]
 FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-class Place(NamedTuple):
-    """What the trainer opens. `job_dir`: what relative paths in a run's config mean."""
-
-    path: str
-    job_dir: str | None = None
 
 
 def model_options(command: Command) -> Command:
@@ -68,52 +54,18 @@ def model_options(command: Command) -> Command:
     return decorated
 
 
-def find_place(reference: str | None) -> Place:
-    """A folder as it is; a run by id, handle or the start of its id, the latest when None; else a name on the hub.
-    Raises NotFoundError, or BackendError for a run whose output folder this machine cannot see."""
-    if reference is not None and Path(reference).expanduser().is_dir():
-        return Place(str(Path(reference).expanduser()))
-    store = run_store()
-    run = _find_run(store, reference)
-    if run is None:
-        return Place(str(reference))
-    if run.output_dir is None or not Path(run.output_dir).is_dir():
-        raise BackendError(
-            f"{run.run_id}: its output folder ({run.output_dir or 'on the cluster'}) cannot be reached from here",
-            "copy it to this machine, and name the copy")
-    return Place(run.output_dir, run.job_dir)
-
-
-def run_trainer(verb: str, place: Place, options: Mapping[str, Any], flags: Sequence[str] = ()) -> None:
-    """Run a command of the trainer in front, Ctrl-C and all; it has told its mistakes itself. Ends with its exit code,
-    as launch has them."""
-    argv = [sys.executable, "-m", "trainer.cli", verb, place.path]
-    for name, value in {"job_dir": place.job_dir, **options}.items():
-        if value is not None:
-            argv.append(f"--{name.replace('_', '-')}={value}")
-    code = run_in_front([*argv, *flags], env=dict(os.environ))
-    if code in PASSED_ON or code == CONFIG_ERROR:
-        click.get_current_context().exit(MISTAKE if code == CONFIG_ERROR else code)
-    raise JobFailedError(f"the trainer ended with {code}" + _why(code))
-
-
-def _why(code: int) -> str:
-    return ": it was killed, perhaps for want of memory" if code == 128 + signal.SIGKILL else ""
-
-
-def _find_run(store: RunStore, reference: str | None) -> Run | None:
-    """None for what looks like a name on the hub."""
-    if reference is None:
-        return store.find(None)
-    found = [run for run in store.all() if run.run_id.startswith(reference)]
-    if any(run.run_id == reference for run in found) or "://" in reference:
-        return store.find(reference)
-    if len(found) > 1:
-        raise NotFoundError(f"got {reference!r}, which is the start of {', '.join(run.run_id for run in found)}",
-                            "name more of it")
-    if found:
-        return found[0]
-    if reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
-        return None
-    raise NotFoundError(f"got {reference!r}, allowed: a folder that exists, a run, or a name on the hub (owner/name)",
+def find_model(reference: str | None) -> Place:
+    """As `find_place`; what is neither a folder nor a run may be a name on the hub. Raises LaunchError."""
+    place = find_place(reference)
+    if place is not None:
+        return place
+    name = str(reference)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Place(name)
+    raise NotFoundError(f"got {name!r}, allowed: a folder that exists, a run, or a name on the hub (owner/name)",
                         "list the runs: launch list")
+
+
+def answer(verb: str, place: Place, options: Mapping[str, Any], flags: Sequence[str] = ()) -> None:
+    """Run `chat` or `sample` of the trainer; options that are None are left to it."""
+    run_trainer(verb, [place.path, *option_words({"job_dir": place.job_dir, **options}), *flags])

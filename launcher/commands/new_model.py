@@ -1,16 +1,10 @@
 """launch new-model: a checkpoint of random weights, for dry runs."""
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
-from launcher.edge.shell import run_through
-from launcher.errors import JobFailedError, SpecError
-
-CONFIG_ERROR = 78  # trainer/errors.py
-INTERRUPTED = 130
+from launcher.commands.trainer import option_words, run_trainer
 
 
 @click.command("new-model")
@@ -29,13 +23,5 @@ def command(family: str, size: str, out: Path, seed: int, tokenizer: Path | None
     """Config, tokenizer, chat template and seeded random weights in the family's own layout: for tests, benchmarks and
     a dry run on a cluster, where nothing is to be downloaded. Takes some 2 GB of memory, whatever the size; needs the
     trainer: pip install 'launch-trainer[train]'."""
-    options = ["--family", family, "--size", size, "--out", str(out), "--seed", str(seed)]
-    options += ["--tokenizer", str(tokenizer)] if tokenizer is not None else []
-    code = run_through([sys.executable, "-m", "trainer.cli", "new-model", *options], cwd=Path.cwd(),
-                       env=dict(os.environ))
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code == CONFIG_ERROR:
-        raise SpecError(f"{out}: no model was made (see above)")
-    if code:
-        raise JobFailedError(f"the trainer ended with {code}")
+    options = option_words({"family": family, "size": size, "out": out, "seed": seed, "tokenizer": tokenizer})
+    run_trainer("new-model", options, mistake=f"{out}: no model was made (see above)")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from launcher.commands.model import find_place, model_options, run_trainer
+from launcher.commands.model import answer, find_model, model_options
 
 
 @click.command("sample")
@@ -24,4 +24,4 @@ from launcher.commands.model import find_place, model_options, run_trainer
 def command(model: str | None, wishes: Mapping[str, Any], **more: Any) -> None:
     """JSON lines in the order of the file: each prompt's own fields, `answer`, tool_calls if it calls functions, and
     `exact` where it had `expect`; the score goes to stderr. MODEL_OR_RUN as for `launch chat`."""
-    run_trainer("sample", find_place(model), {**wishes, **more})
+    answer("sample", find_model(model), {**wishes, **more})

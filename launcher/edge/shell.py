@@ -50,22 +50,17 @@ def start_detached(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], ke
     return process.pid
 
 
-def run_through(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> int:
-    """Run with this process's own streams; returns the exit code (128 + N for a signal, as shells do)."""
+def run_in_front(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> int:
+    """Run with this process's own streams; returns the exit code (128 + N for a signal, as shells do). Ctrl-C is for
+    the command alone, which this one outlives."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a signal that is ignored would be ignored there, too
     try:
         code = subprocess.run(argv, cwd=cwd, env=env, check=False).returncode
     except FileNotFoundError as error:
         raise BackendError(f"{argv[0]}: no such command on this machine") from error
-    return code if code >= 0 else 128 - code
-
-
-def run_in_front(argv: Sequence[str], *, env: Mapping[str, str]) -> int:
-    """As `run_through`, here; Ctrl-C is for the command alone, which this one outlives."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # a signal that is ignored would be ignored there, too
-    try:
-        return run_through(argv, cwd=Path.cwd(), env=env)
     finally:
         signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
 
 
 def signal_group(pid: int, number: signal.Signals) -> bool:

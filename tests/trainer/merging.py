@@ -156,10 +156,10 @@ def _write_shards(shapes, folder, shard_bytes, pickled):
 def measure_merge(output, target):
     """Bytes of host memory that merging takes beyond what the process had before, at most."""
     from trainer.export.merge import make_plan
-    from trainer.export.run import describe, find
     from trainer.export.shards import write_checkpoint
+    from trainer.results import describe, find_result
 
-    trained = describe(find(Path(output)))
+    trained = describe(find_result(Path(output)))
     torch.ones(8, 8) @ torch.ones(8, 8)  # the libraries of arithmetic are loaded
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now on

@@ -18,7 +18,7 @@ from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 from trainer.export.companions import check_tokenizer, write_tokenizer
 from trainer.export.gguf_file import GGUF_TYPES, check_exportable, write_gguf
-from trainer.export.run import describe, find
+from trainer.results import describe, find_result
 
 FOREIGN = """
 import json, sys
@@ -73,7 +73,7 @@ def exports(tmp_path_factory, small_tokenizer_folder):
     folder = tmp_path_factory.mktemp("exports")
     for family in CLASSES:
         base = save_base(folder / family / "base", family, small_tokenizer_folder)
-        merged(describe(find(save_run(folder / family / "out", base))), folder / family / "merged")
+        merged(describe(find_result(save_run(folder / family / "out", base))), folder / family / "merged")
     return {family: folder / family / "merged" for family in CLASSES}
 
 
@@ -116,7 +116,7 @@ def test_stops_of_the_template_are_in_the_generation_config_with_the_bases_own_s
     """Pain 2."""
     base = save_base(tmp_path / "base", "internlm2", small_tokenizer_folder)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.8, "do_sample": True}))
-    merged(describe(find(save_run(tmp_path / "out", base))), tmp_path / "merged")
+    merged(describe(find_result(save_run(tmp_path / "out", base))), tmp_path / "merged")
     found = json.loads((tmp_path / "merged/generation_config.json").read_text())
     end = load_tokenizer(str(base)).convert_tokens_to_ids("<|im_end|>")
     ids = {"eos_token_id": [2, end], "bos_token_id": 1, "pad_token_id": 2}
@@ -199,7 +199,7 @@ def test_a_gguf_file_holds_the_weights_as_llama_cpp_wants_them(kind, export, tmp
 def test_biases_of_internlm_are_in_the_same_order(tmp_path, small_tokenizer_folder):
     gguf = pytest.importorskip("gguf")
     base = save_base(tmp_path / "base", "internlm", small_tokenizer_folder)
-    merged(describe(find(save_run(tmp_path / "out", base))), tmp_path / "merged")
+    merged(describe(find_result(save_run(tmp_path / "out", base))), tmp_path / "merged")
     write_gguf(tmp_path / "merged", tmp_path / "model.gguf", "f16")
     weights = load_file(tmp_path / "merged/model.safetensors")
     found = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}

@@ -13,8 +13,8 @@ from trainer.errors import ConfigError, TrainError
 from trainer.export.check import check_drift, measure_drift
 from trainer.export.companions import write_companions
 from trainer.export.merge import make_plan
-from trainer.export.run import describe, find
 from trainer.export.shards import write_checkpoint
+from trainer.results import describe, find_result
 
 # family -> the model_type that is written; None: its own
 FAMILIES = {"internlm": "llama", "internlm2": "llama", "internlm2.5": "llama", "internlm3": "llama", "llama": "llama",
@@ -50,7 +50,7 @@ def internlm2_base(tmp_path_factory, small_tokenizer_folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_model_answers_as_base_and_adapter_do(family, tmp_path, small_tokenizer_folder):
     base = save_base(tmp_path / "base", family, small_tokenizer_folder)
-    trained = describe(find(save_run(tmp_path / "out", base)))
+    trained = describe(find_result(save_run(tmp_path / "out", base)))
     plan = merged(trained, tmp_path / "merged")
     assert json.loads((tmp_path / "merged/config.json").read_text())["model_type"] == FAMILIES[family]
     drift = check_drift(trained, tmp_path / "merged", plan.base)
@@ -65,7 +65,7 @@ def test_a_merged_model_answers_as_base_and_adapter_do(family, tmp_path, small_t
 def test_every_variant_of_lora_is_merged(variant, layout, internlm2_base, tmp_path):
     quantization = "none" if variant == "pissa" else "nf4"
     lora = VARIANTS[variant]
-    trained = describe(find(save_run(tmp_path / "out", internlm2_base, lora=lora, quantization=quantization)))
+    trained = describe(find_result(save_run(tmp_path / "out", internlm2_base, lora=lora, quantization=quantization)))
     plan = merged(trained, tmp_path / "merged", layout)
     drift = measure_drift(trained, tmp_path / "merged", plan.base)
     assert drift.mean_abs < 0.02 * drift.spread
@@ -75,7 +75,7 @@ def test_merging_starts_from_the_bf16_base_and_rounds_once(tmp_path, small_token
     """Pain 10: merged into what 4 bits have left of the base, or rounded on the way, the model is another one."""
     base = save_base(tmp_path / "base", "llama", small_tokenizer_folder)
     output = save_run(tmp_path / "out", base, quantization="nf4")
-    merged(describe(find(output)), tmp_path / "merged")
+    merged(describe(find_result(output)), tmp_path / "merged")
     stored, found = load_file(base / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
     low = load_file(output / "adapter/adapter_model.safetensors")
     changed = 0
@@ -102,7 +102,7 @@ def test_ranks_and_scales_of_single_modules_are_honoured(internlm2_base, tmp_pat
     save_file(low, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config |= {"rank_pattern": {"layers.1.mlp.up_proj": 2}, "alpha_pattern": {"up_proj": 3}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    trained = describe(find(output))
+    trained = describe(find_result(output))
     plan = merged(trained, tmp_path / "merged")
     drift = measure_drift(trained, tmp_path / "merged", plan.base)
     assert drift.mean_abs < 0.02 * drift.spread
@@ -115,12 +115,12 @@ def test_trained_embedding_and_head_are_not_lost(internlm2_base, tmp_path):
     names = [f"base_model.model.{name}.weight" for name in ("model.embed_tokens", "lm_head")]
     low = load_file(path) | {name: torch.randn(600, 64).bfloat16() for name in names}
     save_file(low, path, metadata={"format": "pt"})
-    merged(describe(find(output)), tmp_path / "merged")
+    merged(describe(find_result(output)), tmp_path / "merged")
     found = load_file(tmp_path / "merged/model.safetensors")
     assert all(torch.equal(found[name.removeprefix("base_model.model.")], low[name]) for name in names)
     save_file(low | {names[1]: torch.randn(604, 64)}, path)
     with pytest.raises(ConfigError, match=r"lm_head.weight was trained with \[604, 64\], the base has \[600, 64\]"):
-        make_plan(describe(find(output)), "auto")
+        make_plan(describe(find_result(output)), "auto")
 
 
 def test_an_embedding_trained_apart_from_its_tied_head_is_refused(tmp_path, small_tokenizer_folder):
@@ -130,7 +130,7 @@ def test_an_embedding_trained_apart_from_its_tied_head_is_refused(tmp_path, smal
     path = output / "adapter/adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.model.embed_tokens.weight": torch.ones(600, 64)}, path)
     with pytest.raises(ConfigError, match=r"embed_tokens.weight was trained, but the base ties its embedding"):
-        make_plan(describe(find(output)), "auto")
+        make_plan(describe(find_result(output)), "auto")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_an_adapter_of_another_arithmetic_is_refused(changed, words, internlm2_b
     path = output / "adapter/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(ConfigError, match=words):
-        make_plan(describe(find(output)), "auto")
+        make_plan(describe(find_result(output)), "auto")
 
 
 def test_an_adapter_of_another_base_is_refused(internlm2_base, tmp_path, small_tokenizer_folder):
@@ -157,14 +157,14 @@ def test_an_adapter_of_another_base_is_refused(internlm2_base, tmp_path, small_t
     config = (output / "config.yaml").read_text()
     (output / "config.yaml").write_text(config.replace(str(internlm2_base), str(other)))
     with pytest.raises(ConfigError, match=r"adapter on model.layers.0.mlp.gate_proj is for 96 x 64 weights, got 128 x"):
-        make_plan(describe(find(output)), "auto")
+        make_plan(describe(find_result(output)), "auto")
     (output / "config.yaml").write_text(config.replace(str(internlm2_base), str(narrow)))
     with pytest.raises(ConfigError, match=r"14 tensors are for no weight of the base, the first is model.layers.1"):
-        make_plan(describe(find(output)), "auto")
+        make_plan(describe(find_result(output)), "auto")
 
 
 def test_a_model_that_is_not_the_trained_one_is_told(internlm2_base, tmp_path):
-    trained = describe(find(save_run(tmp_path / "out", internlm2_base)))
+    trained = describe(find_result(save_run(tmp_path / "out", internlm2_base)))
     with pytest.raises(TrainError, match="the merged model is not the trained one: drift on 8 rows"):
         check_drift(trained, internlm2_base, internlm2_base)
 
@@ -173,7 +173,7 @@ def test_without_its_data_sample_prompts_are_compared(internlm2_base, tmp_path):
     output = save_run(tmp_path / "out", internlm2_base)
     path = output / "config.yaml"
     path.write_text(path.read_text().replace("facts.jsonl", "gone.jsonl"))
-    trained = describe(find(output))
+    trained = describe(find_result(output))
     drift = measure_drift(trained, internlm2_base, internlm2_base)
     assert drift.rows == "sample prompts (the run's data cannot be read here)" and 5 < drift.tokens < 30
     assert not math.isnan(drift.mean_abs)
@@ -187,7 +187,7 @@ def test_a_run_that_trained_all_weights_is_converted_only(layout, internlm2_base
     config = run_config(internlm2_base, output, quantization="none").model_dump(mode="json")
     config["model"]["lora"] = None
     (output / "config.yaml").write_text(config_text(config))
-    trained = describe(find(output))
+    trained = describe(find_result(output))
     plan = merged(trained, tmp_path / "merged", layout)
     drift = measure_drift(trained, tmp_path / "merged", plan.base)
     assert (drift.max_abs, drift.agreement) == (0, 1)

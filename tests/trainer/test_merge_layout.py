@@ -13,11 +13,11 @@ from trainer.errors import ConfigError
 from trainer.export.adapters import convert_adapter
 from trainer.export.layout import check_llama, choose, model_config, written, written_config
 from trainer.export.merge import make_plan
-from trainer.export.run import describe, find
 from trainer.export.shards import write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.export.weights import Weight
 from trainer.models.registry import FAMILIES, Family
+from trainer.results import describe, find_result
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
 
@@ -177,7 +177,7 @@ def test_a_base_that_is_not_whole_names_file_and_weight(harm, words, bases, tmp_
     else:
         save_file(changed(weights, harm), path)
     with pytest.raises(ConfigError, match=words):
-        make_plan(describe(find(save_run_on(base, bases["internlm2"], tmp_path))), "auto")
+        make_plan(describe(find_result(save_run_on(base, bases["internlm2"], tmp_path))), "auto")
 
 
 def changed(weights, harm):

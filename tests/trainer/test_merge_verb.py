@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, TrainError
 from trainer.export.apart import apart
 from trainer.export.merge import make_plan
 from trainer.export.part import new_folder
-from trainer.export.run import describe, find
+from trainer.results import describe, find_result
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def test_the_latest_run_is_merged_compared_and_written_for_llama_cpp(trained, la
 
 
 def test_a_checkpoint_is_merged_and_the_adapter_converted(trained, tmp_path, capsys):
-    plans = [make_plan(describe(find(folder)), "auto") for folder in (trained / "checkpoint-2", trained)]
+    plans = [make_plan(describe(find_result(folder)), "auto") for folder in (trained / "checkpoint-2", trained)]
     last, result = (plan.weights["model.layers.1.mlp.up_proj.weight"].whole() for plan in plans)
     assert last.equal(result)
-    first = make_plan(describe(find(trained / "checkpoint-1")), "auto").weights["model.layers.1.mlp.up_proj.weight"]
-    assert not first.whole().equal(result)
+    first = make_plan(describe(find_result(trained / "checkpoint-1")), "auto")
+    assert not first.weights["model.layers.1.mlp.up_proj.weight"].whole().equal(result)
     assert merge(trained, "--to", tmp_path / "adapter", "--adapter-only", "--layout", "internlm2") == 0
     assert left(tmp_path / "adapter") == ["adapter_config.json", "adapter_model.safetensors"]
     assert "wqkv" in json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_is_not_merged(trained, launch):
 def test_a_run_whose_output_is_elsewhere_is_told(launch):
     (saved_run(launch.home, "/nowhere/x") / "exit_code").write_text("0\n")
     done = launch.run("merge", "a", "--to", "served")
-    assert done.returncode == 4
+    assert done.returncode == 3
     assert "a: its output is in /nowhere/x, which cannot be reached from here" in done.stderr
 
 

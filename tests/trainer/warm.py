@@ -14,7 +14,7 @@ import yaml
 PATIENCE_S = 240
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as trainer.cli does before torch is loaded
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["trainer.engine", "trainer.cli", "deepspeed", "peft", "datasets", "sentencepiece"])
+SERVER.set_forkserver_preload(["tests.trainer.preloaded"])
 
 
 def _train(config, log, environ):

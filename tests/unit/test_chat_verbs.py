@@ -1,4 +1,4 @@
-"""`launch chat` and `launch sample` up to the trainer: which model is meant, what is passed on, how it ends."""
+"""`launch chat`, `sample` and `merge` up to the trainer: which model is meant, what is passed on, how it ends."""
 
 import os
 import signal
@@ -67,6 +67,21 @@ def test_a_run_is_meant_by_id_start_handle_or_as_the_latest(words, verb, runs, t
     assert out == f"ARGS|chat|{runs}|--job-dir={tmp_path / 'job'}\n"
 
 
+@pytest.mark.parametrize("words", [(), ("second-2b",), ("sec",), ("local://second-2b",)])
+def test_merge_means_the_same_runs(words, verb, runs, launch_home, tmp_path):
+    (launch_home / "runs/second-2b/exit_code").write_text("0\n")
+    code, out, _ = verb("merge", *words, "--to", "new")
+    assert (code, out) == (0, f"ARGS|merge|{runs}|--to=new|--job-dir={tmp_path / 'job'}|--layout=auto\n")
+
+
+def test_merge_takes_folders_and_no_names_on_the_hub(verb, runs, tmp_path):
+    _, out, _ = verb("merge", str(tmp_path), "--to", "new", "--gguf", "--no-check", "--adapter-only")
+    assert out == f"ARGS|merge|{tmp_path}|--to=new|--layout=auto|--gguf=bf16|--no-check|--adapter-only\n"
+    code, out, err = verb("merge", "internlm/internlm2-chat-7b", "--to", "new")
+    assert (code, out) == (4, "")
+    assert "got 'internlm/internlm2-chat-7b', allowed: a folder that exists, or a run" in err
+
+
 def test_a_name_on_the_hub_is_passed_on(verb, runs):
     assert verb("sample", "internlm/internlm2-chat-7b", "--prompts", __file__)[1] == (
         f"ARGS|sample|internlm/internlm2-chat-7b|--prompts={__file__}|--batch-size=8\n")
@@ -88,7 +103,7 @@ def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path)
 
 def test_a_run_whose_output_is_elsewhere_says_so(verb, runs):
     code, _, err = verb("chat", "first-1a")
-    assert code == 3 and "first-1a: its output folder (on the cluster) cannot be reached from here" in err
+    assert code == 3 and "first-1a: its output is in a volume of its cluster, which cannot be reached from here" in err
 
 
 def test_without_any_run_the_latest_is_none(verb):
@@ -100,6 +115,20 @@ def test_exit_codes(trainers, ours, verb, tmp_path, monkeypatch):
     monkeypatch.setenv("CODE", trainers)
     code, _, err = verb("chat", str(tmp_path))
     assert code == ours and ("the trainer ended with 1" in err) == (ours == 5)
+
+
+def test_what_a_mistake_means_is_said(verb, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODE", "78")
+    code, _, err = verb("merge", str(tmp_path), "--to", "new")
+    assert code == 2 and "error: nothing was merged (see above)" in err
+    code, _, err = verb("new-model", "--family", "x", "--size", "y", "--out", "z")
+    assert code == 2 and "error: z: no model was made (see above)" in err
+
+
+def test_a_damaged_run_is_named(verb, runs, launch_home):
+    (launch_home / "runs/second-2b/run.json").write_text("{")
+    code, _, err = verb("chat", "second-2b")
+    assert code == 1 and "runs/second-2b/run.json: " in err
 
 
 def test_images_and_flags_are_passed_on(verb, tmp_path):

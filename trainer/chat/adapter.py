@@ -22,6 +22,17 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     return found
 
 
+def refuse_quantised(folder: Path, quantization: str) -> None:
+    """Raise ConfigError for a PiSSA checkpoint on a quantised base: what it started from is taken out of the base's
+    weights first (PEFT does it when it loads one), which only whole ones allow."""
+    if quantization != "none" and str(read_adapter(folder).get("init_lora_weights")).startswith("pissa"):
+        raise ConfigError(
+            f"quantization: got {quantization} with {folder}, a PiSSA checkpoint, allowed: none (the base gives up its "
+            "largest singular vectors)",
+            "leave --quantization out, or take the run's result",
+        )
+
+
 def put_adapter(model: Any, folder: Path, base: str, tell: Callable[[str], None]) -> Any:
     """The model with the adapter. Tells when the base has another name than the adapter's. Raises ConfigError when its
     layers are not the model's."""

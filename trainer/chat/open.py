@@ -8,7 +8,7 @@ import torch
 from transformers import set_seed
 
 from trainer.answer import Answerer, Drawing, context_limit
-from trainer.chat.adapter import put_adapter
+from trainer.chat.adapter import put_adapter, refuse_quantised
 from trainer.chat.recognise import recognise
 from trainer.chat.speaker import Speaker
 from trainer.chat.target import Target
@@ -94,6 +94,8 @@ def _precision(target: Target) -> str:
 
 
 def _weights(target: Target, tell: Tell) -> Any:
+    if target.adapter is not None:
+        refuse_quantised(target.adapter, target.quantization)
     on_cpu = target.on_cpu or not torch.cuda.is_available()
     config = TrainConfig.model_construct(model=target.model, data=Data.model_construct(sources=[]))
     model = load_model(config, torch.device("cpu" if on_cpu else "cuda")).eval()

@@ -20,10 +20,10 @@ from trainer.data.report import Report
 from trainer.data.segment import Segment
 from trainer.data.templates import find_template
 from trainer.errors import TrainError
-from trainer.export.run import Trained
 from trainer.host_memory import free_bytes
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
+from trainer.results import Trained
 from trainer.vision.files import ImageFiles
 from trainer.vision.form import find_form
 from trainer.vision.prompt import prompt_inputs

@@ -15,6 +15,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Those of `merge`."""
     command.add_argument("output", type=Path, help="a trainer's output folder, or a checkpoint-N in it")
     command.add_argument("--to", required=True, type=Path, metavar="DIR", help="the folder to make")
+    command.add_argument("--job-dir", type=Path, help="what relative paths in the run's config mean")
     command.add_argument("--layout", choices=("auto", "llama", "internlm2"), default="auto",
                          help="form of the weights (default: Llama's for InternLM, else the base's own)")  # fmt: skip
     command.add_argument("--gguf", nargs="?", const="bf16", choices=("bf16", "f16", "q8_0"),
@@ -25,11 +26,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Merge or convert; returns the exit code. Raises TrainError."""
-    from trainer.export.run import describe, find
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is removed then, too
     try:
-        trained = describe(find(arguments.output))
+        trained = _trained(arguments)
         if arguments.adapter_only:
             _convert(trained, arguments)
         else:
@@ -40,6 +39,25 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _trained(arguments: argparse.Namespace) -> Any:
+    """What is to be merged. Raises ConfigError for checkpoints that are no adapter for the base as it is on disk."""
+    from trainer.results import describe, find_result
+
+    found = find_result(arguments.output)
+    if found.is_checkpoint and not found.is_adapter:
+        raise ConfigError(
+            f"{found.part}: it has no adapter: of a run that trains all weights only the result can be written",
+            f"merge the run's result: {found.output}",
+        )
+    lora = found.config.model.lora
+    if found.is_checkpoint and lora is not None and lora.init == "pissa":
+        raise ConfigError(
+            f"{found.part}: a PiSSA checkpoint belongs to a base that has lost its largest singular vectors",
+            f"merge the run's result: {found.output}; a chat with the checkpoint takes them out of the base again",
+        )
+    return describe(found, arguments.job_dir)
 
 
 def _merge(trained: Any, arguments: argparse.Namespace) -> None:

@@ -14,12 +14,12 @@ from trainer.export.apart import apart
 from trainer.export.gguf_file import GgufType, check_exportable, write_gguf
 from trainer.export.layout import Layout, Weights, choose, model_config, written, written_config
 from trainer.export.part import check_target, new_folder
-from trainer.export.run import Trained
 from trainer.export.shards import size_of, write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.models.hub import checkpoint_folder
 from trainer.models.registry import find_family
 from trainer.models.xcomposer2_config import completed
+from trainer.results import Trained
 from trainer.xcomposer2_shape import is_xcomposer
 
 CONFIG_ROOM = 2**28  # for tokenizer and configs

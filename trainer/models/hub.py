@@ -15,9 +15,14 @@ SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 WEIGHTS = (["model.safetensors", "model-*-of-*.safetensors"], ["pytorch_model.bin", "pytorch_model-*-of-*.bin"])
 
 
+def may_be_on_hub(path: str) -> bool:
+    """Whether a path that is no folder here could be a name on the hub."""
+    return not path.startswith((".", "/", "~")) and path.count("/") <= 1
+
+
 def require_folder(path: str) -> None:
     """Raise ConfigError for a path that can only be a folder of this machine and is none."""
-    if Path(path).expanduser().is_dir() or not (path.startswith((".", "/", "~")) or path.count("/") > 1):
+    if Path(path).expanduser().is_dir() or may_be_on_hub(path):
         return
     raise ConfigError(
         f"model.path: got {path}, allowed: a folder that exists (working directory: {Path.cwd()}), or a hub name",

@@ -119,12 +119,11 @@ def _result(output: Path, config: TrainConfig, unfinished: bool) -> Path:
 def _places(found: Found, job_dir: Path | None) -> list[Path]:
     """What relative paths may be relative to, the likeliest first. The config says where the output folder is, seen
     from there; of one that was moved that tells nothing."""
-    if job_dir is not None and job_dir.is_dir():
-        return [job_dir]
+    known = [job_dir] if job_dir is not None and job_dir.is_dir() else []
     said = Path(found.config.settings.output_dir or "outputs")
     if not said.is_absolute() and found.output.parts[-len(said.parts) :] == said.parts:
-        return [Path(*found.output.parts[: -len(said.parts)]), Path.cwd()]
-    return [Path.cwd(), found.output.parent]
+        return [*known, Path(*found.output.parts[: -len(said.parts)]), Path.cwd()]
+    return [*known, Path.cwd(), found.output.parent]
 
 
 def _base(found: Found, path: str, places: list[Path]) -> tuple[str, Path]:

@@ -19,6 +19,8 @@ def native_model(config: Any) -> Any:
     """transformers' causal model for a config, made here: its Auto class would let DeepSpeed split it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if getattr(config, "attn_logit_softcapping", None):  # which torch's own attention, used before 5.20, leaves out
+        config._attn_implementation = "eager"
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 

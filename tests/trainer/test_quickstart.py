@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.trainer import warm
+
 REPO = Path(__file__).parents[2]
 QUICKSTART = REPO / "examples" / "quickstart"
 SHORT = (
@@ -54,18 +56,25 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The whole quickstart, once."""
+    """The whole quickstart, once, with a base that sees half as many rows a step."""
     folder = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(QUICKSTART, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("outputs"))
-    local(folder, job="base.yaml")
+    local(folder, "train.optimizer.batch_size=8", job="base.yaml")
     local(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def short(trained):
+    """The output folder of a short run that nobody stops."""
+    local(trained, *SHORT, "train.settings.output_dir=outputs/short")
+    return trained / "outputs/short"
 
 
 @pytest.fixture
 def copy(trained, tmp_path):
     """A folder with the trained base and no adapter yet."""
-    shutil.copytree(trained, tmp_path / "q", ignore=shutil.ignore_patterns("quickstart", "home"))
+    shutil.copytree(trained, tmp_path / "q", ignore=shutil.ignore_patterns("quickstart", "short", "home"))
     return tmp_path / "q"
 
 
@@ -124,11 +133,9 @@ def test_the_base_is_an_internlm2_checkpoint_with_fused_wqkv(trained):
     assert json.loads((trained / "outputs/base/model/config.json").read_text())["model_type"] == "internlm2"
 
 
-def test_training_told_to_stop_saves_and_resumes_without_a_trace(copy):
+def test_training_told_to_stop_saves_and_resumes_without_a_trace(copy, short):
     settings = [word for setting in SHORT for word in ("--set", setting)]
-    local(copy, *SHORT)
-    whole = rows(copy / "outputs/quickstart/metrics.jsonl")
-    shutil.rmtree(copy / "outputs/quickstart")
+    whole = rows(short / "metrics.jsonl")
     handle = launch("submit", "job.yaml", *settings, cwd=copy, home=copy / "home").stdout.strip()
     metrics = copy / "outputs/quickstart/metrics.jsonl"
     deadline = time.monotonic() + 240
@@ -149,17 +156,9 @@ def rows_so_far(path):
     return path.read_text().split("\n")[:-1]
 
 
-def test_two_processes_give_the_losses_of_one(copy):
-    local(copy, *SHORT, "train.optimizer.max_steps=2", "train.settings.output_dir=outputs/one")
-    local(
-        copy,
-        *SHORT,
-        "train.optimizer.max_steps=2",
-        "train.settings.output_dir=outputs/two",
-        "resources.nodes=2",
-        "train.optimizer.batch_size=4",
-    )
-    one, two = rows(copy / "outputs/one/metrics.jsonl"), rows(copy / "outputs/two/metrics.jsonl")
+def test_two_processes_give_the_losses_of_one(copy, short):
+    local(copy, *SHORT, "resources.nodes=2", "train.optimizer.batch_size=4")
+    one, two = rows(short / "metrics.jsonl")[:2], rows(copy / "outputs/quickstart/metrics.jsonl")[:2]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=2e-3)
     assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=0.02)
 
@@ -170,28 +169,40 @@ def test_without_deepspeed_one_process_trains_too(copy):
     assert not list((copy / "outputs/quickstart").glob("checkpoint-*/zero"))
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("train.model.path=./nowhere", "model.path: got ./nowhere"),
-        ("train.data.sources.0.path=nowhere.jsonl", "nowhere.jsonl"),
-        ("train.model.chat_template=internlm", "the tokenizer has no token <eoh>, <eoa>"),
-        ("train.model.lora.targets=[wqkv]", "model.lora.targets: got wqkv"),
-    ],
-)
-def test_a_mistake_the_launcher_cannot_see_ends_with_78_and_no_trace(copy, setting, words):
-    done = local(copy, *SHORT, setting, check=False)
+def test_a_mistake_the_launcher_cannot_see_ends_with_78_and_no_trace(copy):
+    done = local(copy, *SHORT, "train.model.path=./nowhere", check=False)
     assert done.returncode == 5
-    assert words in done.stderr
+    assert "model.path: got ./nowhere" in done.stderr
     assert "exit code 78" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_another_configuration_does_not_touch_an_output_folder_in_use(copy):
-    local(copy, *SHORT)
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("data", {"sources": [{"path": "nowhere.jsonl"}]}, "nowhere.jsonl"),
+        ("model", {"chat_template": "internlm"}, "the tokenizer has no token <eoh>, <eoa>"),
+        ("model", {"lora": {"targets": ["wqkv"]}}, "model.lora.targets: got wqkv"),
+    ],
+)
+def test_mistakes_in_a_job_end_the_trainer_with_78_and_no_trace(trained, tmp_path, section, changes, words):
+    train = yaml.safe_load((QUICKSTART / "job.yaml").read_text())["train"]
+    train["settings"]["output_dir"] = str(tmp_path / "out")
+    train["model"]["path"] = str(trained / "outputs/base/model")
+    train["data"]["sources"][0]["path"] = str(QUICKSTART / "facts.jsonl")
+    train[section] |= changes
+    run = warm.start(tmp_path, train)
+    assert run.codes() == [78], run.text
+    assert words in run.text and "Traceback" not in run.text
+
+
+def test_another_configuration_does_not_touch_an_output_folder_in_use(copy, short):
+    output = shutil.copytree(short, copy / "outputs/quickstart")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     done = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", check=False)
     assert done.returncode == 5
     assert "another optimizer section" in done.stderr
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 def test_launch_data_shows_rows_on_stdout_and_counts_on_stderr(copy):

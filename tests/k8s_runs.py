@@ -1,6 +1,7 @@
 """Runs on the fake Kubernetes through the back end itself: helpers of its unit tests."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,6 +56,19 @@ def wait_for(ask: Callable[[], Any], good: Callable[[Any], bool], what: str = ""
         assert time.monotonic() < deadline, f"waited for {what}, got {found}"
         time.sleep(0.05)
     return found
+
+
+def rotate_while_away(cluster: FakeCluster, pod: str) -> None:
+    """From now on the server is away, until the pod has written some lines and its node has rotated them away."""
+    before = cluster.log_size("default", pod)
+    cluster.go_away(PATIENCE_S)
+
+    def rotate() -> None:
+        wait_for(lambda: cluster.log_size("default", pod), lambda size: size >= before + 50, "more lines")
+        cluster.rotate_logs("default", pod)
+        cluster.go_away(0)
+
+    threading.Thread(target=rotate).start()
 
 
 def wait_state(backend: KubernetesBackend, run: Run, *states: State) -> JobStatus:

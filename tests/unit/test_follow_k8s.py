@@ -15,7 +15,7 @@ from launcher.commands.watch import waiting_told
 from launcher.logs.line import LogQuery
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
-from tests.k8s_runs import PATIENCE_S, lines_of, plan_of, pod_of, submit, texts, wait_for, wait_state
+from tests.k8s_runs import PATIENCE_S, lines_of, plan_of, pod_of, rotate_while_away, submit, texts, wait_for, wait_state
 
 
 def counting(count, after="true"):
@@ -53,9 +53,8 @@ def test_lines_rotated_away_while_the_server_was_away_are_a_gap(backend, cluster
     for line in lines_of(backend, run, follow=True):
         found.append(line)
         if line.text == "50" and not go.exists():
-            cluster.go_away(2.5)  # its stream is cut, and it cannot come back before the log was rotated
+            rotate_while_away(cluster, only_pod(cluster))  # its stream is cut, and cannot come back before
             go.touch()
-            threading.Timer(2.0, cluster.rotate_logs, ("default", only_pod(cluster))).start()
     seen = numbers(found)
     gap = found[seen.index(None)].gap
     assert seen[:50] == list(range(1, 51))

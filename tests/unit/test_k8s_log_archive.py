@@ -18,7 +18,7 @@ from launcher.render.pod import RUN_LABEL
 from launcher.render.reader import archive_folder, reader_pod
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
-from tests.k8s_runs import PATIENCE_S, asking, lines_of, plan_of, submit, texts, wait_for, wait_state
+from tests.k8s_runs import PATIENCE_S, asking, lines_of, plan_of, rotate_while_away, submit, texts, wait_for, wait_state
 
 TRAIN = {"model": {"path": "/data/model"}, "data": {"sources": [{"path": "/data/rows.jsonl"}]}}
 # The entrypoint with a script in the trainer's place; any other module, as the archive's reader, as it is.
@@ -70,9 +70,8 @@ def follow_through_a_rotation(backend, cluster, folder, **profile):
     for line in lines_of(backend, run, follow=True):
         found.append(line)
         if line.text == "50" and not go.exists():
-            cluster.go_away(2.5)
+            rotate_while_away(cluster, only_pod(cluster))
             go.touch()
-            threading.Timer(2.0, cluster.rotate_logs, ("default", only_pod(cluster))).start()
     return run, found
 
 

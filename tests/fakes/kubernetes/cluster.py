@@ -18,6 +18,7 @@ from .hosts import Hosts
 from .jobs import JobController
 from .jobsets import JobSetController
 from .kubelet import Kubelet
+from .logs import ContainerLog
 from .nodes import GPU, Nodes
 from .resources import JOB_SET_GROUP, RESOURCES
 from .server import ApiServer
@@ -166,11 +167,18 @@ class FakeCluster:
 
     def rotate_logs(self, namespace: str, name: str) -> None:
         """Hide the lines so far from new log requests."""
+        for log in self._logs(namespace, name):
+            log.rotate()
+
+    def log_size(self, namespace: str, name: str) -> int:
+        """Lines that a pod's containers have written."""
+        return sum(log.size for log in self._logs(namespace, name))
+
+    def _logs(self, namespace: str, name: str) -> list[ContainerLog]:
         with self.store.lock:
             pod = self.api.get(RESOURCES["pods"], namespace, name)
-            for (uid, _), instances in list(self.kubelet.logs.items()):
-                if uid == pod["metadata"]["uid"]:
-                    instances[-1].rotate()
+            logs = self.kubelet.logs.items()
+            return [instances[-1] for (uid, _), instances in list(logs) if uid == pod["metadata"]["uid"]]
 
     def drop_connections(self, *, cleanly: bool = False) -> None:
         self.faults.drop_connections(cleanly=cleanly)

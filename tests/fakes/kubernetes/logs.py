@@ -61,6 +61,11 @@ class ContainerLog:
             self._closed = True
             self._changed.notify_all()
 
+    @property
+    def size(self) -> int:
+        """Lines so far, those that were rotated away included."""
+        return len(self._lines)
+
     def rotate(self) -> None:
         """Start a new file: later requests no longer see the lines so far."""
         with self._changed:

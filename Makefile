@@ -32,9 +32,12 @@ lint: venv
 
 # One pass over everything: a linter that complains does not hide what the tests say. The tests run in lanes side by
 # side, because most of them wait for processes; what the later lanes printed comes after the first.
-LANES := clusters trainer unit
+LANES := clusters trainer models unit
 clusters := tests/contract tests/e2e_k8s tests/e2e_slurm
-trainer := tests/trainer tests/gpu
+MODELS := chat checkpoint_files compose export families internlm2 lora_targets merge new_model real remote_code results \
+  sample vision xcomposer2
+models := $(foreach name,$(MODELS),$(wildcard tests/trainer/test_$(name)*.py))
+trainer := $(filter-out $(models),$(wildcard tests/trainer/test_*.py)) tests/gpu
 unit := tests/unit
 PYTEST = $(BIN)/python -m pytest --durations=12 --require=$(REQUIRE) $($(1))
 
@@ -43,14 +46,14 @@ test: venv
 	@failed=; for step in "ruff check ." mypy lint-imports; do \
 	  echo "== $$step"; $(BIN)/$$step || failed="$$failed\n  $$step"; done; \
 	$(foreach lane,$(wordlist 2,9,$(LANES)),$(call PYTEST,$(lane)) >.tests-$(lane).log 2>&1 & $(lane)=$$!; )\
-	echo "== pytest $(clusters)"; $(call PYTEST,clusters) || failed="$$failed\n  pytest $(clusters)"; \
-	$(foreach lane,$(wordlist 2,9,$(LANES)),wait $$$(lane) || failed="$$failed\n  pytest $($(lane))"; \
-	echo "== pytest $($(lane))"; cat .tests-$(lane).log; )\
+	echo "== pytest: clusters"; $(call PYTEST,clusters) || failed="$$failed\n  pytest: clusters"; \
+	$(foreach lane,$(wordlist 2,9,$(LANES)),wait $$$(lane) || failed="$$failed\n  pytest: $(lane)"; \
+	echo "== pytest: $(lane)"; cat .tests-$(lane).log; )\
 	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
 
 # Apart from `make test`: tracing makes it slower.
 coverage: venv
-	$(BIN)/coverage run -m pytest $(trainer) $(unit)
+	$(BIN)/coverage run -m pytest $(trainer) $(models) $(unit)
 	$(BIN)/coverage report --skip-covered
 
 test-deps:

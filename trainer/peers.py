@@ -77,8 +77,9 @@ class Peers:
         threading.Thread(target=self._live, daemon=True).start()
 
     def ready(self) -> None:
-        """Loading is over: from now on a silence is short."""
+        """Loading is over: from now on a silence is short, and every rank has said who it is."""
         self._busy = False
+        self._try_beat()
 
     @contextmanager
     def busy(self) -> Iterator[None]:

@@ -7,8 +7,6 @@ import select
 import sys
 import time
 
-import torch
-
 from tests.trainer import warm
 
 
@@ -18,7 +16,7 @@ class Person:
     def __init__(self, *arguments):
         self.master, self.slave = pty.openpty()  # which stays open here: without any the master cannot be read
         name = os.ttyname(self.slave)
-        self.process = warm.SERVER.Process(target=_sit_down, args=(name, list(arguments)))
+        self.process = warm.SERVER.Process(target=_sit_down, args=(name, list(arguments)), daemon=True)
         self.process.start()
         self.seen = ""
 
@@ -34,6 +32,16 @@ class Person:
     def type(self, text):
         os.write(self.master, text.encode())
 
+    def interrupt(self, pattern=None):
+        """Ctrl-C, until this is said or the command ends: readline tells of one that came just before it waits only
+        with the next."""
+        while self.process.is_alive() and not (pattern and re.search(pattern, self.seen)):
+            self.type("\x03")
+            while select.select([self.master], [], [], 1)[0]:
+                self.seen += os.read(self.master, 65536).decode(errors="replace")
+        if pattern:
+            self.expect(pattern)
+
     def code(self):
         self.process.join(warm.PATIENCE_S)
         return self.process.exitcode
@@ -46,7 +54,6 @@ def _sit_down(name, arguments):
         os.dup2(terminal, number)
     sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
     os.environ["TERM"] = "dumb"
-    torch.set_num_threads(1)
     from trainer.cli import main
 
     os._exit(main(arguments))

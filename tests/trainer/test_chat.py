@@ -30,11 +30,6 @@ EXACT = ("--dtype", "fp32", "--temperature", "0", "--max-new-tokens", "60")
 FERRY = "It is at  Lantern Harbour."
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def speaker_of(folder, *, adapter=None, **wishes):
     wished_for = Wishes(**{"dtype": "fp32", "temperature": 0.0, "max_new_tokens": 60, **wishes})
     return open_speaker(wished(find_target(str(folder), adapter, None), wished_for), wished_for, lambda text: None)
@@ -425,10 +420,10 @@ def test_a_person_talks_interrupts_edits_and_leaves(talker, tmp_path):
     kept = saved(tmp_path / "chat.json")[-1]["content"]
     assert kept.startswith("tick tick tick") and len(kept.split()) < 400
     person.type("/nod\r")
-    person.expect("error: got /nod")  # and the chat goes on
-    person.type("\x03")
-    person.expect("Ctrl-C again ends the chat")
-    person.type("\x03")
+    person.expect("error: got /nod")
+    person.expect("> ")  # the chat goes on
+    person.interrupt("Ctrl-C again ends the chat")
+    person.interrupt()
     assert person.code() == 130
 
 

@@ -26,15 +26,6 @@ def job(path, **model):
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """These models are too small to share among cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """Name of a family -> (the model that the trainer loads, the reference), each loaded once."""

@@ -33,15 +33,6 @@ def merged(trained, folder, layout="auto"):
     return plan
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """For matrices this small, threads that wait for each other take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def internlm2_base(tmp_path_factory, small_tokenizer_folder):
     return save_base(tmp_path_factory.mktemp("bases") / "internlm2", "internlm2", small_tokenizer_folder)

@@ -149,7 +149,9 @@ def test_75_without_having_been_told_is_a_failure(bench):
 
 
 def test_a_node_killed_without_a_word_outweighs_a_saved_state(bench):
-    bench.submit('trap "exit 75" TERM; [ "$NODE_RANK" = 0 ] || kill -9 $PPID $$; sleep 60 & wait')
+    up = bench.launch.cwd / "node-0-is-up"  # with its trap set
+    bench.submit(f'trap "exit 75" TERM; if [ "$NODE_RANK" = 0 ]; then touch {up}; else '
+                 f'until [ -e {up} ]; do sleep 0.1; done; kill -9 $PPID $$; fi; sleep 60 & wait')
     assert bench.wait("failed")["exit_code"] == 137
 
 

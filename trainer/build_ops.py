@@ -3,7 +3,7 @@
 import os
 import sys
 
-from trainer.dist import load_cpu_op, missing_for_deepspeed
+from trainer.dist import load_ops, missing_for_deepspeed
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
         sys.stderr.write(f"no {' and no '.join(missing)}: DeepSpeed will not be used on this machine's CPU\n")
         return 0
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    load_cpu_op()
+    load_ops(on_cpu=True, offloads=False)
     return 0
 
 

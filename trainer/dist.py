@@ -88,15 +88,18 @@ def alone_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def load_cpu_op() -> None:
-    """Load DeepSpeed's CPU communication op, compiling it the first time, one process after the other.
+def load_ops(*, on_cpu: bool, offloads: bool) -> None:
+    """Load DeepSpeed's ops for the host, compiling them the first time, one process after the other: that for
+    communication `on_cpu`, and AdamW when the job `offloads` its states to the host.
 
     torch guards the compilation by a file that a killed process leaves behind and for which all later ones wait for
     ever. Our lock ends with its process; who holds it may remove that file.
     """
+    from deepspeed.ops.op_builder import CPUAdamBuilder
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    cache = _extensions()
+    builders = [*([ShareMemCommBuilder()] if on_cpu else []), *([CPUAdamBuilder()] if offloads else [])]
+    cache = extensions_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = (cache / ".launch-lock").open("w")
@@ -105,9 +108,10 @@ def load_cpu_op() -> None:
     with lock as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         os.environ["PATH"] = _tools()
-        for stale in cache.rglob("deepspeed_shm_comm/lock"):
-            stale.unlink()
-        ShareMemCommBuilder().load(verbose=False)
+        for builder in builders:
+            for stale in cache.rglob(f"{builder.name}/lock"):
+                stale.unlink()
+            builder.load(verbose=False)
 
 
 def _tools() -> str:
@@ -115,13 +119,14 @@ def _tools() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
-def _extensions() -> Path:
+def extensions_folder() -> Path:
+    """Where torch keeps what it has compiled."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 
 
 def missing_for_deepspeed() -> list[str]:
     """What DeepSpeed would die without on a CPU: it compiles its communication op, unless that was done before."""
-    cache = _extensions()
+    cache = extensions_folder()
     if any(cache.rglob("deepspeed_shm_comm_op.so")) if cache.is_dir() else False:
         return []
     return [name for name in ("g++", "ninja") if shutil.which(name, path=_tools()) is None]

@@ -44,6 +44,12 @@ def zero_stage(ds_config: dict[str, Any] | None) -> int:
     return int((ds_config or {}).get("zero_optimization", {}).get("stage", 0))
 
 
+def offloads_states(ds_config: dict[str, Any]) -> bool:
+    """Whether the optimizer works in host memory, by DeepSpeed's own AdamW."""
+    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return bool(offload.get("device", "none") != "none")
+
+
 def bucket_sizes(trained: int, stage: int) -> dict[str, int]:
     """Elements of a bucket for a model with this many trained parameters: DeepSpeed allocates them whole, twice when
     communication overlaps, so its default takes 2 GB for an adapter of 0.3 GB."""

@@ -38,9 +38,9 @@ from trainer.data.order import Order
 from trainer.data.report import Report, packing_line
 from trainer.data.rows import Rows
 from trainer.data.templates import find_template
-from trainer.dist import Place, alone_environment, find_peers, find_place, load_cpu_op, missing_for_deepspeed
+from trainer.dist import Place, alone_environment, find_peers, find_place, load_ops, missing_for_deepspeed
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config, fill_buckets
+from trainer.ds_config import build_ds_config, fill_buckets, offloads_states
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
@@ -168,8 +168,8 @@ class Run:
                 f"DeepSpeed needs {' and '.join(missing)} on a machine without GPU: training goes on without DeepSpeed"
             )
             return None
-        if deepspeed and self.place.on_cpu:
-            load_cpu_op()
+        if deepspeed:
+            load_ops(on_cpu=self.place.on_cpu, offloads=offloads_states(deepspeed))
         if deepspeed and self.place.world == 1:
             alone_environment()
         return deepspeed

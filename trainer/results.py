@@ -1,7 +1,9 @@
 """What a run has left in its output folder, and all that it takes to use it. [I/O]"""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint import checkpoint_step, damage, newest_valid
 from trainer.config import TrainConfig
@@ -96,6 +98,21 @@ def describe(found: Found, job_dir: Path | None = None) -> Trained:
     base, place = _base(found, found.config.model.path, places)
     adapter, model = (found.part, base) if found.is_adapter else (None, str(found.part))
     return Trained(found.config, adapter, model, base, place)
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a LoRA. Raises ConfigError."""
+    try:
+        found = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no adapter: {ADAPTER} cannot be read: {error}") from error
+    fields = found if isinstance(found, dict) else {}
+    if fields.get("peft_type") != "LORA":
+        raise ConfigError(f"{folder}: got peft_type {fields.get('peft_type')} in {ADAPTER}, allowed: LORA")
+    missing = {"r", "lora_alpha"} - fields.keys()
+    if missing:
+        raise ConfigError(f"{folder}: {ADAPTER} says no {' and no '.join(sorted(missing))}")
+    return fields
 
 
 def _result(output: Path, config: TrainConfig, unfinished: bool) -> Path:

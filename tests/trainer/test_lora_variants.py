@@ -43,14 +43,6 @@ def job(folder, base, *, stage=None, steps=6, quantization="none", **lora):
     }  # fmt: skip
 
 
-def trained(folder, raw):
-    """Loss of each step, and the tensors of the adapter."""
-    run = warm.start(folder, raw)
-    assert run.codes() == [0], run.text
-    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows], load_file(folder / "out/adapter/adapter_model.safetensors")
-
-
 def logits(model, base):
     tokens = load_tokenizer(str(base))(TEXT, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -60,7 +52,7 @@ def logits(model, base):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains_and_peft_loads_it(tiny_base, tmp_path, name):
     raw = job(tmp_path, tiny_base, **VARIANTS[name])
-    losses, adapter = trained(tmp_path, raw)
+    losses, adapter = warm.trained(tmp_path, raw)
     assert losses[-1] < losses[0]
     config = TrainConfig.model_validate(raw)
     set_seed(7)
@@ -83,7 +75,7 @@ def test_a_variant_trains_and_peft_loads_it(tiny_base, tmp_path, name):
 
 def test_a_pissa_adapter_starts_as_the_base_and_ends_with_twice_the_rank(tiny_base, tmp_path):
     raw = job(tmp_path, tiny_base, steps=1, init="pissa")
-    _, adapter = trained(tmp_path, raw)
+    _, adapter = warm.trained(tmp_path, raw)
     model = build_model(TrainConfig.model_validate(raw), CPU)
     plain = load_model(TrainConfig.model_validate(raw), CPU)
     assert torch.allclose(logits(model, tiny_base), logits(plain, tiny_base), atol=1e-4)
@@ -94,7 +86,7 @@ def test_a_pissa_adapter_starts_as_the_base_and_ends_with_twice_the_rank(tiny_ba
 @pytest.mark.parametrize("stage", [None, 2])
 def test_lora_plus_moves_b_faster(tiny_base, tmp_path, stage):
     """Adam's first step is the rate itself."""
-    _, adapter = trained(tmp_path, job(tmp_path, tiny_base, stage=stage, steps=1, lr_ratio=16.0))
+    _, adapter = warm.trained(tmp_path, job(tmp_path, tiny_base, stage=stage, steps=1, lr_ratio=16.0))
     moved = torch.cat([value.flatten().abs() for key, value in adapter.items() if "lora_B" in key])
     assert float(moved.median()) == pytest.approx(16 * LR, rel=0.01)
 
@@ -102,11 +94,11 @@ def test_lora_plus_moves_b_faster(tiny_base, tmp_path, stage):
 @pytest.mark.parametrize("name", ["dora", "pissa", "lora+", "int8"])
 def test_a_variant_goes_on_where_it_stopped(tiny_base, tmp_path, name):
     whole, part = tmp_path / "whole", tmp_path / "part"
-    losses, adapter = trained(whole, job(whole, tiny_base, stage=2, **VARIANTS[name]))
+    losses, adapter = warm.trained(whole, job(whole, tiny_base, stage=2, **VARIANTS[name]))
     (part / "out").mkdir(parents=True)
     (whole / "out/checkpoint-3").rename(part / "out/checkpoint-3")
     if name == "pissa":
         (whole / "out/pissa_start").rename(part / "out/pissa_start")
-    again, other = trained(part, job(part, tiny_base, stage=2, **VARIANTS[name]))
+    again, other = warm.trained(part, job(part, tiny_base, stage=2, **VARIANTS[name]))
     assert again == losses[3:]
     assert all(adapter[key].equal(other[key]) for key in adapter)

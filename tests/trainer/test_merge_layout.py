@@ -147,13 +147,13 @@ class Evil:
     [
         ("cut", r"model.safetensors: weight \S+: the file ends within it \(\d+ bytes, \d+ expected\)"),
         ("header", "model.safetensors: not a safetensors file"),
-        ("missing file", r"model-00002-of-00002.safetensors of model.safetensors.index.json is missing"),
+        ("missing file", "model-00002-of-00002.safetensors: is missing, but model.safetensors.index.json says that it"),
         ("missing weight", "the base lacks 1 weights, the first is model.layers.1.self_attn.o_proj.weight"),
         ("shape", r"model.safetensors: weight lm_head.weight: got shape \[599, 64\], allowed: \[600, 64\]"),
         ("fused shape", r"model.safetensors: weight model.layers.0.attention.wqkv.weight: got shape \[129, 64\]"),
         ("unknown weight", "got weight model.layers.7.mlp.up_proj.weight, allowed: the weights of LlamaForCausalLM"),
         ("dtype", "got dtype F8_E4M3, allowed: F64"),
-        ("pickle", r"pytorch_model.bin: no weights can be read"),
+        ("pickle", "pytorch_model.bin: holds more than tensors, or is no checkpoint; none of its code was run"),
         ("quantised", "its weights are quantised, allowed: a checkpoint in bf16"),
     ],
 )  # fmt: skip

@@ -1,11 +1,9 @@
 """AdamW's states in 8 bits and in pages: a run goes on from them, and the estimate of them is what they take."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from tests.trainer import warm
@@ -32,22 +30,14 @@ def job(folder, base, **lora):
     }  # fmt: skip
 
 
-def trained(folder, raw):
-    """Loss of each step, and the tensors of the adapter."""
-    run = warm.start(folder, raw)
-    assert run.codes() == [0], run.text
-    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows], load_file(folder / "out/adapter/adapter_model.safetensors")
-
-
 @pytest.mark.parametrize("lora", [{}, {"lr_ratio": 4.0}], ids=["plain", "lora+"])
 def test_a_run_with_8_bit_states_goes_on_where_it_stopped(tiny_base, tmp_path, lora):
     whole, part = tmp_path / "whole", tmp_path / "part"
-    losses, adapter = trained(whole, job(whole, tiny_base, **lora))
+    losses, adapter = warm.trained(whole, job(whole, tiny_base, **lora))
     assert losses[-1] < losses[0]
     (part / "out").mkdir(parents=True)
     (whole / "out/checkpoint-2").rename(part / "out/checkpoint-2")
-    again, other = trained(part, job(part, tiny_base, **lora))
+    again, other = warm.trained(part, job(part, tiny_base, **lora))
     assert again == losses[2:]
     assert all(adapter[key].equal(other[key]) for key in adapter)
     held = tensors(torch.load(part / "out/checkpoint-4/optimizer.pt", weights_only=True)["state"])

@@ -37,10 +37,7 @@ def job(folder, base=None, **changes):
         "optimizer": {"lr": 1.0e-2, "max_steps": STEPS, "batch_size": 8, "accumulation": 2},
         "runtime": {"log_every": 1, "save_every": 100, "eval_every": 100, "sample_prompts": [], "log_rows": True},
     }
-    for path, value in changes.items():
-        section, field = path.split("__")
-        sections[section][field] = value
-    return sections
+    return warm.changed(sections, changes)
 
 
 def metrics(folder):

@@ -51,10 +51,7 @@ def job(folder, base, images, **changes):
         "runtime": {"log_every": 1, "save_every": 100, "eval_every": 100, "sample_prompts": ["Colour?"],
                     "sampling": {"temperature": 0, "max_new_tokens": 2}},
     }  # fmt: skip
-    for path, value in changes.items():
-        section, field = path.split("__")
-        sections[section][field] = value
-    return sections
+    return warm.changed(sections, changes)
 
 
 def metrics(folder):

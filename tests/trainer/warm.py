@@ -1,5 +1,6 @@
 """Training runs in processes that have the libraries loaded already: a fork server pays for them once."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -85,3 +86,21 @@ def start(folder, config, ranks=1, **environ):
         process.start()
         run.processes.append(process)
     return run
+
+
+def trained(folder, raw):
+    """Loss of each step, and the tensors of the adapter, of a whole run that writes to out/ of this folder."""
+    from safetensors.torch import load_file
+
+    run = start(folder, raw)
+    assert run.codes() == [0], run.text
+    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows], load_file(folder / "out/adapter/adapter_model.safetensors")
+
+
+def changed(sections, changes):
+    """The sections of a job with `changes`, by section__field."""
+    for path, value in changes.items():
+        section, field = path.split("__")
+        sections[section][field] = value
+    return sections

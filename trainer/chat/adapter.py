@@ -1,25 +1,14 @@
 """An adapter on a base that may not be its own: names and shapes are compared before anything is loaded. [I/O]"""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.models.lora import PREFIX
+from trainer.results import read_adapter
 
-PREFIX = "base_model.model."
 SIDES = {"lora_A": 1, "lora_B": 0}  # which dimension of each is the layer's own: [r, in] and [out, r]
-
-
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises ConfigError."""
-    try:
-        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}/adapter_config.json: cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
-        raise ConfigError(f"{folder}/adapter_config.json: got no LoRA, allowed: peft_type LORA")
-    return found
 
 
 def refuse_quantised(folder: Path, quantization: str) -> None:

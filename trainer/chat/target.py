@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.config import Model, Sampling, TrainConfig
 from trainer.errors import ConfigError
-from trainer.results import ADAPTER, CONFIG, MODEL, Found, describe, find_result, is_run, output_folder
+from trainer.results import ADAPTER, CONFIG, MODEL, Found, describe, find_result, is_run, output_folder, read_adapter
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,6 @@ def _system(config: TrainConfig) -> str:
 
 
 def _base_name(adapter: Path) -> str:
-    from trainer.chat.adapter import read_adapter
-
     base = read_adapter(adapter).get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{adapter / ADAPTER}: names no base", f"launch chat BASE --adapter {adapter}")

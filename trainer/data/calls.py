@@ -33,7 +33,7 @@ def read_answer(
             content, calls = READERS[template.name](segments)
             return Message("assistant", content, calls=calls)
         except (ValueError, SyntaxError, RecursionError):
-            pass
+            pass  # no whole call: what was written is text
     return Message("assistant", trimmed(template, visible(segments, hidden)))
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+UNKNOWN = "\0unknown\0"
+
 
 def plain_tokenizer(fast: Any) -> Any:
     """A copy of a `tokenizers.Tokenizer` to which special tokens are ordinary text."""
@@ -14,12 +16,12 @@ def plain_tokenizer(fast: Any) -> Any:
     state["post_processor"] = None
     state["pre_tokenizer"] = _without_splits(state["pre_tokenizer"])
     model = state["model"]
-    # out of the vocabulary too: a text that is a whole piece is taken without merging
-    model["vocab"] = {
-        piece: number
-        for piece, number in model["vocab"].items()
-        if piece not in specials or piece == model["unk_token"]
-    }
+    # out of the vocabulary too: a text that is a whole piece is taken without merging. The model needs the one for
+    # what it does not know, which gets a name that no text has.
+    vocabulary, unknown = model["vocab"], model["unk_token"]
+    model["vocab"] = {piece: number for piece, number in vocabulary.items() if piece not in specials}
+    if unknown in specials:
+        model["vocab"][UNKNOWN], model["unk_token"] = vocabulary[unknown], UNKNOWN
     if "merges" in model:
         model["merges"] = [
             pair

@@ -5,7 +5,6 @@ with rsLoRA (arXiv:2106.09685, 2312.03732). With DoRA (arXiv:2402.09353) every r
 was trained for it. All of it is computed in float32.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -18,13 +17,13 @@ import torch
 from trainer.errors import ConfigError
 from trainer.export.stored import safetensors_weights
 from trainer.export.weights import Weight
+from trainer.models.lora import PREFIX
+from trainer.results import ADAPTER, read_adapter
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+TENSORS = "adapter_model.safetensors"
 LOW_A, LOW_B, LENGTHS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 # What changes the arithmetic above, and the values that do not
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
     "bias": ("none",),
     "fan_in_fan_out": (False,),
     "lora_bias": (False,),
@@ -40,7 +39,7 @@ class Adapter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = read_adapter_config(folder)
+        self.config = plain_config(folder)
         self.tensors = {name.removeprefix(PREFIX): weight for name, weight in _tensors(folder).items()}
         self._unused = set(self.tensors)
         self._low_a = lru_cache(HELD_A)(lambda name: self.tensors[name].whole().float())
@@ -69,7 +68,7 @@ class Adapter:
         alpha = _by_pattern(self.config.get("alpha_pattern") or {}, module, self.config["lora_alpha"])
         said = _by_pattern(self.config.get("rank_pattern") or {}, module, self.config["r"])
         if said != rank:
-            raise ConfigError(f"{self.folder}: rank {rank} on {module}, but {CONFIG} says {said}")
+            raise ConfigError(f"{self.folder}: rank {rank} on {module}, but {ADAPTER} says {said}")
         return float(alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
     def refuse_unused(self) -> None:
@@ -115,18 +114,13 @@ class AdaptedWeight(Weight):
         return changed
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
+def plain_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ConfigError for adapters whose arithmetic is another one."""
-    try:
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        rank = config["r"], config["lora_alpha"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{folder}: no LoRA adapter: {CONFIG}: {error}") from error
-    assert rank
+    config = read_adapter(folder)
     for key, allowed in PLAIN.items():
         got = config.get(key, allowed[0])
         if got not in allowed and got:
-            raise ConfigError(f"{folder}: got {key} {got} in {CONFIG}, allowed: {allowed[0]}",
+            raise ConfigError(f"{folder}: got {key} {got} in {ADAPTER}, allowed: {allowed[0]}",
                               "merge it with the library that trained it")  # fmt: skip
     return config
 

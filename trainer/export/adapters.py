@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 
 from trainer.errors import ConfigError
-from trainer.export.adapter import CONFIG, LENGTHS, LOW_A, LOW_B, PREFIX, TENSORS, Adapter
+from trainer.export.adapter import LENGTHS, LOW_A, LOW_B, TENSORS, Adapter
 from trainer.export.part import new_folder
 from trainer.models.internlm2 import NAMES, fuse_wqkv, split_wqkv
+from trainer.models.lora import PREFIX
+from trainer.results import ADAPTER
 
 Form = Literal["llama", "internlm2"]
 Tensors = dict[str, torch.Tensor]
@@ -37,7 +39,7 @@ def convert_adapter(folder: Path, heads: tuple[int, int], form: Form, target: Pa
     with new_folder(target, 2 * sum(tensor.nbytes for tensor in tensors.values())) as part:
         contiguous = {PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, part / TENSORS, metadata={"format": "pt"})
-        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (part / ADAPTER).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_form(adapter: Adapter, modules: dict[str, Tensors], form: Form) -> None:
@@ -127,7 +129,7 @@ def _config(adapter: Adapter, modules: dict[str, Tensors], form: Form, ranks: di
     """adapter_config.json of the converted one. `ranks`: those of the fused modules, which keep their scale."""
     config = {**adapter.config, "target_modules": _targets(modules, form)}
     if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise ConfigError(f"{adapter.folder}: got rank_pattern or alpha_pattern in {CONFIG}, allowed: one rank for all")
+        raise ConfigError(f"{adapter.folder}: got rank_pattern or alpha_pattern in {ADAPTER}, allowed: one rank")
     if len(set(ranks.values())) > 1:
         raise ConfigError(f"{adapter.folder}: got q, k and v adapted differently in the layers, allowed: alike")
     rank = next(iter(ranks.values()), config["r"])

@@ -68,14 +68,14 @@ def _merge(trained: Any, arguments: argparse.Namespace) -> None:
 
 def _convert(trained: Any, arguments: argparse.Namespace) -> None:
     from trainer.export.adapters import convert_adapter
-    from trainer.export.merge import read_config
+    from trainer.export.merge import mergeable_config
     from trainer.models.hub import checkpoint_folder
 
     if trained.adapter is None or arguments.gguf:
         raise ConfigError("--adapter-only: got a run without adapter, or --gguf, allowed: a LoRA run alone")
     if arguments.layout == "auto":
         raise ConfigError("--layout: got auto with --adapter-only, allowed: llama or internlm2")
-    raw = read_config(checkpoint_folder(trained.base, trained.revision))
+    raw = mergeable_config(checkpoint_folder(trained.base, trained.revision))
     heads = raw["num_attention_heads"]
     convert_adapter(trained.adapter, (heads, raw.get("num_key_value_heads") or heads), arguments.layout, arguments.to)
     _tell(f"adapter: {arguments.to.absolute()}")

@@ -2,7 +2,6 @@
 adapter added on the way; tokenizer, comparison and GGUF come after, in a process of their own, which needs more memory.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ from trainer.export.layout import Layout, Weights, choose, model_config, written
 from trainer.export.part import check_target, new_folder
 from trainer.export.shards import size_of, write_checkpoint
 from trainer.export.stored import checkpoint_weights
-from trainer.models.hub import checkpoint_folder
+from trainer.models.hub import checkpoint_folder, read_config, read_raw_config
 from trainer.models.registry import find_family
-from trainer.models.xcomposer2_config import completed
 from trainer.results import Trained
-from trainer.xcomposer2_shape import is_xcomposer
 
 CONFIG_ROOM = 2**28  # for tokenizer and configs
 
@@ -68,8 +65,7 @@ def merge(trained: Trained, target: Path, options: Options, tell: Callable[[str]
 def make_plan(trained: Trained, layout: Layout) -> Plan:
     """Read what is there and see whether it fits together; no weight is read yet. Raises ConfigError."""
     base = checkpoint_folder(trained.base, trained.revision)
-    raw = read_config(base)
-    known = completed(raw, base) if is_xcomposer(raw) else raw
+    raw, known = mergeable_config(base), read_config(base)
     family = find_family(known)
     config = model_config(known, family)
     chosen = choose(layout, known, config)
@@ -99,13 +95,9 @@ def finish(
     return lines
 
 
-def read_config(base: Path) -> dict[str, Any]:
-    """config.json of a checkpoint that can be merged into. Raises ConfigError."""
-    path = base / "config.json"
-    try:
-        raw = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+def mergeable_config(base: Path) -> dict[str, Any]:
+    """config.json as it is, of a checkpoint that can be merged into. Raises ConfigError."""
+    raw = read_raw_config(base)
     if raw.get("quantization_config"):
         raise ConfigError(f"{base}: its weights are quantised, allowed: a checkpoint in bf16, fp16 or fp32",
                           "name the one that it was made of in model.path")  # fmt: skip

@@ -15,8 +15,8 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.export.weights import Weight
+from trainer.models.weights import require, unpickled, weight_files
 
-INDEX = "model.safetensors.index.json"
 HINT = "the file was not copied or downloaded to its end: get it again"
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -65,53 +65,25 @@ class PickledFile:
 
     def weights(self) -> dict[str, Weight]:
         """All its tensors. Raises ConfigError."""
-        found = self._load()
+        found = unpickled(self.path, None)
         return {name: PickledWeight(self, name, tensor) for name, tensor in found.items() if torch.is_tensor(tensor)}
 
     def tensor(self, name: str) -> torch.Tensor:
         """One of them; the one before is unmapped first."""
         if name != self._name:
             self._name, self._tensor = "", torch.empty(0)
-            self._name, self._tensor = name, self._load()[name]
+            self._name, self._tensor = name, unpickled(self.path, [name])[name]
         return self._tensor
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            return dict(torch.load(self.path, map_location="cpu", weights_only=True, mmap=True))
-        except Exception as error:  # of many kinds; each is about this file
-            raise ConfigError(f"{self.path}: no weights can be read: {str(error).splitlines()[0]}", HINT) from error
 
 
 def checkpoint_weights(folder: Path) -> dict[str, Weight]:
     """Every weight of a checkpoint by its name, in the order of its files. Raises ConfigError."""
-    files = _listed(folder) or sorted(folder.glob("*.safetensors"))
-    if files:
-        return {name: weight for file in files for name, weight in safetensors_weights(file).items()}
-    files = sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ConfigError(f"{folder}: no weights: neither *.safetensors nor pytorch_model*.bin")
-    return {name: weight for file in files for name, weight in PickledFile(file).weights().items()}
-
-
-def largest_shard(folder: Path) -> int:
-    """Bytes of the largest file of weights."""
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return max((file.stat().st_size for file in files), default=0)
-
-
-def _listed(folder: Path) -> list[Path]:
-    """The files that the index names, if there is one."""
-    index = folder / INDEX
-    if not index.exists():
-        return []
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index}: cannot be read: {error}") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ConfigError(f"{folder}: {', '.join(missing)} of {INDEX} is missing", "get the missing files")
-    return [folder / name for name in names]
+    found: dict[str, Weight] = {}
+    for file, names in weight_files(folder).items():
+        held = safetensors_weights(file) if file.suffix == ".safetensors" else PickledFile(file).weights()
+        require(file, held, names)
+        found |= held if names is None else {name: held[name] for name in held if name in set(names)}
+    return found
 
 
 def safetensors_weights(path: Path) -> dict[str, Weight]:

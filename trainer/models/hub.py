@@ -66,6 +66,12 @@ def _downloaded(name: str, revision: str | None, small: list[str]) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json, completed for an XComposer2. Raises ConfigError."""
+    raw = read_raw_config(folder)
+    return completed(raw, folder) if is_xcomposer(raw) else raw
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is. Raises ConfigError."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}", "download the checkpoint again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: got a {type(raw).__name__}, allowed: the fields of a model's config")
-    return completed(raw, folder) if is_xcomposer(raw) else raw
+    return raw
 
 
 def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> None:

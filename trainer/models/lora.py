@@ -15,6 +15,7 @@ HEADS = ("lm_head", "output", "output_layer", "embed_out")
 # names of the parts of multimodal models that look at images or sounds, and bring them to the language model
 TOWERS = r"(.*\.)?(vision|visual|vit|image|audio|mm_|multi_modal)[^.]*\..*"
 START = "pissa_start"
+PREFIX = "base_model.model."  # before the names of weights in an adapter's file (PEFT)
 
 
 def target_names(model: torch.nn.Module) -> list[str]:

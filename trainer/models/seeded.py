@@ -20,6 +20,7 @@ from trainer.models.registry import FAMILIES
 from trainer.models.sizes import find_size
 from trainer.models.stand_in import write_tokenizer
 from trainer.models.tokenizer import load_tokenizer
+from trainer.models.weights import INDEX
 from trainer.models.xcomposer2_layout import to_original, unused_weights
 from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
@@ -69,7 +70,7 @@ def write_weights(family: str, raw: dict[str, Any], folder: Path, seed: int, sha
     if len(shards) > 1:
         places = {name: file for file, held in zip(names, shards, strict=True) for name in held}
         index = {"metadata": {"total_size": 2 * parameters}, "weight_map": places}
-        _write_json(folder / "model.safetensors.index.json", index)
+        _write_json(folder / INDEX, index)
     return parameters
 
 

@@ -16,6 +16,7 @@ from trainer.errors import ConfigError
 Read = Callable[[], torch.Tensor]
 Tensors = Iterator[tuple[str, list[int], Read]]
 
+INDEX = "model.safetensors.index.json"
 AGAIN = "download it again, or copy it whole"
 
 
@@ -101,14 +102,14 @@ def _from_safetensors(file: Path, names: list[str] | None) -> Tensors:
         raise ConfigError(f"{file}: {_what_is_wrong(file, names)}: {error}", AGAIN) from error
     with opened as weights:
         held = weights.keys()
-        _require(file, held, names)
+        require(file, held, names)
         for name in held if names is None else names:
             yield name, weights.get_slice(name).get_shape(), partial(weights.get_tensor, name)
 
 
 def _from_pickle(file: Path, names: list[str] | None) -> Tensors:
-    weights = _unpickled(file, names)
-    _require(file, weights, names)
+    weights = unpickled(file, names)
+    require(file, weights, names)
     for name in list(weights) if names is None else names:
         if not isinstance(weights[name], torch.Tensor):
             kind = type(weights[name]).__name__
@@ -117,7 +118,9 @@ def _from_pickle(file: Path, names: list[str] | None) -> Tensors:
     weights.clear()
 
 
-def _unpickled(file: Path, names: list[str] | None) -> dict[str, Any]:
+def unpickled(file: Path, names: list[str] | None) -> dict[str, Any]:
+    """All that a .bin file holds, mapped where its form allows that. `names`: what the index says that it holds. Raises
+    ConfigError."""
     load = partial(torch.load, file, map_location="cpu", weights_only=True)
     try:
         try:
@@ -145,7 +148,8 @@ def _short(lines: list[str]) -> str:
     return lines[0].strip()[:200] if lines else "no reason given"
 
 
-def _require(file: Path, held: Any, names: list[str] | None) -> None:
+def require(file: Path, held: Any, names: list[str] | None) -> None:
+    """Raise ConfigError unless a file holds what the index says."""
     missing = sorted(set(names or []) - set(held))
     if missing:
         raise ConfigError(f"{file}: weight {missing[0]} is missing, though the index says that it is there", AGAIN)

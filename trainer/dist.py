@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -88,17 +88,16 @@ def alone_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def load_ops(*, on_cpu: bool, offloads: bool) -> None:
-    """Load DeepSpeed's ops for the host, compiling them the first time, one process after the other: that for
-    communication `on_cpu`, and AdamW when the job `offloads` its states to the host.
+def load_ops(names: Sequence[str]) -> None:
+    """Load DeepSpeed's ops for the host (`trainer.ds_config.host_ops` names them), compiling them the first time, one
+    process after the other. Raises ConfigError where one of them cannot be compiled.
 
     torch guards the compilation by a file that a killed process leaves behind and for which all later ones wait for
     ever. Our lock ends with its process; who holds it may remove that file.
     """
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    from deepspeed.accelerator import get_accelerator
 
-    builders = [*([ShareMemCommBuilder()] if on_cpu else []), *([CPUAdamBuilder()] if offloads else [])]
+    builders = [get_accelerator().create_op_builder(name) for name in names]
     cache = extensions_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,16 @@ def load_ops(*, on_cpu: bool, offloads: bool) -> None:
         for builder in builders:
             for stale in cache.rglob(f"{builder.name}/lock"):
                 stale.unlink()
-            builder.load(verbose=False)
+            _load(builder)
+
+
+def _load(builder: Any) -> None:
+    if builder.name == "async_io" and not builder.is_compatible(verbose=False):
+        raise ConfigError(
+            f"optimizer.deepspeed: got nvme, but {socket.gethostname()} has no libaio, which reads and writes it",
+            "apt-get install libaio-dev, or offload to cpu",
+        )
+    builder.load(verbose=False)
 
 
 def _tools() -> str:

@@ -44,10 +44,14 @@ def zero_stage(ds_config: dict[str, Any] | None) -> int:
     return int((ds_config or {}).get("zero_optimization", {}).get("stage", 0))
 
 
-def offloads_states(ds_config: dict[str, Any]) -> bool:
-    """Whether the optimizer works in host memory, by DeepSpeed's own AdamW."""
-    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer") or {}
-    return bool(offload.get("device", "none") != "none")
+def host_ops(ds_config: dict[str, Any], *, on_cpu: bool) -> list[str]:
+    """Names of DeepSpeed's builders for what works in the host: communication on a CPU, AdamW for states that live
+    there, and reading and writing what lives on NVMe."""
+    zero = ds_config.get("zero_optimization", {})
+    states, weights = ((zero.get(key) or {}).get("device", "none") for key in ("offload_optimizer", "offload_param"))
+    wanted = {"ShareMemCommBuilder": on_cpu, "CPUAdamBuilder": states != "none",
+              "AsyncIOBuilder": "nvme" in (states, weights)}  # fmt: skip
+    return [name for name, needed in wanted.items() if needed]
 
 
 def bucket_sizes(trained: int, stage: int) -> dict[str, int]:

@@ -40,7 +40,7 @@ from trainer.data.rows import Rows
 from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place, load_ops, missing_for_deepspeed
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config, fill_buckets, offloads_states
+from trainer.ds_config import build_ds_config, fill_buckets, host_ops
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
@@ -169,7 +169,7 @@ class Run:
             )
             return None
         if deepspeed:
-            load_ops(on_cpu=self.place.on_cpu, offloads=offloads_states(deepspeed))
+            load_ops(host_ops(deepspeed, on_cpu=self.place.on_cpu))
         if deepspeed and self.place.world == 1:
             alone_environment()
         return deepspeed

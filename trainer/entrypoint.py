@@ -69,9 +69,10 @@ def read_placement(environ: Mapping[str, str]) -> Placement:
     )
 
 
-def trainer_command(placement: Placement, config: str) -> list[str]:
+def trainer_command(placement: Placement, config: str, scratch: str) -> list[str]:
     """One process runs the trainer itself; several are started by torchrun with static ranks (a lost peer then ends
-    every node within seconds, and the scheduler starts all of them again)."""
+    every node within seconds, and the scheduler starts all of them again). torchrun leaves empty folders in `scratch`.
+    """
     trainer = ["-m", "trainer.cli", "train", "--config", config]
     if placement.world == 1:
         return [sys.executable, *trainer]
@@ -86,6 +87,7 @@ def trainer_command(placement: Placement, config: str) -> list[str]:
         f"--master-addr={placement.master}",
         f"--master-port={placement.port}",
         "--max-restarts=0",
+        f"--log-dir={scratch}",
         *trainer,
     ]
 
@@ -195,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
         environ = {**_SHARED, **os.environ, VARIABLE: folder}
         with copied_output(os.environ, placement.rank) as output:
-            code = supervise(trainer_command(placement, config), environ, placement.grace_s, output)
+            code = supervise(trainer_command(placement, config, folder), environ, placement.grace_s, output)
         left = read_reports(Path(folder))
     code = final_code(code, left)
     if code:

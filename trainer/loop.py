@@ -158,6 +158,10 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         if named:
             load_state(self.model_wrapped, Path(named))
             self._load_optimizer_and_scheduler(named)
+        elif theirs and self.is_deepspeed_enabled and self.model_wrapped.zero_nvme_offload_optimizer():
+            from trainer.ds_saving import finish_loading
+
+            finish_loading(self.model_wrapped, Path(theirs))
         return prepared
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -14,25 +14,25 @@ from trainer.dist import extensions_folder
 STEPS, STOP = 5, 2
 
 
-def job(folder, base, stage, ranks, *, offload="none", **lora):
+def job(folder, base, stage, ranks, *, deepspeed=None, **lora):
     return {
         "settings": {"seed": 7, "output_dir": str(folder / "out")},
         "model": {"dtype": "fp32", "gradient_checkpointing": False, "path": str(base), "quantization": "none",
                   "lora": {"r": 5, "dropout": 0.3, **lora}},
         "data": {"sources": [{"path": str(QUICKSTART / "facts.jsonl"), "format": "messages"}], "max_length": 64},
         "optimizer": {"lr": 1e-2, "max_steps": STEPS, "batch_size": 4 // ranks, "accumulation": 2,
-                      "deepspeed": {"zero_stage": stage, "offload": offload}},
+                      "deepspeed": {"zero_stage": stage, **(deepspeed or {})}},
         "runtime": {"log_every": 1, "save_every": STOP, "keep": 9, "sample_prompts": []},
     }  # fmt: skip
 
 
-def trained(folder, config, ranks):
-    """Losses and gradient norms of all steps, and the adapter."""
+def trained(folder, config, ranks, kept="adapter/adapter_model"):
+    """Losses and gradient norms of all steps, and the tensors that the run has left."""
     run = warm.start(folder, config, ranks)
     assert run.codes() == [0] * ranks, run.text
     rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
     measured = {row["step"]: (row["loss"], row["grad_norm"], row["lr"]) for row in rows}
-    return measured, load_file(folder / "out/adapter/adapter_model.safetensors")
+    return measured, load_file(folder / f"out/{kept}.safetensors")
 
 
 def going_on(whole, part):
@@ -69,12 +69,12 @@ def test_states_on_the_host_come_back(tiny_base, tmp_path):
     """DeepSpeed's CPU Adam does not give the same bits: it keeps running powers of the betas. What a process that was
     killed while it compiled has left stops nobody."""
     whole, part = tmp_path / "whole", tmp_path / "part"
-    measured, _ = trained(whole, job(whole, tiny_base, 2, 1, offload="cpu"), 1)
+    measured, _ = trained(whole, job(whole, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
     compiled = list(extensions_folder().rglob("cpu_adam"))
     assert compiled
     for folder in compiled:
         (folder / "lock").touch()
-    again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, offload="cpu"), 1)
+    again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
     assert sorted(again) == list(range(STOP + 1, STEPS + 1))
     for step, found in again.items():
         assert found == pytest.approx(measured[step], rel=1e-5)
@@ -116,3 +116,33 @@ def test_a_json_of_the_users_own_trains_and_goes_on(tiny_base, tmp_path):
     run = warm.start(tmp_path / "other", config)
     assert run.codes() == [78], run.text
     assert "gradient_clipping: got 1.0, ours 2.0 (optimizer.max_grad_norm)" in run.text and "Traceback" not in run.text
+
+
+def has_libaio():
+    from deepspeed.ops.op_builder.cpu import AsyncIOBuilder
+
+    return AsyncIOBuilder().is_compatible(verbose=False)
+
+
+@pytest.mark.skipif(not has_libaio(), reason="no libaio-dev, with which DeepSpeed reads and writes NVMe")
+@pytest.mark.parametrize(("weights", "ranks"), [("none", 2), ("nvme", 1)])
+def test_states_on_a_disk_come_back(tmp_path, weights, ranks):
+    """Those of the large weights lie in files, those of the norms are too small for that."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+
+    def on_disk(folder):
+        places = {"offload": "nvme", "offload_weights": weights, "nvme_path": str(folder / "disk")}
+        made = job(folder, None, 3, ranks, deepspeed=places)
+        shape = {"hidden_size": 256, "intermediate_size": 256, "num_layers": 2, "vocab_size": 600}
+        made["model"] = {"init": "internlm2", "shape": shape, "lora": None, "quantization": "none", "dtype": "fp32"}
+        return made
+
+    measured = trained(whole, on_disk(whole), ranks, kept="model/model")
+    files = {path.name.split("-")[0] for path in (whole / "out" / f"checkpoint-{STOP}").rglob("*.tensor.swp")}
+    assert {"exp_avg", "exp_avg_sq"} < files
+    again = trained(going_on(whole, part), on_disk(part), ranks, kept="model/model")
+    assert sorted(again[0]) == list(range(STOP + 1, STEPS + 1))
+    for step, found in again[0].items():
+        assert found == pytest.approx(measured[0][step], rel=1e-5)
+    for name, weight in again[1].items():
+        assert (weight - measured[1][name]).float().norm() <= 1e-3 * weight.float().norm()  # bf16

@@ -45,13 +45,15 @@ def test_placement_is_read_from_the_environment():
 
 
 def test_one_process_is_started_directly():
-    assert trainer_command(placed(), "c.yaml") == [sys.executable, "-m", "trainer.cli", "train", "--config", "c.yaml"]
+    alone = [sys.executable, "-m", "trainer.cli", "train", "--config", "c.yaml"]
+    assert trainer_command(placed(), "c.yaml", "/s") == alone
 
 
 def test_several_processes_are_started_by_torchrun():
-    command = trainer_command(placed(nodes=2, processes=8, rank=1, master="m"), "c.yaml")
+    command = trainer_command(placed(nodes=2, processes=8, rank=1, master="m"), "c.yaml", "/s")
     assert command[1:7] == ["-m", "trainer.agent", "2", "1", "m", "29500"]
     assert {"--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=m", "--max-restarts=0"} <= set(command)
+    assert "--log-dir=/s" in command
     assert command[-5:] == ["-m", "trainer.cli", "train", "--config", "c.yaml"]
 
 

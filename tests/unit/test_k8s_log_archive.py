@@ -27,7 +27,7 @@ if [ "$2" != trainer.entrypoint ]; then exec {python} "$@"; fi
 exec {python} -c '
 import sys
 from trainer import entrypoint
-entrypoint.trainer_command = lambda placement, config: ["bash", "{folder}/script"]
+entrypoint.trainer_command = lambda *_: ["bash", "{folder}/script"]
 sys.exit(entrypoint.main(sys.argv[3:]))' "$@"
 """
 

@@ -23,8 +23,8 @@ TOLERANCE = 0.05  # the estimate of a GPU is good to this share
 CUDA_CONTEXT = 650_000_000
 CUBLAS_WORKSPACE = 100_000_000
 # Channels and buffers of NCCL, for several ranks, and for one, which DeepSpeed makes it serve; what DeepSpeed takes
-# besides for its own kernels and between its buffers.
-NCCL_BUFFERS, NCCL_ALONE, DEEPSPEED_CONTEXT = 400_000_000, 200_000_000, 700_000_000
+# besides for its own kernels and between its buffers, and what a save in ZeRO-3 adds, which puts weights together.
+NCCL_BUFFERS, NCCL_ALONE, DEEPSPEED_CONTEXT, ZERO3_SAVE = 800_000_000, 200_000_000, 700_000_000, 500_000_000
 # Share of the memory for what lives for a moment that torch's allocator holds without using it.
 FRAGMENTATION = 0.25
 # Tensors of one layer's input's size on their way to and from the node's memory.
@@ -194,10 +194,10 @@ def adapter_parameters(lora: Lora, shape: ModelShape) -> int:
 
 
 def frozen_weights(job: Job, policy: Policy) -> int:
-    """The base model of an adapter; under `offload` without its embedding. ZeRO-3 splits parameters, but not the scales
-    that belong to 4-bit ones."""
+    """The base model of an adapter; under `offload` without its embedding. ZeRO-3 splits parameters, the embedding too,
+    but not the scales that belong to 4-bit ones."""
     shape = job.shape
-    away = shape.vocab * shape.hidden if policy == "offload" and not shape.tied else 0
+    away = shape.vocab * shape.hidden if policy == "offload" and not shape.tied and job.zero_stage < 3 else 0
     if job.config.model.quantization == "none":
         return job.share((shape.parameters - away) * job.element, from_stage=3)
     rest = (shape.parameters - away - shape.linear_parameters) * job.element
@@ -267,14 +267,14 @@ def float8_work(job: Job) -> int:
 def communication(job: Job, state: StateBytes) -> int:
     """Reduction buckets, the weights that ZeRO-3 has gathered, and NCCL's own buffers."""
     several = job.placement.world > 1
-    size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
+    size = NCCL_BUFFERS + ZERO3_SAVE * (job.zero_stage == 3) if several and job.placement.on_gpu else 0
     if job.config.optimizer.deepspeed is not None and job.placement.on_gpu:
         size += DEEPSPEED_CONTEXT + (0 if several else NCCL_ALONE)
     if job.config.optimizer.deepspeed is None or job.zero_stage == 0:
         return size + (job.trained * state.gradient if several else 0)
     overlaps = job.placement.on_gpu and (several or job.zero_stage == 3)  # one bucket is sent while the next one fills
     size += bucket_elements(job.trained) * state.gradient * (2 if overlaps else 1)
-    return size + (gathered_weights(job) if job.zero_stage == 3 else 0)
+    return size + (gathered_weights(job) if job.zero_stage == 3 and several else 0)
 
 
 def bucket_elements(trained: int) -> int:
@@ -283,12 +283,13 @@ def bucket_elements(trained: int) -> int:
 
 
 def gathered_weights(job: Job) -> int:
-    """ZeRO-3: whole weights beside a rank's own part (4-bit ones lie several in an element of `model.dtype`)."""
+    """ZeRO-3: whole weights beside a rank's own part (4-bit ones lie several in an element of `model.dtype`), at the
+    head, which is put together whatever else is there."""
     shape = job.shape
     elements = shape.parameters + (0 if job.config.model.lora is None else job.trained)
     if job.config.model.quantization == "nf4":
         elements -= shape.linear_parameters - shape.linear_parameters // (2 * job.element)
-    return min(elements, LIVE_WEIGHTS) * job.element
+    return min(elements, LIVE_WEIGHTS + shape.vocab * shape.hidden) * job.element
 
 
 # Activations: what the engine keeps and needs under each policy

@@ -105,7 +105,9 @@ class DeepSpeed(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         problems = []
-        others = sorted(self.model_fields_set - {"config"})
+        # a run's config is written with every default, and read again
+        written = self.model_fields_set - {"config"}
+        others = sorted(name for name in written if getattr(self, name) != type(self).model_fields[name].default)
         if self.config is not None and others:
             problems.append(f"got config with {', '.join(others)}, allowed: config alone (the file says the rest)")
         if self.offload != "none" and self.zero_stage == 0:

@@ -9,6 +9,7 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.ds_config import bucket_sizes, build_ds_config, fill_buckets, zero_stage
 from trainer.errors import ConfigError
+from trainer.sections import DeepSpeed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LORA_7B = 151_000_000  # trained parameters of InternLM2-7B with r 64
@@ -138,3 +139,9 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, text, message):
 def test_a_file_that_is_absent_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"no\.json: No such file or directory"):
         build_ds_config(config({"config": str(tmp_path / "no.json")}), 2, on_cpu=False)
+
+
+def test_a_json_of_the_users_own_is_read_again_as_it_was_written():
+    """The launcher, and the run beside its results, write every field."""
+    asked = DeepSpeed(config="ds.json")
+    assert DeepSpeed.model_validate(asked.model_dump(mode="json")) == asked

@@ -58,9 +58,9 @@ def test_what_the_trainer_gets_is_valid_and_means_the_same():
     from trainer.config import TrainConfig
 
     new = {"init": "internlm2", "quantization": "none", "lora": None, "shape": {"num_layers": 2}}
-    for model in ({"path": "m"}, new):
-        read = TrainConfig.model_validate(train_sections(model=model))
-        want = TrainConfig.model_validate({**TRAIN, "model": model, "settings": {"output_dir": "outputs/a"}})
+    for changed in ({"model": new}, {"optimizer": {"deepspeed": {"config": "ds.json"}}}, {}):
+        read = TrainConfig.model_validate(train_sections(**changed))
+        want = TrainConfig.model_validate({**TRAIN, **changed, "settings": {"output_dir": "outputs/a"}})
         assert read == want
 
 

@@ -77,6 +77,7 @@ class Answerer:
             stopping_criteria=StoppingCriteriaList([self._cut]),
             streamer=_Ear(heard) if heard else None,
             use_cache=True,
+            disable_compile=True,  # of a fixed cache, which takes longer than most chats
             **({} if cache is None else {"past_key_values": cache}),
             **self.drawing.arguments(),
         )

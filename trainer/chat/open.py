@@ -10,6 +10,7 @@ from transformers import set_seed
 from trainer.answer import Answerer, Drawing, context_limit
 from trainer.chat.adapter import put_adapter, refuse_quantised
 from trainer.chat.recognise import recognise
+from trainer.chat.replay import can_replay, replay_steps
 from trainer.chat.speaker import Speaker
 from trainer.chat.target import Target
 from trainer.config import Data, TrainConfig
@@ -81,7 +82,12 @@ def open_speaker(
     if wishes.seed is not None:
         set_seed(wishes.seed)
     drawing = Drawing(target.sampling, wishes.repetition_penalty)
-    return Speaker(model, Answerer(encoder, tokenizer, drawing, stopped, context_limit(model.config)))
+    answerer = Answerer(encoder, tokenizer, drawing, stopped, context_limit(model.config))
+    causal = model if target.adapter is None else model.get_base_model()
+    replays = target.quantization != "int8" and can_replay(causal)
+    if replays:
+        replay_steps(causal)
+    return Speaker(model, answerer, fixed=replays)
 
 
 def takes_images(raw: dict[str, Any]) -> bool:

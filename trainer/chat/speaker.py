@@ -38,12 +38,13 @@ class Spoken(NamedTuple):
 
 
 class Speaker:
-    """Speaks for one model. An answer that was told to end is what there is of it."""
+    """Speaks for one model. An answer that was told to end is what there is of it. `fixed`: keys and values lie in one
+    place (trainer.chat.replay)."""
 
-    def __init__(self, model: Any, answerer: Answerer) -> None:
+    def __init__(self, model: Any, answerer: Answerer, *, fixed: bool = False) -> None:
         self.model, self.answerer = model, answerer
         self.encoder, self.template = answerer.encoder, answerer.encoder.template
-        self._cache = PromptCache(model.config)
+        self._cache = PromptCache(model.config, fixed=fixed)
 
     def say(
         self, messages: Sequence[Message], tools: Tools = (), images: Sequence[Any] = (), show: Show = lambda text: None

@@ -35,6 +35,7 @@ def llama_model(config: Any) -> Any:
     """A LlamaForCausalLM whose cached keys follow the base past the trained length."""
     model = rope_llama(config)
     if config.rope_parameters["rope_type"] == "dynamic":
+        model._can_compile_fullgraph = False  # it asks how much is cached
         for index, layer in enumerate(model.model.layers):
             layer.self_attn = _attention()(config, index)
     return model

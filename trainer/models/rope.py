@@ -48,7 +48,8 @@ def frequencies(config: Any, position_ids: torch.Tensor | None = None, device: A
     above the trained length (InternLM's and InternLM2's model code)."""
     rope = config.rope_parameters
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    base = torch.tensor(float(rope["rope_theta"]), device=device if position_ids is None else position_ids.device)
+    device = device if position_ids is None else position_ids.device
+    base = torch.full((), float(rope["rope_theta"]), device=device)  # no copy from the host: a CUDA graph has none
     if position_ids is not None:
         length, factor = position_ids.max() + 1, rope["factor"]
         growth = factor * length / config.max_position_embeddings - (factor - 1)

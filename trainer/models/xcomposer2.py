@@ -117,6 +117,7 @@ class XComposer2ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
     """The whole model. Its decoder is Llama's, with InternLM2's weights (trainer.models.internlm2)."""
 
     config_class = XComposer2Config
+    _can_compile_fullgraph = False  # it asks where images are
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -159,7 +159,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             load_state(self.model_wrapped, Path(named))
             self._load_optimizer_and_scheduler(named)
         elif theirs and self.is_deepspeed_enabled and self.model_wrapped.zero_nvme_offload_optimizer():
-            from trainer.ds_saving import finish_loading
+            from trainer.ds_checkpoint import finish_loading
 
             finish_loading(self.model_wrapped, Path(theirs))
         return prepared
@@ -199,7 +199,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             state = take_state(self.model_wrapped)
             self.saver.write(state.pieces, partial(write_state, folder, state))
         elif self.is_deepspeed_enabled:
-            from trainer.ds_saving import write_with
+            from trainer.ds_checkpoint import write_with
 
             write_with(self.saver, self.model_wrapped)
             super()._save_optimizer_and_scheduler(output_dir)

@@ -75,7 +75,7 @@ class _Steps:
         held = {name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()}
         try:
             self._replay, self._output = self._record(lambda: self.forward(**held))
-        except RuntimeError:  # it asks the GPU for a number; nothing was computed
+        except RuntimeError:  # it asks the GPU for a number, or has no memory for it; nothing was computed
             self._record = None
             return False
         self._inputs = held

@@ -1,5 +1,4 @@
-"""DeepSpeed's part of a save: its own files, written by our thread, and what it leaves out when it reads them. Imported
-where DeepSpeed is in use."""
+"""DeepSpeed's own files of a checkpoint: written by our thread, and read whole. Imported where DeepSpeed is in use."""
 
 from functools import partial
 from pathlib import Path

@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 # What `make test REQUIRE=slurm,podman` names must run; a skip is a failure then.
 REQUIRE ?=
-APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap g++ libaio-dev
+APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap g++
 
 .PHONY: venv demo test coverage lint test-deps bench-cli docs clean
 
@@ -35,7 +35,7 @@ lint: venv
 LANES := clusters trainer models unit
 clusters := tests/contract tests/e2e_k8s tests/e2e_slurm
 MODELS := chat checkpoint_files compose export families internlm2 lora_targets merge new_model real remote_code results \
-  sample vision xcomposer2
+  sample vision xcomposer2 quickstart resume_zero  # the last two: lanes that are about equally long
 models := $(foreach name,$(MODELS),$(wildcard tests/trainer/test_$(name)*.py))
 trainer := $(filter-out $(models),$(wildcard tests/trainer/test_*.py)) tests/gpu
 unit := tests/unit

@@ -91,10 +91,10 @@ def node_log(node: str) -> str:
     return f'"$RUN_DIR/logs/node-{node}.r$ATTEMPT.log"'
 
 
-def task_script(*first: str) -> list[str]:
+def task_script(*first: str, last: str = 'exit "$code"') -> list[str]:
     """What is started once for every node; it needs NODE_RANK, from the lines `first` if need be. A stop signals all
     its processes at once, so nothing is passed on here. The file that it leaves tells what the node ended with, and
-    whether it had been told to stop."""
+    whether it had been told to stop. `last`: the line that ends it."""
     return [
         "#!/bin/bash",
         *first,
@@ -106,7 +106,7 @@ def task_script(*first: str) -> list[str]:
         "  sleep 0.3",
         "done",
         'echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
-        'exit "$code"',
+        last,
     ]
 
 

@@ -32,7 +32,7 @@ def render_slurm(plan: Plan) -> str:
         'rm -f "$RUN_DIR/exit_code"',
         *attempt('"${SLURM_RESTART_COUNT:-0}"'),
         *TIMES,
-        *heredoc('"$RUN_DIR/task.sh"', "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"'))),
+        *heredoc('"$RUN_DIR/task.sh"', _task()),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         'echo "$hosts" >"$ATTEMPT_DIR/hosts"',
         "export MASTER_ADDR=\"${hosts%%$'\\n'*}\"",
@@ -105,6 +105,13 @@ _BACKGROUND = [
     '  code=$(cat "$ATTEMPT_DIR/code" 2>/dev/null || echo 137)',
     "}",
 ]
+
+
+def _task() -> str:
+    """A node that was told and has saved ends with 0 for srun, which would kill those that have not yet at any other
+    code."""
+    last = '[ "$code $told" = "75 told" ] || exit "$code"'
+    return "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"', last=last))
 
 
 def _step(plan: Plan) -> list[str]:

@@ -87,7 +87,8 @@ def test_a_failing_job_reports_its_own_code(hpc):
 
 @pytest.mark.needs("slurm")
 def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
-    script = 'trap "echo saved; exit 75" TERM; echo "attempt ${SLURM_RESTART_COUNT:-0}"; ' \
+    """Node 1 takes longer to save: node 0, which has, does not end it."""
+    script = 'trap "sleep $((3 * NODE_RANK)); echo saved; exit 75" TERM; echo "attempt ${SLURM_RESTART_COUNT:-0}"; ' \
              '[ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; }'
     job_id = submit(hpc, script)
     until(hpc, "[node 0] attempt 0", "[node 1] attempt 0")

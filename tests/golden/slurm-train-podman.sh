@@ -226,7 +226,7 @@ for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perha
   sleep 0.3
 done
 echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
-exit "$code"
+[ "$code $told" = "75 told" ] || exit "$code"
 LAUNCH_END
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 echo "$hosts" >"$ATTEMPT_DIR/hosts"

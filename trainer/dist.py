@@ -1,10 +1,12 @@
 """This process among its peers. Reads the environment that torchrun sets, once."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,8 +94,8 @@ def load_ops(names: Sequence[str]) -> None:
     """Load DeepSpeed's ops for the host (`trainer.ds_config.host_ops` names them), compiling them the first time, one
     process after the other. Raises ConfigError where one of them cannot be compiled.
 
-    torch guards the compilation by a file that a killed process leaves behind and for which all later ones wait for
-    ever. Our lock ends with its process; who holds it may remove that file.
+    torch guards each op by a file that a killed process leaves behind and for which all later ones wait for ever: it is
+    removed when no process has it open. Our own lock ends with its process.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -108,9 +110,25 @@ def load_ops(names: Sequence[str]) -> None:
         fcntl.flock(guard, fcntl.LOCK_EX)
         os.environ["PATH"] = _tools()
         for builder in builders:
-            for stale in cache.rglob(f"{builder.name}/lock"):
-                stale.unlink()
+            for left in filter(is_left_behind, cache.rglob(f"{builder.name}/lock")):
+                left.unlink(missing_ok=True)
             _load(builder)
+
+
+def is_left_behind(lock: Path) -> bool:
+    """Whether no process of ours on this machine has this file open, as torch has the one that it holds."""
+    if _is_open(lock):
+        return False
+    time.sleep(0.2)  # who has just closed it removes it now
+    return lock.exists() and not _is_open(lock)
+
+
+def _is_open(path: Path) -> bool:
+    for held in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # its process has closed it, or ended
+            if held.samefile(path):
+                return True
+    return False
 
 
 def _load(builder: Any) -> None:

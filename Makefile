@@ -32,12 +32,13 @@ lint: venv
 
 # One pass over everything: a linter that complains does not hide what the tests say. The tests run in lanes side by
 # side, because most of them wait for processes; what the later lanes printed comes after the first.
-LANES := clusters trainer models unit
+LANES := clusters trainer_1 trainer_2 unit
 clusters := tests/contract tests/e2e_k8s tests/e2e_slurm
-MODELS := chat checkpoint_files compose export families internlm2 lora_targets merge new_model real remote_code results \
-  sample vision xcomposer2 quickstart resume_zero  # the last two: lanes that are about equally long
-models := $(foreach name,$(MODELS),$(wildcard tests/trainer/test_$(name)*.py))
-trainer := $(filter-out $(models),$(wildcard tests/trainer/test_*.py)) tests/gpu
+# so chosen that both lanes of the trainer take about equally long
+TRAINER_2 := chat checkpoint_files compose export families internlm2 lora_targets merge new_model quickstart real \
+  remote_code results resume_zero sample vision xcomposer2
+trainer_2 := $(foreach name,$(TRAINER_2),$(wildcard tests/trainer/test_$(name)*.py))
+trainer_1 := $(filter-out $(trainer_2),$(wildcard tests/trainer/test_*.py)) tests/gpu
 unit := tests/unit
 PYTEST = $(BIN)/python -m pytest --durations=12 --require=$(REQUIRE) $($(1))
 
@@ -53,7 +54,7 @@ test: venv
 
 # Apart from `make test`: tracing makes it slower.
 coverage: venv
-	$(BIN)/coverage run -m pytest $(trainer) $(models) $(unit)
+	$(BIN)/coverage run -m pytest $(trainer_1) $(trainer_2) $(unit)
 	$(BIN)/coverage report --skip-covered
 
 test-deps:

@@ -5,7 +5,7 @@ import argparse
 import os
 import sys
 
-from trainer.dist import load_ops, missing_for_deepspeed
+from trainer.host_ops import load_ops, missing_for_deepspeed
 
 
 def main() -> int:

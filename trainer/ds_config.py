@@ -44,16 +44,6 @@ def zero_stage(ds_config: dict[str, Any] | None) -> int:
     return int((ds_config or {}).get("zero_optimization", {}).get("stage", 0))
 
 
-def host_ops(ds_config: dict[str, Any], *, on_cpu: bool) -> list[str]:
-    """Names of DeepSpeed's builders for what works in the host: communication on a CPU, AdamW for states that live
-    there, and reading and writing what lives on NVMe."""
-    zero = ds_config.get("zero_optimization", {})
-    states, weights = ((zero.get(key) or {}).get("device", "none") for key in ("offload_optimizer", "offload_param"))
-    wanted = {"ShareMemCommBuilder": on_cpu, "CPUAdamBuilder": states != "none",
-              "AsyncIOBuilder": "nvme" in (states, weights)}  # fmt: skip
-    return [name for name, needed in wanted.items() if needed]
-
-
 def bucket_sizes(trained: int, stage: int) -> dict[str, int]:
     """Elements of a bucket for a model with this many trained parameters: DeepSpeed allocates them whole, twice when
     communication overlaps, so its default takes 2 GB for an adapter of 0.3 GB."""

@@ -38,13 +38,14 @@ from trainer.data.order import Order
 from trainer.data.report import Report, packing_line
 from trainer.data.rows import Rows
 from trainer.data.templates import find_template
-from trainer.dist import Place, alone_environment, find_peers, find_place, load_ops, missing_for_deepspeed
+from trainer.dist import Place, alone_environment, find_peers, find_place
 from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config, fill_buckets, host_ops
+from trainer.ds_config import build_ds_config, fill_buckets
 from trainer.errors import ConfigError, PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
 from trainer.flops import flops_of
+from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
@@ -169,7 +170,7 @@ class Run:
             )
             return None
         if deepspeed:
-            load_ops(host_ops(deepspeed, on_cpu=self.place.on_cpu))
+            load_ops(needed_ops(deepspeed, on_cpu=self.place.on_cpu))
         if deepspeed and self.place.world == 1:
             alone_environment()
         return deepspeed

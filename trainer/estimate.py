@@ -267,7 +267,8 @@ def float8_work(job: Job) -> int:
 def communication(job: Job, state: StateBytes) -> int:
     """Reduction buckets, the weights that ZeRO-3 has gathered, and NCCL's own buffers."""
     several = job.placement.world > 1
-    size = NCCL_BUFFERS + ZERO3_SAVE * (job.zero_stage == 3) if several and job.placement.on_gpu else 0
+    size = NCCL_BUFFERS if several and job.placement.on_gpu else 0
+    size += ZERO3_SAVE if size and job.zero_stage == 3 else 0
     if job.config.optimizer.deepspeed is not None and job.placement.on_gpu:
         size += DEEPSPEED_CONTEXT + (0 if several else NCCL_ALONE)
     if job.config.optimizer.deepspeed is None or job.zero_stage == 0:

@@ -20,7 +20,7 @@ def test_a_recorded_step_is_the_step(family, quantization, tmp_path):
     chosen = Model(path=str(tmp_path / "base"), quantization=quantization)
     config = TrainConfig.model_construct(model=chosen, data=Data.model_construct(sources=[]))
     model = load_model(config, torch.device("cuda")).eval()
-    assert can_replay(model)
+    assert can_replay(model, quantization)
     ids = torch.randint(3, 400, (1, 24), generator=torch.Generator().manual_seed(1)).cuda()
 
     def logits():

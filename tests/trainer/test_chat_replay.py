@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_recorded_is_called(talker):
 
 
 def test_nothing_is_recorded_without_a_gpu(talker):
-    assert not can_replay(speaker_of(talker).model)
+    assert not can_replay(speaker_of(talker).model, "none")
 
 
 FAMILIES = {"internlm2": True, "internlm3": True, "qwen3": True,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.dist import extensions_folder
+from trainer.host_ops import extensions_folder
 
 STEPS, STOP = 5, 2
 
@@ -72,9 +72,14 @@ def test_states_on_the_host_come_back(tiny_base, tmp_path):
     measured, _ = trained(whole, job(whole, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
     compiled = list(extensions_folder().rglob("cpu_adam"))
     assert compiled
-    for folder in compiled:
-        (folder / "lock").touch()
-    again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
+    locks = [folder / "lock" for folder in compiled]
+    try:
+        for lock in locks:
+            lock.touch()
+        again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
+    finally:
+        for lock in locks:
+            lock.unlink(missing_ok=True)
     assert sorted(again) == list(range(STOP + 1, STEPS + 1))
     for step, found in again.items():
         assert found == pytest.approx(measured[step], rel=1e-5)

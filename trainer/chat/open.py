@@ -84,7 +84,7 @@ def open_speaker(
     drawing = Drawing(target.sampling, wishes.repetition_penalty)
     answerer = Answerer(encoder, tokenizer, drawing, stopped, context_limit(model.config))
     causal = model if target.adapter is None else model.get_base_model()
-    replays = target.quantization != "int8" and can_replay(causal)
+    replays = can_replay(causal, target.quantization)
     if replays:
         replay_steps(causal)
     return Speaker(model, answerer, fixed=replays)

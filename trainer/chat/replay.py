@@ -13,10 +13,10 @@ Recorded = tuple[Callable[[], None], Any]
 Recorder = Callable[[Callable[[], Any]], Recorded]
 
 
-def can_replay(model: Any) -> bool:
-    """Whether steps of this model can be recorded: on a GPU, where its kernels follow each other whatever they compute.
-    (Not with int8, which looks at its outliers in Python.)"""
-    return model.device.type == "cuda" and decides_nothing(model)
+def can_replay(model: Any, quantization: str) -> bool:
+    """Whether steps of this model can be recorded: on a GPU, where its kernels follow each other whatever they compute,
+    which those of int8 do not: their outliers are looked at in Python."""
+    return model.device.type == "cuda" and quantization != "int8" and decides_nothing(model)
 
 
 def decides_nothing(model: Any) -> bool:

@@ -82,7 +82,8 @@ def checkpoint_weights(folder: Path) -> dict[str, Weight]:
     for file, names in weight_files(folder).items():
         held = safetensors_weights(file) if file.suffix == ".safetensors" else PickledFile(file).weights()
         require(file, held, names)
-        found |= held if names is None else {name: held[name] for name in held if name in set(names)}
+        wanted = set(held if names is None else names)
+        found |= {name: weight for name, weight in held.items() if name in wanted}
     return found
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.backends.base import State
+from launcher.backends.slurm_status import from_scontrol, slurm_status
 from tests.cli_runner import Launch
 from tests.fakes.slurm.cluster import FakeSlurm
 
@@ -181,6 +183,15 @@ def test_cancelled_by_somebody_else(bench):
     assert status["reason"] == "cancelled in Slurm (CANCELLED)"
 
 
+def test_a_job_that_waits_says_why_and_can_be_cancelled(bench):
+    bench.cluster.hold("Resources")
+    bench.submit("true")
+    status = bench.status()
+    assert (status["state"], status["reason"], status["nodes"]) == ("pending", "waits for free nodes (Resources)", [])
+    bench.launch.ok("cancel")
+    assert bench.status()["state"] == "cancelled"
+
+
 @pytest.mark.parametrize(("reason", "words"), [
     ("Resources", "waits for free nodes (Resources)"),
     ("Priority", "waits behind jobs of higher priority (Priority)"),
@@ -190,13 +201,10 @@ def test_cancelled_by_somebody_else(bench):
     ("None", "not looked at by the scheduler yet"),
     ("SomethingNew", "SomethingNew"),
 ])
-def test_why_it_waits(bench, reason, words):
-    bench.cluster.hold(reason)
-    bench.submit("true")
-    status = bench.status()
-    assert (status["state"], status["reason"], status["nodes"]) == ("pending", words, [])
-    bench.launch.ok("cancel")
-    assert bench.status()["state"] == "cancelled"
+def test_why_it_waits(tmp_path, reason, words):
+    record = from_scontrol(f"JobId=1 JobName=job\n   JobState=PENDING Reason={reason} Dependency=(null)\n")
+    status = slurm_status(tmp_path, record)
+    assert (status.state, status.reason, status.nodes) == (State.PENDING, words, ())
 
 
 @pytest.mark.parametrize(("state", "exit_code", "words"), [

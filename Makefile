@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 # What `make test REQUIRE=slurm,podman` names must run; a skip is a failure then.
 REQUIRE ?=
-APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap g++
+APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap busybox g++
 
 .PHONY: venv demo test coverage lint test-deps bench-cli docs clean
 

@@ -1,7 +1,9 @@
 """Which files of a folder are code: the walk, the ignore files, and what must not be shipped.
 
 `.gitignore` and `.launchignore` have the same rules and may stand in any folder; the deepest and the last word count,
-so a `!name` in `.launchignore` takes in what `.gitignore` leaves out. `.git` never travels; links are not followed.
+so a `!name` in `.launchignore` takes in what `.gitignore` leaves out. What git ignores because of a file above the
+folder counts too (gitrules.py). `.git` and the trainer's own output folders never travel; links are not followed, and
+one that leads out of the folder is refused.
 """
 
 import os
@@ -11,19 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.errors import SpecError
+from launcher.gitrules import Rules, ignored, read_rules, rules_above
 from launcher.secrets import assigned_secrets, token_shape
-
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
 
 # Code is a few megabytes; what is larger is data or results that were not left out.
 MAX_BYTES = 500 * 2**20
 MAX_FILES = 100_000
 ENOUGH_BYTES = 20 * 2**30
 _IGNORE_FILES = (".gitignore", ".launchignore")
+MAX_LINKS = 40  # that one path may follow; the kernel's own limit
+
+# The trainer writes the first when a run begins; older runs are known by the other two.
+_RUN_MARKER, _RUN_FILES = ".launch-run.json", {"config.yaml", "metrics.jsonl"}
+_RUN_SECTIONS = ("settings:", "model:", "data:", "optimizer:", "runtime:")
 
 # Names, in lower case, of files that hold credentials; with a slash the folder counts too.
 _CREDENTIALS = {
@@ -45,13 +49,12 @@ class CodeFile:
     name: str
     size: int
     insisted: bool = False
-
-
-Rules = tuple[tuple[str, "GitIgnoreSpec"], ...]
+    is_link: bool = False
 
 
 def code_files(root: Path) -> list[CodeFile]:
-    """The files below `root`, sorted. Raises SpecError when they are absurdly many or large, or hold credentials."""
+    """The files below `root`, sorted. Raises SpecError when they are absurdly many or large, are links that lead out of
+    it, or hold credentials."""
     if root == Path("/"):
         raise SpecError("code: got /, allowed: a folder of code, not a whole machine")
     found: list[CodeFile] = []
@@ -63,6 +66,7 @@ def code_files(root: Path) -> list[CodeFile]:
             break
     if len(found) > MAX_FILES or size > MAX_BYTES:
         raise _too_much(root, found, size)
+    _refuse_links(root, sorted(file.name for file in found if file.is_link))
     credentials = [file.name for file in found if not file.insisted and file.size and _holds_credentials(root, file)]
     if credentials:
         insist = f"(a line such as !/{credentials[0]} there ships it all the same)"
@@ -104,22 +108,28 @@ def _leave_out(root: Path, names: Sequence[str]) -> str:
 
 
 def _walk(root: Path) -> Iterator[CodeFile]:
-    pending: list[tuple[str, Rules]] = [("", ())]
+    lead, rules_of_parents = rules_above(root)
+    pending: list[tuple[str, Rules]] = [("", rules_of_parents)]
     while pending:
         prefix, above = pending.pop()
         entries = _entries(root, prefix)
-        rules = (*above, *_own_rules(root, prefix, {entry.name for entry in entries}))
+        names = {entry.name for entry in entries}
+        if prefix and _is_run_output(root / prefix, names):
+            continue
+        own = [root / prefix / name for name in _IGNORE_FILES if name in names]
+        rules = (*above, *read_rules(lead + prefix, own))
         for entry in entries:
             path, is_folder = prefix + entry.name, entry.is_dir(follow_symlinks=False)
-            ignored = _ignored(f"{path}/" if is_folder else path, rules)
-            if ignored or entry.name == ".git":
+            left_out = ignored(lead + path + "/" * is_folder, rules)
+            if left_out or entry.name == ".git":
                 continue
             if is_folder:
                 pending.append((f"{path}/", rules))
             # not sockets, pipes and devices: reading one could wait for ever
             elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 with suppress(FileNotFoundError):  # it has just been removed
-                    yield CodeFile(path, entry.stat(follow_symlinks=False).st_size, insisted=ignored is False)
+                    yield CodeFile(path, entry.stat(follow_symlinks=False).st_size, insisted=left_out is False,
+                                   is_link=entry.is_symlink())
 
 
 def _entries(root: Path, prefix: str) -> "list[os.DirEntry[str]]":
@@ -133,33 +143,63 @@ def _entries(root: Path, prefix: str) -> "list[os.DirEntry[str]]":
                         _leave_out(root, [prefix])) from error
 
 
-def _own_rules(root: Path, prefix: str, names: set[str]) -> Rules:
-    present = [root / prefix / name for name in _IGNORE_FILES if name in names]
-    lines = [line for path in present for line in _lines(path)]
-    if not lines:
-        return ()
-    import pathspec  # costs 30 ms, which a folder without ignore files need not pay
-
+def _is_run_output(folder: Path, names: set[str]) -> bool:
+    """Whether the trainer has written the folder: checkpoints and weights, and never code."""
+    if _RUN_MARKER in names:
+        return True
+    if not names >= _RUN_FILES:
+        return False
     try:
-        return ((prefix, pathspec.GitIgnoreSpec.from_lines(lines)),)
-    except ValueError as error:
-        raise SpecError(f"{present[-1]}: {error}", "the rules are git's: git help gitignore") from error
+        with (folder / "config.yaml").open(encoding="utf-8", errors="replace") as file:
+            first = {line.rstrip() for line in file.read(_LOOK_BYTES).splitlines()}
+    except OSError:
+        return False
+    return first.issuperset(_RUN_SECTIONS)
 
 
-def _lines(path: Path) -> list[str]:
+def _refuse_links(root: Path, links: Sequence[str]) -> None:
+    """Raise SpecError with all links that lead out of the folder: a job has only what is inside."""
+    outward = [(name, _target(root / name)) for name in links if _leads_out(root, name)]
+    if outward:
+        lines = "\n".join(f"  {name} -> {target}{_remark(root, target)}" for name, target in outward)
+        raise SpecError(f"code: these links lead out of {root}, and a job has only what is inside:\n{lines}",
+                        "put what they point to into the folder, or mount it, and "
+                        + _leave_out(root, [name for name, _ in outward]))
+
+
+def _leads_out(root: Path, name: str) -> bool:
+    """Whether the way that a link leads, through other links too, leaves the folder anywhere, or is absolute."""
+    here: list[str] = []
+    ahead, links = name.split("/")[::-1], 0
+    while ahead and links <= MAX_LINKS:  # links in a circle lead nowhere
+        part = ahead.pop()
+        if part == "..":
+            if not here:
+                return True
+            here.pop()
+        elif part not in ("", "."):
+            here.append(part)
+            if target := _target(root.joinpath(*here)):
+                if target.startswith("/"):
+                    return True
+                links += 1
+                here.pop()
+                ahead += target.split("/")[::-1]
+    return False
+
+
+def _target(path: Path) -> str:
+    """Where a link points; nothing for what is no link (any more)."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
-def _ignored(path: str, rules: Rules) -> bool | None:
-    """True: left out; False: named with `!`; None: no rule speaks of it."""
-    for prefix, spec in reversed(rules):
-        verdict = spec.check_file(path[len(prefix):]).include
-        if verdict is not None:
-            return verdict
-    return None
+def _remark(root: Path, target: str) -> str:
+    """What to do about an absolute link that stays inside on this machine."""
+    is_inside = Path(target).is_absolute() and Path(os.path.normpath(target)).is_relative_to(root)
+    return " (inside, but absolute: make it relative)" if is_inside else ""
 
 
 def _holds_credentials(root: Path, file: CodeFile) -> bool:

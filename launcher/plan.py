@@ -1,16 +1,18 @@
 """JobSpec + ClusterProfile -> Plan: what will run, with every default filled in. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from launcher import __version__
 from launcher.quantities import duration_s, size_bytes
-from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources
+from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources, is_below, normal
 from trainer.config import TrainConfig, config_text
 
 DEFAULT_IMAGE = f"launch-trainer:{__version__}"
 CONFIG_PATH = "/etc/launch/train.yaml"
+CONTAINER_CODE = "/opt/code"  # where a container sees the job's code, read-only
+WORKSPACE = "/workspace"  # the working directory of a pod
 MAX_SHM = 32 * 2**30
 
 
@@ -54,7 +56,6 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
     """Fill in a checked job for a cluster that it fits (see `misfits`)."""
     resources = job.resources
     memory = size_bytes(resources.memory_per_node) if resources.memory_per_node else None
-    own_paths = {mount.path for mount in job.mounts}
     return Plan(
         run_id=run_id,
         name=job.name,
@@ -67,7 +68,7 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
         time_limit_s=duration_s(resources.time_limit) if resources.time_limit else None,
         grace_s=duration_s(profile.grace),
         restarts=job.restarts,
-        mounts=(*job.mounts, *(mount for mount in profile.mounts if mount.path not in own_paths)),
+        mounts=all_mounts(job, profile),
         env={**profile.env, **job.env},
         secrets=tuple(job.secrets),
         profile=profile,
@@ -76,6 +77,17 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
         code_digest=code_digest,
         code_archive=code_archive,
     )
+
+
+def all_mounts(job: JobSpec, profile: ClusterProfile) -> tuple[Mount, ...]:
+    """What the job mounts, and what the cluster mounts elsewhere."""
+    own_paths = {mount.path for mount in job.mounts}
+    return (*job.mounts, *(mount for mount in profile.mounts if mount.path not in own_paths))
+
+
+def mount_at(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """The mount at exactly this path."""
+    return next((mount for mount in mounts if normal(mount.path) == path), None)
 
 
 def misfits(
@@ -100,6 +112,23 @@ def misfits(
             if isinstance(mount, dict) and mount.get("claim"):
                 why = f"back end {profile.backend} has no claims"
                 yield ("mounts", index, "claim"), f"got claim {mount['claim']!r}, allowed: host_path ({why})"
+    if values.get("code") and (profile.backend == "kubernetes" or profile.container_runtime != "none"):
+        yield from _mounts_on_code(values.get("mounts"), profile, cluster)
+
+
+def _mounts_on_code(mounts: Any, profile: ClusterProfile, cluster: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Nothing else can be mounted where a container has the code, nor above or below."""
+    def clash(path: Any) -> bool:
+        return isinstance(path, str) and path.startswith("/") and (
+            is_below(path, CONTAINER_CODE) or is_below(CONTAINER_CODE, path))
+
+    for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
+        if isinstance(mount, dict) and clash(mount.get("path")):
+            yield ("mounts", index, "path"), (f"{mount['path']} overlaps {CONTAINER_CODE}, where launch puts the "
+                                              "job's code; mount it at another path")
+    for path in [mount.path for mount in profile.mounts if clash(mount.path)]:
+        yield ("code",), (f"cluster {cluster!r} mounts {path}, which overlaps {CONTAINER_CODE}, where launch puts the "
+                          "job's code; change that mount in clusters.yaml")
 
 
 def _no_image_file(image: Any, profile: ClusterProfile) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.load import Document, dotted, load_profiles, profile_of, read_document, shown, validate_job
 from launcher.names import default_run_id, is_run_id
-from launcher.plan import Plan, default_profile, misfits, plan_run
+from launcher.plan import CONTAINER_CODE, WORKSPACE, Plan, all_mounts, default_profile, misfits, mount_at, plan_run
 from launcher.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
 from launcher.snapshot import Snapshot, archive, take_snapshot
 from launcher.spec import BackendName, ClusterProfile, JobSpec
@@ -38,6 +38,19 @@ class Prepared:
     base_id: str
     cluster: str | None
 
+    @property
+    def notes(self) -> list[str]:
+        """What whoever sends it should know of its code."""
+        if self.snapshot is None:
+            return []
+        large = [self.snapshot.described()] if self.snapshot.is_large else []
+        mount = mount_at(all_mounts(self.job, self.profile), WORKSPACE)
+        if mount is None or self.profile.backend != "kubernetes":
+            return large
+        where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
+        return [*large, f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start "
+                        f"at {WORKSPACE}, which is {where}: launch writes nothing there"]
+
     def plan(self, run_id: str | None = None) -> Plan:
         """The plan under a run id; by default the hash of all that the render depends on."""
         packed = archive(self.snapshot) if self.snapshot and self.profile.backend == "kubernetes" else None
@@ -57,6 +70,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     document = read_document(request.path, request.overrides)
     _refuse_secrets(document, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
+    if profile and request.container:
+        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     if profile:
         problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
                      for loc, text in misfits(document.values, profile, cluster or "")]
@@ -64,8 +79,6 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
-    if request.container:
-        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers

@@ -1,5 +1,6 @@
 """What a user writes: JobSpec (job.yaml) and ClusterProfile (an entry of clusters.yaml). No I/O."""
 
+import posixpath
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -103,7 +104,8 @@ class JobSpec(Section):
     cluster: str | None = Field(None, min_length=1, description="Profile from clusters.yaml. Default: this machine.")
     resources: Resources = Field(default_factory=Resources.model_construct, description="What each node gives.")
     code: str | None = Field(None, min_length=1, description="Folder to ship as it is, uncommitted changes too "
-                             "(.gitignore and .launchignore are honoured); on PYTHONPATH in the job.")
+                             "(.gitignore and .launchignore are honoured, the trainer's own output folders left out); "
+                             "read-only and on PYTHONPATH in the job.")
     mounts: list[Mount] = Field([], description="File systems the job sees.")
     secrets: list[SecretName] = Field(
         [], description="Names of environment variables whose values the submitter holds; the values never enter a "
@@ -208,4 +210,9 @@ class ClusterProfile(Section):
 
 def is_below(path: str, folder: str) -> bool:
     """Whether an absolute path is the folder or lies in it."""
-    return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+    return f"{normal(path).rstrip('/')}/".startswith(f"{normal(folder).rstrip('/')}/")
+
+
+def normal(path: str) -> str:
+    """An absolute path with each folder named once: no `.`, `..` or second slash."""
+    return "/" + posixpath.normpath(path).lstrip("/")

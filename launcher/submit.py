@@ -43,8 +43,8 @@ def submit_run(
 ) -> Run:
     """Send the job under the first free id. The module's table says what is left when it does not come to its end."""
     secrets = secret_values(prepared.job.secrets, environ)
-    if prepared.snapshot and prepared.snapshot.is_large:
-        tell(prepared.snapshot.described())
+    for note in prepared.notes:
+        tell(note)
     tried: set[str] = set()
     with _Stops(tell) as stops:
         submit = _Submit(prepared, backend, store, secrets, stops)

@@ -2,8 +2,8 @@
 worker's own exit code.
 
 Reads the environment that the launcher's back ends set: LAUNCH_NODES, LAUNCH_PROCESSES_PER_NODE, NODE_RANK (or
-JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_CODE, LAUNCH_LOG_ARCHIVE and
-LAUNCH_POD_NAME. Imports no torch: a node whose peers never come must not pay for it.
+JOB_COMPLETION_INDEX), MASTER_ADDR, MASTER_PORT, LAUNCH_GRACE_S, LAUNCH_LOG_ARCHIVE and LAUNCH_POD_NAME. Imports no
+torch: a node whose peers never come must not pay for it.
 
 torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM unless told otherwise
 (pytorch#119856); so trainer.agent runs it, workers leave their code and words in a file, and the grace is passed on.
@@ -11,13 +11,11 @@ torchrun ends with 1 whatever its workers return, and kills them 30 s after TERM
 
 import argparse
 import contextlib
-import io
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -113,16 +111,6 @@ def wait_for_master(
     return False
 
 
-def unpack_code(environ: Mapping[str, str]) -> None:
-    """Unpack the code snapshot into the working directory, where the launcher sent it as an archive: LAUNCH_CODE.0,
-    LAUNCH_CODE.1, ... are its parts, ten at most and a few MiB together."""
-    archive = environ.get("LAUNCH_CODE")
-    if archive:
-        parts = sorted(Path(archive).parent.glob(f"{Path(archive).name}.?"))
-        with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
-            tar.extractall(".", filter="data")
-
-
 def supervise(command: list[str], environ: Mapping[str, str], grace_s: int, output: int | None = None) -> int:
     """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once. `output` is a descriptor
     in place of our own output."""
@@ -184,7 +172,6 @@ def main(argv: list[str] | None = None) -> int:
     placement = read_placement(os.environ)
     for number in STOP_SIGNALS:  # PID 1 of a container ignores what it has no handler for
         signal.signal(number, lambda *_: sys.exit(PREEMPTED))
-    unpack_code(os.environ)
     finished = partial(is_finished, Path(config), os.environ)
     came = placement.nodes == 1 or wait_for_master(placement, finished=finished)
     if finished():

@@ -14,6 +14,7 @@ from launcher.edge.kube import ApiError, Kube
 from launcher.logs.fill import UnfilledError
 from launcher.logs.source import Pod
 from launcher.logs.stamped import STAMP_LENGTH
+from launcher.render.pod import CONTAINER
 from launcher.render.reader import archive_folder, reader_pod
 
 START_S = 60
@@ -62,7 +63,7 @@ class LogArchive:
         try:
             self._kube.create(body)
             ended = self._ended(name)
-            data = b"".join(self._kube.stream_log(self._namespace, name, since=None, follow=False))
+            data = b"".join(self._kube.stream_log(self._namespace, name, CONTAINER, since=None, follow=False))
         finally:
             self._delete(name)
         if (terminated(ended) or {"exitCode": None})["exitCode"] != 0:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.backends.k8s_archive import LogArchive
-from launcher.backends.k8s_status import by_node, container_status, has_ended, pod_ended
+from launcher.backends.k8s_status import by_node, container_status, failed_init, has_ended, pod_ended
 from launcher.edge.kube import ApiError, Kube
 from launcher.logs.source import GoneError, Pod, Unreachable
-from launcher.render.pod import RUN_LABEL
+from launcher.render.pod import CONTAINER, RUN_LABEL
 
 
 class KubeSource:
@@ -42,7 +42,7 @@ class KubeSource:
     def stream(self, pod: Pod, since: str | None, *, follow: bool) -> Iterator[bytes]:
         """The API's stream."""
         try:
-            yield from self.kube.stream_log(self.namespace, pod.name, since=since, follow=follow)
+            yield from self.kube.stream_log(self.namespace, pod.name, pod.container, since=since, follow=follow)
         except ApiError as error:
             if error.code == 404:
                 raise GoneError(error.message) from error
@@ -68,7 +68,9 @@ def _passing(error: ApiError) -> Exception:
 
 
 def _pod(node: int, pod: dict[str, Any]) -> Pod:
+    """Of a pod whose code could not be unpacked, the log of what failed there: the trainer's container has none."""
     meta = pod["metadata"]
-    state = container_status(pod).get("state", {})
-    started = "running" in state or "terminated" in state
-    return Pod(node, meta["name"], meta["creationTimestamp"], started, pod_ended(pod))
+    state, failed = container_status(pod).get("state", {}), failed_init(pod)
+    started = "running" in state or "terminated" in state or failed is not None
+    return Pod(node, meta["name"], meta["creationTimestamp"], started, pod_ended(pod),
+               container=failed["name"] if failed else CONTAINER)

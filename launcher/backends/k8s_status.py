@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.backends.base import EXIT_CODES, JobStatus, NodeStatus, State
-from launcher.render.pod import CONTAINER, RUN_LABEL
+from launcher.render.pod import CONTAINER, RUN_LABEL, UNPACKER
 
 Object = Mapping[str, Any]
 
@@ -71,9 +71,23 @@ def container_status(pod: Object) -> Object:
 
 
 def terminated(pod: Object) -> Object | None:
-    """How the trainer's container ended, if it did."""
-    found: Object | None = container_status(pod).get("state", {}).get("terminated")
+    """How the trainer's container ended, if it did, or the init container that kept it from being started."""
+    status = failed_init(pod) or container_status(pod)
+    found: Object | None = status.get("state", {}).get("terminated")
     return found
+
+
+def failed_init(pod: Object) -> Object | None:
+    """The status of the init container that failed, if one did; the trainer's container is not started then."""
+    ended = ((status, status.get("state", {}).get("terminated")) for status in _init_statuses(pod))
+    return next((status for status, end in ended if end and end["exitCode"]), None)
+
+
+def _init_statuses(pod: Object) -> list[Object]:
+    """Of the init containers, until the trainer's is started: after that only sidecars among them have news."""
+    if container_status(pod).get("state", {}).keys() & {"running", "terminated"}:
+        return []
+    return pod.get("status", {}).get("initContainerStatuses") or []
 
 
 def pod_ended(pod: Object) -> bool:
@@ -166,9 +180,18 @@ def _disrupted(pod: Object) -> str | None:
 
 
 def _ended(pod: Object) -> str | None:
-    ended = terminated(pod)
+    ended, failed = terminated(pod), failed_init(pod)
     if ended is None:
         return None
+    words = _end_words(pod, ended)
+    if failed is None:
+        return words
+    if failed["name"] == UNPACKER:
+        return f"its code could not be unpacked (the image needs sh, tar and gzip): {words}"
+    return f"its init container {failed['name']} failed: {words}"
+
+
+def _end_words(pod: Object, ended: Object) -> str | None:
     reason, code = ended.get("reason"), ended["exitCode"]
     if reason == "OOMKilled":
         limit = _limit(pod, "memory")
@@ -195,7 +218,7 @@ def _unscheduled(pod: Object) -> str | None:
 
 
 def _held_up(pod: Object, events: list[Object]) -> str | None:
-    waiting = container_status(pod).get("state", {}).get("waiting") or {}
+    waiting = _waiting(pod)
     reason, message = waiting.get("reason"), waiting.get("message") or ""
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
         return f"image {pod['spec']['containers'][0]['image']} cannot be had ({reason}): {message}"
@@ -205,6 +228,13 @@ def _held_up(pod: Object, events: list[Object]) -> str | None:
         mount = _event(events, pod["metadata"]["name"], "FailedMount")
         return f"a volume cannot be mounted: {mount}" if mount else "the container is being made"
     return f"{reason}: {message}" if reason else None
+
+
+def _waiting(pod: Object) -> Object:
+    """What the container that comes next waits for; the trainer's, while init containers are at work, waits for them
+    only (PodInitializing)."""
+    found = (status.get("state", {}).get("waiting") or {} for status in [*_init_statuses(pod), container_status(pod)])
+    return next((waiting for waiting in found if waiting and waiting.get("reason") != "PodInitializing"), {})
 
 
 def _why_failed(attempts: Mapping[int, Sequence[Object]]) -> tuple[int | None, str | None]:

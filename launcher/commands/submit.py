@@ -30,6 +30,8 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
     store = run_store()
     target = load_backend(prepared.profile.backend, store, dict(os.environ))
     if dry_run:
+        for note in prepared.notes:
+            ui.note(note)
         free = store.first_free(checked_run_id(run_id) or prepared.base_id)
         ui.raw(rendered(prepared, target, free)[1].text)
         return

@@ -53,7 +53,8 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
 def run_trainer(verb: str, arguments: Sequence[str], *, cwd: Path | None = None, mistake: str | None = None) -> None:
     """Run a command of the trainer in front, Ctrl-C and all; it has told its mistakes itself, and `mistake` says what
     they mean here. Ends launch with the trainer's exit code, as launch has them. Raises SpecError, JobFailedError."""
-    code = run_in_front([sys.executable, "-m", "trainer.cli", verb, *arguments], cwd=cwd or Path.cwd(),
+    # -P: a module in the job's folder is not taken for one of the trainer's
+    code = run_in_front([sys.executable, "-P", "-m", "trainer.cli", verb, *arguments], cwd=cwd or Path.cwd(),
                         env=dict(os.environ))
     if code == CONFIG_ERROR and mistake:
         raise SpecError(mistake)

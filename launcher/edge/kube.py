@@ -130,15 +130,17 @@ class Kube:
         self._call("patch", "Pod", name=f"{pod}/status", namespace=namespace, body={"status": {"phase": phase}},
                    content_type="application/merge-patch+json")
 
-    def stream_log(self, namespace: str, pod: str, *, since: str | None, follow: bool) -> Iterator[bytes]:
-        """The pieces of a pod's log as they come, with stamps. `since` counts in whole seconds.
+    def stream_log(self, namespace: str, pod: str, container: str, *, since: str | None,
+                   follow: bool) -> Iterator[bytes]:
+        """The pieces of a container's log as they come, with stamps. `since` counts in whole seconds.
 
         It also ends after SILENCE_S without a line. The client's own call has no sinceTime, so this is the bare
         request.
         """
         import urllib3
 
-        query = {"timestamps": "true", "follow": str(follow).lower()} | ({"sinceTime": since} if since else {})
+        query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
+        query |= {"sinceTime": since} if since else {}
         url = f"{self._api.configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/log?{urlencode(query)}"
         response = None
         try:

@@ -16,13 +16,15 @@ GIVE_UP_S, PATIENCE_S = 900.0, 10.0  # when following, and when only looking
 
 @dataclass(frozen=True)
 class Pod:
-    """One attempt of one node. `started`: there may be a log; `ended`: nothing is added to it."""
+    """One attempt of one node. `started`: there may be a log; `ended`: nothing is added to it; `container`: whose log
+    it is."""
 
     node: int
     name: str
     born: str
     started: bool
     ended: bool
+    container: str = "trainer"
 
 
 class Source(Protocol):

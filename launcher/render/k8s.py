@@ -7,9 +7,7 @@ index of a Job, or together they spend one restart of a JobSet.
 """
 
 import base64
-import io
 import re
-import tarfile
 
 from launcher.errors import SpecError
 from launcher.plan import Plan
@@ -30,7 +28,6 @@ UID_PLACEHOLDER = "<uid of the Job>"
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "launch"
 KEEP_FINISHED_S = 7 * 24 * 3600
-MAX_CODE = 8 * 2**20
 MAX_CONFIG = 1_000_000  # the API takes 1 MiB for all keys of a ConfigMap
 MAX_LABEL = 63
 RANDOM_SUFFIX = len("-abcde")
@@ -169,20 +166,9 @@ def _check(plan: Plan) -> None:
         raise SpecError(f"--run-id: got {plan.run_id!r}, allowed for a {kind} of {plan.nodes} nodes: "
                         f"{len(plan.run_id) - over} characters (its pods' names must stay below {MAX_LABEL + 1})",
                         "name the run: launch submit --run-id SHORTER ...")
-    if plan.code_archive is not None and len(plan.code_archive) > MAX_CODE:
-        raise _too_much(plan.code_archive, f"code: got {len(plan.code_archive):,} bytes packed, allowed on Kubernetes: "
-                                           f"{MAX_CODE:,} (code travels in ConfigMaps)")
     if plan.train_yaml is not None and len(plan.train_yaml.encode()) > MAX_CONFIG:
         raise SpecError(f"train: got {len(plan.train_yaml.encode()):,} bytes, allowed on Kubernetes: {MAX_CONFIG:,}",
                         "put long lists of rows or prompts into files of the code folder")
-
-
-def _too_much(archive: bytes, what: str) -> SpecError:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        biggest = sorted(((member.size, member.name) for member in tar), reverse=True)[:5]
-    listed = "\n".join(f"  {size / 2**20:8.2f} MiB  {name}" for size, name in biggest)
-    return SpecError(f"{what}; the largest files:\n{listed}",
-                     "leave data out in .launchignore and mount it (mounts:), or put the code into the image")
 
 
 def _dumper() -> type:

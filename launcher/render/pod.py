@@ -2,24 +2,26 @@
 
 Made for the restricted Pod Security standard: no root, no capabilities, a read-only root file system. What must be
 written lies on volumes: /tmp (also HOME and every cache), /workspace (the job's working directory) and /dev/shm.
+
+Code is unpacked by an init container into a volume of the pod's own, which the trainer's container can only read.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.plan import CONFIG_PATH, Plan
-from launcher.render.env import DEFAULT_PORT, job_env
+from launcher.plan import CONFIG_PATH, CONTAINER_CODE, WORKSPACE, Plan, mount_at
+from launcher.render.env import DEFAULT_PORT, container_python_path, job_env
 
 Object = dict[str, Any]
 
 CONTAINER = "trainer"
+UNPACKER = "unpack-code"
 RUN_LABEL = "launch/run-id"
 CONFIG_FOLDER = CONFIG_PATH.rpartition("/")[0]
 # Its parts are code.tar.gz.0, .1, ...: one digit, so that a shell's `.?` has them in order.
 CODE_ARCHIVE = "code.tar.gz"
 CODE_PART = 1_000_000  # bytes; the API takes 1 MiB for all keys of a ConfigMap
-WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108  (an emptyDir of the pod)
 ARCHIVE_VARIABLE = "LAUNCH_LOG_ARCHIVE"
 INDEX_FIELD = "metadata.labels['batch.kubernetes.io/job-completion-index']"
@@ -47,7 +49,8 @@ def pod_spec(plan: Plan) -> Object:
         "affinity": _spread(plan),
         "securityContext": _pod_security(profile.run_as_user),
         "volumes": [volume for volume, _ in _volumes(plan)],
-        "containers": [_container(plan)],
+        "initContainers": [_unpacker(plan)] if plan.code_archive is not None else [],
+        "containers": [_trainer(plan)],
     }
     return {key: value for key, value in spec.items() if value not in (None, [], {})}
 
@@ -104,22 +107,40 @@ def _pod_security(user: int) -> Object:
     }
 
 
-def _container(plan: Plan) -> Object:
+def _trainer(plan: Plan) -> Object:
+    what = {**_command(plan), "workingDir": WORKSPACE, "env": _env(plan)}
+    return _container(plan, CONTAINER, what, _resources(plan), [mount for _, mount in _volumes(plan)])
+
+
+def _unpacker(plan: Plan) -> Object:
+    """Puts the code where the job's Python looks for it; also where relative paths lead, as a copy that the job may
+    write to, unless that is a volume of the user's. It asks for the pod's own processors and memory, and no GPUs."""
+    script = f"cat {CONFIG_FOLDER}/{CODE_ARCHIVE}.? | tar -xzf -"
+    mounts: list[Object] = [{"name": "code", "mountPath": CONTAINER_CODE},
+                            {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}]
+    if mount_at(plan.mounts, WORKSPACE) is None:
+        script += f" && cp -RP . {WORKSPACE}"
+        mounts.append({"name": "workspace", "mountPath": WORKSPACE})
+    resources = {kind: amounts for kind, given in _resources(plan).items()
+                 if (amounts := {name: given[name] for name in ("cpu", "memory") if name in given})}
+    what = {"command": ["sh", "-c", script], "workingDir": CONTAINER_CODE}
+    return _container(plan, UNPACKER, what, resources, mounts)
+
+
+def _container(plan: Plan, name: str, what: Object, resources: Object, mounts: list[Object]) -> Object:
     container = {
-        "name": CONTAINER,
+        "name": name,
         "image": plan.image,
         "imagePullPolicy": plan.profile.image_pull_policy,
-        **_command(plan),
-        "workingDir": WORKSPACE,
-        "env": _env(plan),
-        "resources": _resources(plan),
+        **what,
+        "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [mount for _, mount in _volumes(plan)],
+        "volumeMounts": mounts,
     }
     return {key: value for key, value in container.items() if value != {}}
 
@@ -128,11 +149,7 @@ def _command(plan: Plan) -> Object:
     if plan.command is None:
         entrypoint = [literal(plan.profile.python), "-m", "trainer.entrypoint"]
         return {"command": entrypoint, "args": ["--config", CONFIG_PATH]}
-    words = [literal(word) for word in plan.command]
-    if plan.code_archive is None:
-        return {"command": words}
-    # trainer.entrypoint unpacks the code of a training job; any other command needs somebody to do it
-    return {"command": ["sh", "-c", 'cat "$LAUNCH_CODE".? | tar -xz && exec "$@"', "sh"], "args": words}
+    return {"command": [literal(word) for word in plan.command]}
 
 
 def _env(plan: Plan) -> list[Object]:
@@ -165,8 +182,7 @@ def _values(plan: Plan) -> Mapping[str, str]:
         "MASTER_ADDR": f"{job_name(plan.profile.kubernetes_kind, plan.run_id)}-0.{plan.run_id}",
     }
     if plan.code_archive is not None:
-        values["LAUNCH_CODE"] = f"{CONFIG_FOLDER}/{CODE_ARCHIVE}"
-        values["PYTHONPATH"] = ":".join(filter(None, [WORKSPACE, plan.env.get("PYTHONPATH")]))
+        values["PYTHONPATH"] = container_python_path(plan)
     return {name: value for name, value in values.items() if name != "NODE_RANK"}
 
 
@@ -188,9 +204,11 @@ def _volumes(plan: Plan) -> list[tuple[Object, Object]]:
         ("workspace", WORKSPACE, {"emptyDir": {}}),
         ("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": quantity(plan.shm)}}),  # noqa: S108
     ]
-    taken = {mount.path.rstrip("/") for mount in plan.mounts}
     pairs: list[tuple[Object, Object]] = [({"name": name, **source}, {"name": name, "mountPath": path})
-                                          for name, path, source in own if path not in taken]
+                                          for name, path, source in own if mount_at(plan.mounts, path) is None]
+    if plan.code_archive is not None:
+        pairs.append(({"name": "code", "emptyDir": {}},
+                      {"name": "code", "mountPath": CONTAINER_CODE, "readOnly": True}))
     if sources := _config_sources(plan):
         pairs.append(({"name": "config", "projected": {"sources": sources}},
                       {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}))

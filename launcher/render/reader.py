@@ -42,7 +42,8 @@ def reader_pod(owner: Object, name: str, file: str, after: str, before: str) -> 
             "containers": [{
                 **{key: container[key] for key in ("name", "image", "imagePullPolicy", "securityContext",
                                                    "terminationMessagePolicy")},
-                "command": [container["command"][0], "-m", "trainer.archive", file, after, before],
+                # -P: its working directory may be a volume that jobs write to
+                "command": [container["command"][0], "-P", "-m", "trainer.archive", file, after, before],
                 "resources": {"requests": AMOUNTS, "limits": dict(AMOUNTS)},
                 "volumeMounts": [{**mount, "readOnly": True}],
             }],

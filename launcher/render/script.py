@@ -2,12 +2,11 @@
 
 import shlex
 
-from launcher.plan import CONFIG_PATH, Plan
-from launcher.render.env import job_env
+from launcher.plan import CONFIG_PATH, CONTAINER_CODE, Plan
+from launcher.render.env import container_python_path, job_env
 from launcher.render.image import image_word, pull_lines
 
 RUN_DIR_LABEL = "launch-run-dir"
-CONTAINER_CODE = "/opt/code"
 CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
 
 
@@ -136,6 +135,7 @@ def _exports(plan: Plan) -> list[str]:
     lines.append("export RUN_DIR")
     if plan.code_digest:
         lines.append(f'export PYTHONPATH="$RUN_DIR/code${{PYTHONPATH:+:$PYTHONPATH}}"  # snapshot {plan.code_digest}')
+        lines.append('export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it')
     if plan.secrets:
         lines.append(f'. "$RUN_DIR/secrets.env"  # written by submit, mode 0600: {" ".join(plan.secrets)}')
     return lines
@@ -158,7 +158,7 @@ def _inside_pyxis(plan: Plan) -> list[str]:
     """pyxis starts the container around the task. The image's own variables win there, so the job's come again."""
     lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(plan.env.items())]
     if plan.code_digest:
-        lines.append(f"export PYTHONPATH={CONTAINER_CODE}")
+        lines.append(f"export PYTHONPATH={shlex.quote(container_python_path(plan))}")
     return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan, CONFIG_PATH)}"]
 
 
@@ -254,7 +254,7 @@ def _apptainer(plan: Plan) -> list[str]:
         "done",
     ]
     if plan.code_digest:
-        lines.append(f"export APPTAINERENV_PYTHONPATH={CONTAINER_CODE}")
+        lines.append(f"export APPTAINERENV_PYTHONPATH={shlex.quote(container_python_path(plan))}")
     return [*lines, continued([*words, image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
 
 
@@ -267,7 +267,7 @@ def _env_names(plan: Plan) -> list[str]:
 def _volumes(plan: Plan) -> list[str]:
     words = [f"--volume={bind}" for bind in binds(plan)]
     if plan.code_digest:
-        words.append(f"--env=PYTHONPATH={CONTAINER_CODE}")
+        words.append(f"--env=PYTHONPATH={shlex.quote(container_python_path(plan))}")
     return words
 
 

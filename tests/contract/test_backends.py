@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.sites import PATIENCE_S
+from trainer.finish import mark_finished
 
 UGLY = {
     "SPACES": "  two  spaces ", "QUOTES": "it's \"quoted\"", "DOLLAR": "$HOME ${PATH} $(date) `date`",
@@ -178,6 +179,38 @@ def test_code_reaches_the_job_as_it_is(site):
     site.wait(run_id, "succeeded")
     line = "fresh from the working folder data None"
     assert site.lines(run_id) == {0: [line], 1: [line]}
+
+
+def test_code_stays_as_it_was_and_comes_before_the_jobs_own_python_path(site):
+    """It can only be read (for root only the mode says so), and running it adds nothing."""
+    (site.launch.cwd / "code").mkdir()
+    (site.launch.cwd / "code/hello_code.py").write_text("")
+    look = "import hello_code, os; path = hello_code.__file__; " \
+           "print(os.stat(path).st_mode & 0o222 == 0 or not os.access(path, os.W_OK), " \
+           "os.listdir(os.path.dirname(path)), os.environ['PYTHONPATH'].partition('code:')[2])"
+    run_id = site.submit(f'cd /; exec {sys.executable} -c "{look}"', code="code", env={"PYTHONPATH": "/my libs:/more"})
+    site.wait(run_id, "succeeded")
+    line = "True ['hello_code.py'] /my libs:/more"
+    assert site.lines(run_id) == {0: [line], 1: [line]}
+
+
+def test_a_training_takes_no_modules_from_its_working_folder(site):
+    """Whoever writes there could be another run. Its results are there already, so it has nothing to do."""
+    if site.backend == "kubernetes":
+        pytest.skip("on a volume there: unit/test_k8s_code")
+    if site.profile:
+        site.profile = {**site.profile, "python": sys.executable}
+    train = {"model": {"path": "/m"}, "data": {"sources": [{"path": "/d"}]}, "settings": {"output_dir": "out"}}
+    folder = site.launch.cwd / "job"
+    (folder / "out").mkdir(parents=True)
+    job = (site.launch.cwd / site.job("", run=None, train=train)).rename(folder / "job.yaml")
+    run_id = site.launch.json("validate", str(job))[0]["run_id"]
+    mark_finished(folder / "out", {"LAUNCH_RUN_ID": run_id})
+    for name in ("socket", "yaml", "trainer"):
+        (folder / f"{name}.py").write_text("raise SystemExit('not the real one')")
+    site.launch.ok("submit", str(job))
+    site.wait(run_id, "succeeded")
+    assert "the results of this run are written already" in site.lines(run_id)[0][0]
 
 
 def test_each_node_knows_its_place(site):

@@ -165,6 +165,15 @@ def test_code_of_several_config_maps_arrives_whole(site: Site):
     assert "weights.bin" in site.launch.run("submit", "job.yaml").stderr
 
 
+def test_code_is_the_pods_own_and_can_only_be_read(site: Site):
+    (site.launch.cwd / "who.py").write_text("NAME = 'this run'\n")
+    script = ("touch /opt/code/x 2>/dev/null || echo read-only; echo 'NAME = 0' >who.py && cd / && "
+              "python3 -c 'import who; print(who.NAME, who.__file__)'")
+    run_id = site.submit(site.job(run=shell(script), code=".", resources={"nodes": 1}))
+    site.wait(run_id, "succeeded")
+    assert nodes_of(site.launch.ok("logs", run_id))[0] == ["read-only", "this run /opt/code/who.py"]
+
+
 def test_quota_is_told_before_anything_is_sent(site: Site):
     quotas = site.cluster.kind("ResourceQuota")
     quotas.create({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}, namespace=site.cluster.namespace)

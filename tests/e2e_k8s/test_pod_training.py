@@ -46,7 +46,7 @@ def test_two_nodes_train_a_lora_together(site: Site):
         train["model"] |= {"path": path} if path else {}
         (site.launch.cwd / f"train-{name}.yaml").write_text(yaml.safe_dump(train))
     script = (
-        "set -e; export LAUNCH_CODE=\n"
+        "set -e\n"
         "LAUNCH_NODES=1 NODE_RANK=0 python3 -m trainer.entrypoint --config train-base.yaml\n"
         "exec python3 -m trainer.entrypoint --config train-job.yaml\n"
     )

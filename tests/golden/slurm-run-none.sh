@@ -25,6 +25,7 @@ export NCCL_DEBUG=WARN
 export PYTHONUNBUFFERED=1
 export RUN_DIR
 export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
+export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it
 rm -f "$RUN_DIR/exit_code"
 export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
 export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"

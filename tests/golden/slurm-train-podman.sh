@@ -147,6 +147,7 @@ podman run --detach --log-driver=passthrough \
   --env=LAUNCH_RUN_ID \
   --env=NCCL_DEBUG \
   --env=NCCL_IB_HCA \
+  --env=PYTHONSAFEPATH \
   --env=PYTHONUNBUFFERED \
   --env=UGLY \
   --env=WANDB_API_KEY \
@@ -185,11 +186,13 @@ export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd
 export NCCL_DEBUG=WARN
 export NCCL_IB_HCA=mlx5_0,mlx5_1
+export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
 #f'
 export RUN_DIR
 export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
+export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it
 . "$RUN_DIR/secrets.env"  # written by submit, mode 0600: HF_TOKEN WANDB_API_KEY
 rm -f "$RUN_DIR/exit_code"
 export ATTEMPT="${SLURM_RESTART_COUNT:-0}"

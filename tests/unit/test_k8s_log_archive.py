@@ -172,7 +172,7 @@ def test_a_reader_is_made_from_the_runs_own_pods(kind):
     file = "/shared/logs/x/demo-0123abcd/node-0.p.log"
     pod = reader_pod(owner, "reader", file, "-", "-")
     container = pod["spec"]["containers"][0]
-    assert container["command"] == ["python3.12", "-m", "trainer.archive", file, "-", "-"]
+    assert container["command"] == ["python3.12", "-P", "-m", "trainer.archive", file, "-", "-"]
     assert [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"]] == [{"claimName": "inner"}]
     assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]

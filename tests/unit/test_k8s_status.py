@@ -53,6 +53,12 @@ def unschedulable(message: str) -> dict:
     return pod(conditions=[condition])
 
 
+def unpacking(phase: str = "Pending", **how: object) -> dict:
+    """A pod whose code is being unpacked, as a real kubelet shows it: also after a failure the other only waits."""
+    init = [{"name": "unpack-code", "state": how}]
+    return pod(phase=phase, initContainerStatuses=init, containerStatuses=state(waiting={"reason": "PodInitializing"}))
+
+
 WAITING = [
     (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu. no new claims, preemption: 0/3 "
                    "nodes are available: 3 Preemption is not helpful for scheduling."),
@@ -66,6 +72,10 @@ WAITING = [
     (pod(containerStatuses=state(waiting={"reason": "CreateContainerConfigError", "message": 'secret "s" not found'})),
      'node 0: waits for what its environment names: secret "s" not found'),
     (pod(containerStatuses=state(waiting={"reason": "ContainerCreating"})), "node 0: the container is being made"),
+    (unpacking(waiting={"reason": "PodInitializing"}), "node 0: the container is being made"),
+    (unpacking(running={}), "node 0: the container is being made"),
+    (unpacking(waiting={"reason": "ImagePullBackOff", "message": 'Back-off pulling image "img:1"'}),
+     'node 0: image img:1 cannot be had (ImagePullBackOff): Back-off pulling image "img:1"'),
 ]
 
 
@@ -136,7 +146,13 @@ def test_a_pod_that_is_stopping_is_not_lost_before_its_time():
     assert lost_nodes([gone], until + 90) == []
 
 
+NO_TAR = {"exitCode": 127, "reason": "Error", "message": "sh: 1: tar: not found\n", "finishedAt": LATE}
+NO_SHELL = {"exitCode": 128, "reason": "StartError", "message": 'exec: "sh": executable file not found in $PATH'}
 FAILED = [
+    (unpacking("Failed", terminated=NO_TAR), 127, "node 0: its code could not be unpacked (the image needs sh, tar and "
+     "gzip): exit code 127 (the command was not found): sh: 1: tar: not found"),
+    (unpacking("Failed", terminated=NO_SHELL), 128, "node 0: its code could not be unpacked (the image needs sh, tar "
+     'and gzip): the command could not be started: exec: "sh": executable file not found in $PATH'),
     (ended(137, reason="OOMKilled"), 137, "node 0: out of memory (of the machine), exit code 137"),
     (ended(128, reason="StartError", message='exec: "/x": stat /x: no such file or directory'), 128,
      'node 0: the command could not be started: exec: "/x": stat /x: no such file or directory'),
@@ -155,6 +171,23 @@ def test_how_a_job_failed(how, code, reason):
     condition = with_condition("Failed", reason="MaxFailedIndexesExceeded", message="too many")
     status = job_status(condition, [how], [])
     assert (status.state, status.exit_code, status.reason) == (State.FAILED, code, reason)
+
+
+def test_an_init_container_that_somebody_else_put_there_is_named():
+    failed = unpacking("Failed", terminated={"exitCode": 3, "reason": "Error"})
+    failed["status"]["initContainerStatuses"][0]["name"] = "mesh"
+    status = job_status(with_condition("Failed", reason="FailedIndexes"), [failed], [])
+    assert status.reason == "node 0: its init container mesh failed: exit code 3"
+
+
+def test_a_sidecar_that_was_killed_at_the_end_is_no_failure():
+    """Kubernetes counts one among the init containers."""
+    done, busy = ended(0), running(1)
+    for pod_, how in ((done, {"terminated": {"exitCode": 137}}), (busy, {"waiting": {"reason": "CrashLoopBackOff"}})):
+        pod_["status"]["initContainerStatuses"] = [{"name": "mesh", "state": how}]
+    nodes = job_status(JOB, [done, busy], []).nodes
+    assert [(node.state, node.exit_code, node.reason) for node in nodes] == [
+        (State.SUCCEEDED, 0, None), (State.RUNNING, None, None)]
 
 
 def test_peers_of_the_node_that_failed_first_are_not_blamed():

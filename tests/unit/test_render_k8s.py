@@ -88,9 +88,10 @@ JOB_SET = {"backend": "kubernetes", "kubernetes_kind": "JobSet"}
 VARIANTS = {"run": (RUN_JOB, None), "train": (TRAIN_JOB, PROFILE), "jobset": (TRAIN_JOB, {**PROFILE, **JOB_SET})}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "code"])
 def test_render_is_the_golden_file(variant):
-    rendered, golden = render_k8s(plan_of(*VARIANTS[variant])), GOLDEN / f"k8s-{variant}.yaml"
+    plan = plan_of(RUN_JOB, code=b"a tar.gz") if variant == "code" else plan_of(*VARIANTS[variant])
+    rendered, golden = render_k8s(plan), GOLDEN / f"k8s-{variant}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(rendered, encoding="utf-8")
     assert rendered == golden.read_text(encoding="utf-8")
@@ -265,35 +266,12 @@ def code_in(plan: Plan) -> bytes:
     return b"".join(parts[name] for name in sorted(parts))
 
 
-def test_code_of_a_training_job_is_unpacked_by_the_entrypoint():
-    archive = tar_gz(main=b"print()")
-    plan = plan_of(TRAIN_JOB, PROFILE, code=archive)
-    assert code_in(plan) == archive
-    assert container_of(plan)["command"] == ["python3", "-m", "trainer.entrypoint"]
-    assert env_of(plan)["LAUNCH_CODE"]["value"] == "/etc/launch/code.tar.gz"
-    assert env_of(plan)["PYTHONPATH"]["value"] == "/workspace"
-
-
-def test_code_of_any_other_command_is_unpacked_before_it():
-    container = container_of(plan_of(RUN_JOB, code=tar_gz(main=b"print()")))
-    assert container["command"] == ["sh", "-c", 'cat "$LAUNCH_CODE".? | tar -xz && exec "$@"', "sh"]
-    assert container["args"][:2] == ["bash", "-c"]
-
-
 def test_code_larger_than_a_config_map_is_cut_into_several():
     archive = tar_gz(weights=bytes(8_300_000))
     plan = plan_of(RUN_JOB, code=archive)
     assert code_in(plan) == archive
     names = [body["metadata"]["name"] for body in k8s_objects(plan) if body["kind"] == "ConfigMap"]
     assert names == [f"{RUN_ID}-code-{number}" for number in range(9)]
-
-
-def test_too_much_code_is_refused_with_its_size_and_the_largest_files():
-    with pytest.raises(SpecError) as caught:
-        render_k8s(plan_of(RUN_JOB, code=tar_gz(small=b"x", weights=bytes(9_000_000))))
-    assert re.search(r"got 9,0\d\d,\d{3} bytes packed, allowed on Kubernetes: 8,388,608", caught.value.message)
-    assert caught.value.message.splitlines()[1].endswith("8.58 MiB  weights")
-    assert ".launchignore" in caught.value.hint
 
 
 def test_run_id_that_starts_with_a_digit_is_refused():

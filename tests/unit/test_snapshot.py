@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import re
 import subprocess
 import tarfile
@@ -183,18 +184,101 @@ def test_a_file_that_is_insisted_on_travels(root):
     assert ".env" in take_snapshot(root).files
 
 
-def test_links_are_never_followed(root, tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside/secret.txt").write_text("not code")
-    (root / "out").symlink_to(tmp_path / "outside")
-    (root / "loop").symlink_to(".")
-    (root / "file").symlink_to("../outside/secret.txt")
+INWARD = {"loop": ".", "broken": "nowhere", "sub/up": "../a.py", "sub/over": "../sub/../sub/./deep//c.txt",
+          "self": "self", "one": "two", "two": "sub/deep", "through": "one/../b.py", "to-what-is-left-out": "left-out"}
+
+
+def test_links_inside_the_folder_travel_as_they_are(root):
+    write(root, DOTlaunchignore="/left-out\n")
+    (root / "left-out").write_text("")
+    for name, target in INWARD.items():
+        (root / name).symlink_to(target)
+    with tarfile.open(fileobj=io.BytesIO(archive(take_snapshot(root)))) as tar:
+        assert {info.name: info.linkname for info in tar if info.issym()} == INWARD
+
+
+def test_links_that_lead_out_are_refused_all_at_once_with_the_line_that_leaves_them_out(root, tmp_path):
+    """Also through other links: each of these works here, and leads nowhere in a pod."""
+    write(tmp_path, outside__secretDOTtxt="not code")
+    for name, target in INWARD.items():
+        (root / name).symlink_to(target)
+    outward = {"absent": "/no/such/file", "back": "../code/a.py", "chain": "file", "file": "../outside/secret.txt",
+               "folder": str(tmp_path / "outside"), "inside": str(root / "a.py"), "loop2": "loop/../outside",
+               "sub/far": "../../outside", "too far": "one/../../../outside"}
+    for name, target in outward.items():
+        (root / name).symlink_to(target)
+    with pytest.raises(SpecError) as error:
+        take_snapshot(root)
+    first, *lines = error.value.message.splitlines()
+    assert first == f"code: these links lead out of {root}, and a job has only what is inside:"
+    remark = " (inside, but absolute: make it relative)"
+    assert lines == [f"  {name} -> {target}{remark if name == 'inside' else ''}" for name, target in outward.items()]
+    before, _, command = error.value.hint.partition("leave it out: ")
+    assert before == "put what they point to into the folder, or mount it, and "
+    subprocess.run(["bash", "-c", command], check=True)
+    assert take_snapshot(root).files == tuple(sorted([".launchignore", "a.py", "sub/b.py", "sub/deep/c.txt", *INWARD]))
+
+
+def test_a_file_behind_a_link_is_never_read(root):
+    write(root, inner__xDOTtxt="here once")
+    (root / "again").symlink_to("inner")
+    assert gzip.decompress(archive(take_snapshot(root))).count(b"here once") == 1
+
+
+def test_a_copy_can_only_be_read_and_be_removed(root, tmp_path):
+    (root / "sub/b.py").chmod(0o777)
+    (root / "link").symlink_to("a.py")
+    copy_to(take_snapshot(root), tmp_path / "copy")
+    files = [path for path in (tmp_path / "copy").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path.stat().st_mode & 0o222 for path in files] == [0, 0, 0]
+    assert os.access(tmp_path / "copy/sub/b.py", os.X_OK)
+    assert root.joinpath("sub/b.py").stat().st_mode & 0o777 == 0o777
+    subprocess.run(["rm", "-r", tmp_path / "copy"], check=True, stdin=subprocess.DEVNULL)
+
+
+def test_what_is_too_large_when_packed_is_refused_as_soon_as_it_is(root):
+    """The largest is named; what comes after the limit is not even read."""
+    (root / "a.bin").write_bytes(random.Random(0).randbytes(9_000_000))
+    (root / "b.bin").write_bytes(bytes(10))
     found = take_snapshot(root)
-    assert set(found.files) == {"a.py", "file", "loop", "out", "sub/b.py", "sub/deep/c.txt"}
-    with tarfile.open(fileobj=io.BytesIO(archive(found))) as tar:
-        assert {info.name: info.linkname for info in tar if info.issym()} == {
-            "file": "../outside/secret.txt", "loop": ".", "out": str(tmp_path / "outside")}
-    assert b"not code" not in gzip.decompress(archive(found))
+    (root / "b.bin").write_bytes(b"changed meanwhile")
+    with pytest.raises(SpecError) as error:
+        archive(found)
+    first, biggest, *_ = error.value.message.splitlines()
+    assert first.startswith(f"code: {root} has more than 8 MiB when packed")
+    assert biggest.endswith("8.6 MiB  a.bin")
+    assert ".launchignore" in error.value.hint
+
+
+def test_what_packs_well_is_no_matter_of_its_size(root):
+    (root / "zeros.bin").write_bytes(bytes(50_000_000))
+    assert len(archive(take_snapshot(root))) < 100_000
+
+
+CONFIG = "".join(f"{section}:\n  a: 1\n" for section in ("settings", "model", "data", "optimizer", "runtime"))
+
+
+@pytest.mark.parametrize("files", [
+    {".launch-run.json": "{}"}, {".launch-run.json": "{}", "config.yaml": "a: 1\n"},
+    {"config.yaml": CONFIG, "metrics.jsonl": ""}])
+def test_the_trainers_output_folders_are_no_code_wherever_they_are(root, files):
+    write(root, sub__outDOTd__adapter__weights="w", DOTlaunchignore="!*\n")
+    for name, text in files.items():
+        (root / "sub/out.d" / name).write_text(text)
+    assert take_snapshot(root).files == (".launchignore", "a.py", "sub/b.py", "sub/deep/c.txt")
+
+
+@pytest.mark.parametrize("files", [
+    {"config.yaml": CONFIG}, {"metrics.jsonl": ""}, {"config.yaml": "model: x\n", "metrics.jsonl": ""}])
+def test_a_folder_that_only_looks_like_an_output_is_code(root, files):
+    for name, text in files.items():
+        (root / "sub" / name).write_text(text)
+    assert {f"sub/{name}" for name in files} <= set(take_snapshot(root).files)
+
+
+def test_the_folder_itself_may_hold_an_output_because_it_was_named(root):
+    (root / ".launch-run.json").write_text("{}")
+    assert "a.py" in take_snapshot(root).files
 
 
 def test_hard_links_are_files(root, tmp_path):

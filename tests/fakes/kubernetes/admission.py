@@ -151,7 +151,7 @@ def _unset_resources(hard: dict[str, Any], spec: dict[str, Any]) -> str | None:
         kind, _, resource = key.partition(".")
         if resource not in ("cpu", "memory"):
             continue
-        for container in spec["containers"]:
+        for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
             if resource not in _amounts_of(container, kind):
                 missing.setdefault(key, []).append(container["name"])
     parts = [f"{key} for: {','.join(names)}" for key, names in missing.items()]
@@ -165,13 +165,18 @@ def _amounts_of(container: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _charge(hard: dict[str, Any], spec: dict[str, Any]) -> dict[str, float]:
+    """Init containers run before the others, so the most that is held at once counts."""
     total = dict.fromkeys(hard, 0.0)
     for key in hard:
         kind, _, resource = key.partition(".")
         if key in ("pods", "count/pods"):
             total[key] = 1
-        for container in spec["containers"]:
-            total[key] += parse_quantity(_amounts_of(container, kind).get(resource, 0))
+            continue
+        together, before = (
+            [parse_quantity(_amounts_of(item, kind).get(resource, 0)) for item in spec.get(part) or []]
+            for part in ("containers", "initContainers")
+        )
+        total[key] = max(sum(together), *before, 0.0)
     return total
 
 

@@ -50,16 +50,15 @@ def open_log(cluster: FakeCluster, namespace: str, name: str, query: dict[str, s
 
 def _container(pod: Object, wanted: str | None) -> str:
     spec, name = pod["spec"], pod["metadata"]["name"]
-    mains = [item["name"] for item in spec["containers"]]
-    known = [*mains, *(item["name"] for item in spec.get("initContainers") or [])]
+    mains, inits = ([item["name"] for item in spec.get(kind) or []] for kind in ("containers", "initContainers"))
     if wanted:
-        if wanted not in known:
+        if wanted not in [*mains, *inits]:
             raise ApiError(400, f"container {wanted} is not valid for pod {name}")
         return wanted
-    if len(known) > 1:
-        choice = " ".join(known)
-        text = f"a container name must be specified for pod {name}, choose one of: [{choice}]"
-        raise ApiError(400, text)
+    if len(mains) > 1:
+        text = f"a container name must be specified for pod {name}, choose one of: [{' '.join(mains)}]"
+        more = f" or one of the init containers: [{' '.join(inits)}]" if inits else ""
+        raise ApiError(400, text + more)
     return mains[0]
 
 
@@ -85,7 +84,8 @@ def _options(query: dict[str, str]) -> LogQuery:
 
 
 def _waiting_reason(pod: Object, container: str) -> str:
-    for status in pod["status"].get("containerStatuses", []):
+    kinds = ("containerStatuses", "initContainerStatuses")
+    for status in [item for kind in kinds for item in pod["status"].get(kind, [])]:
         if status["name"] == container:
             return status["state"].get("waiting", {}).get("reason", "ContainerCreating")
     return "ContainerCreating"

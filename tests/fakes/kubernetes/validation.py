@@ -119,13 +119,13 @@ def _check_indexed(job: Object) -> list[str]:
 
 
 def _check_pod_spec(spec: dict[str, Any], field: str) -> list[str]:
-    containers = spec.get("containers")
-    if not containers:
+    if not spec.get("containers"):
         return [f"{field}.containers: Required value"]
     problems = []
     volumes = {volume["name"] for volume in spec.get("volumes") or []}
-    for index, container in enumerate(containers):
-        where = f"{field}.containers[{index}]"
+    containers = [(f"{field}.{kind}[{index}]", container)
+                  for kind in ("initContainers", "containers") for index, container in enumerate(spec.get(kind) or [])]
+    for where, container in containers:
         for key in ("name", "image"):
             if not container.get(key):
                 problems.append(f"{where}.{key}: Required value")

@@ -84,6 +84,14 @@ def test_failed_job_shows_its_exit_code(site):
     assert (status["state"], status["exit_code"]) == ("failed", 7)
 
 
+def test_exit_code_75_of_a_command_is_a_failure_like_any_other(site):
+    """Without a stop it would start the job again for ever."""
+    run_id = site.submit('echo "$rank try"; exit 75', restarts=0, resources={"nodes": 1})
+    status = site.wait(run_id, "failed")
+    assert (status["exit_code"], [node["restarts"] for node in status["nodes"]]) == (75, [0])
+    assert site.lines(run_id)[0].count("0 try") == 1
+
+
 def test_follow_of_a_good_job_ends_with_zero(site):
     done = site.launch.run("submit", "--follow", site.job('echo "$rank done"'), timeout_s=PATIENCE_S)
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def backend_option(help_text: str) -> Callable[[Command], Command]:
 
 
 def run_argument(command: Command) -> Command:
-    """RUN: an id or a handle, the latest run when left out."""
+    """RUN: an id, its start, or a handle; the latest run when left out."""
     return click.argument("run", required=False, metavar="[RUN]")(command)
 
 

@@ -57,6 +57,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     document = read_document(request.path, request.overrides)
     _refuse_secrets(document, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
+    if profile and request.container:
+        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     if profile:
         problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
                      for loc, text in misfits(document.values, profile, cluster or "")]
@@ -64,8 +66,6 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
-    if request.container:
-        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers

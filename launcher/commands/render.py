@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import sys
 
 import click
 
+from launcher import ui
 from launcher.backends.registry import load_renderer
 from launcher.commands.options import backend_option, job_options
 from launcher.prepare import Request, checked_run_id, prepare
@@ -21,5 +21,4 @@ def command(request: Request, backend: BackendName | None, run_id: str | None) -
     of secrets, and the uid that Kubernetes gives to the job."""
     prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
     plan = prepared.plan(checked_run_id(run_id))
-    sys.stdout.write(load_renderer(prepared.profile.backend)(plan))
-    sys.stdout.flush()
+    ui.raw(load_renderer(prepared.profile.backend)(plan))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher import __version__
+from launcher.image_form import image_for, image_problem, runtime_of
 from launcher.quantities import duration_s, size_bytes
 from launcher.spec import BackendName, ClusterProfile, JobSpec, Mount, Resources, is_below, normal
 from trainer.config import TrainConfig, config_text
@@ -59,7 +60,7 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
     return Plan(
         run_id=run_id,
         name=job.name,
-        image=job.image or DEFAULT_IMAGE,
+        image=image_for(job.image or DEFAULT_IMAGE, runtime_of(profile)),
         nodes=resources.nodes,
         gpus_per_node=resources.gpus_per_node,
         cpus_per_node=resources.cpus_per_node,
@@ -104,8 +105,9 @@ def misfits(
         asked = resources.get(key)
         if isinstance(asked, int) and limit is not None and asked > limit:
             yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
-    if why := _no_image_file(values.get("image"), profile):
-        yield ("image",), f"got {values['image']!r}, allowed: an image such as registry.example.com/team/name:1 ({why})"
+    image = values.get("image")
+    if isinstance(image, str) and (why := image_problem(image, runtime_of(profile))):
+        yield ("image",), f"got {image!r}, allowed: an image such as registry.example.com/team/name:1 ({why})"
     if profile.backend != "kubernetes":
         mounts = values.get("mounts")
         for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
@@ -129,16 +131,6 @@ def _mounts_on_code(mounts: Any, profile: ClusterProfile, cluster: str) -> Itera
     for path in [mount.path for mount in profile.mounts if clash(mount.path)]:
         yield ("code",), (f"cluster {cluster!r} mounts {path}, which overlaps {CONTAINER_CODE}, where launch puts the "
                           "job's code; change that mount in clusters.yaml")
-
-
-def _no_image_file(image: Any, profile: ClusterProfile) -> str | None:
-    """Why an image that is a file cannot be run there; None when it can, or when no image is run."""
-    if not (isinstance(image, str) and image.startswith("/")):
-        return None
-    if profile.backend == "kubernetes":
-        return "back end kubernetes takes no image files"
-    reads = {"none": image, "apptainer": ".sif", "pyxis": ".sqsh"}.get(profile.container_runtime)
-    return None if reads and image.endswith(reads) else f"{profile.container_runtime} reads no such files"
 
 
 def _shm(resources: Resources, memory: int | None) -> int:

@@ -31,6 +31,14 @@ def size_bytes(text: str) -> int:
     return total
 
 
+def rough_duration(seconds: float) -> str:
+    """For people, in the largest unit that fits: `40 s`, `12 min`, `3 h`, `5 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
 def slurm_time(seconds: int) -> str:
     """`D-HH:MM:SS`, the form that sbatch --time reads (its resolution is a minute, rounded up by Slurm)."""
     days, rest = divmod(seconds, 86400)

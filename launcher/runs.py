@@ -5,6 +5,9 @@
 two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole. Both are
 atomic on NFS too, so machines may share the folder; no lock is needed for it. (A local run holds a flock as long as it
 lives; where a file system has none, `launch submit` of a local job says so.)
+
+`$LAUNCH_HOME/refused.json` is there while the last job that was to be started was refused: then no other run is meant
+by a command that names none.
 """
 
 import dataclasses
@@ -12,8 +15,8 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -23,6 +26,7 @@ from launcher.errors import LaunchError, NotFoundError
 from launcher.spec import BACKENDS
 
 SMALL_FILE = 4 * 2**20
+SHOWN_MATCHES, SHOWN_REASON = 10, 300
 RESULTS = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
 
 
@@ -52,6 +56,7 @@ class RunStore:
 
     def __init__(self, home: Path) -> None:
         self.root = home / "runs"
+        self._refused = home / "refused.json"
 
     def folder(self, run_id: str) -> Path:
         """The folder of a run, whether it exists or not."""
@@ -101,21 +106,60 @@ class RunStore:
         return {run_id: why for run_id, why in sorted(self._records().items()) if isinstance(why, str)}
 
     def find(self, reference: str | None) -> Run:
-        """A run by id or handle; the latest when None. Raises NotFoundError, LaunchError when its record is damaged."""
+        """A run by id, by a start of its id that no other has, or by handle; the latest when None. Raises
+        NotFoundError, also where the latest start was refused, and LaunchError when the record is damaged."""
+        run = self._latest() if reference is None else self.lookup(reference)
+        if run is None:
+            raise NotFoundError(f"no run {reference!r} in {self.root}", "list them: launch list")
+        return run
+
+    def lookup(self, reference: str) -> Run | None:
+        """As `find`, but None when there is no such run."""
         records = self._records()
-        if isinstance(why := records.get(reference or ""), str):
-            folder = self.root / str(reference)
-            raise LaunchError(f"{folder}/run.json: {why}",
+        handles = {run.handle: run.run_id for run in _sorted(records)}
+        wanted = handles.get(reference, reference)
+        matches = [wanted] if wanted in records else _starting_with(wanted, records)
+        if len(matches) > 1:
+            shown = matches[:SHOWN_MATCHES] + (["..."] if len(matches) > SHOWN_MATCHES else [])
+            raise NotFoundError(f"got {reference!r}, which is the start of {', '.join(shown)}",
+                                "name more of it; list them: launch list")
+        found = records[matches[0]] if matches else None
+        if isinstance(found, str):
+            folder = self.folder(matches[0])
+            raise LaunchError(f"{folder}/run.json: {found}",
                               f"use the launch that wrote it, or remove what is left of the run: rm -r {folder}")
-        runs = _sorted(records)
+        return found
+
+    @contextmanager
+    def refusal_noted(self, job: Path) -> Iterator[None]:
+        """Around the start of a run: a failure is written down until a later start succeeds, so that a command without
+        a run does not act on an older one."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            with suppress(OSError, LaunchError):  # the failure itself is what the user must see
+                self._refused.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                refusal = {"job": str(job), "at": now(), "why": _in_short(error)}
+                write_whole(self._refused, json.dumps(refusal) + "\n")
+            raise
+        with suppress(OSError):
+            self._refused.unlink(missing_ok=True)
+
+    def _latest(self) -> Run:
+        runs = self.all()
+        if refusal := self._refusal():
+            raise NotFoundError(f"{refusal['job']} was not started at {refusal['at'][:19]}Z: {refusal['why']}",
+                                f"the run before it: launch status {runs[-1].run_id}" if runs else "start it again")
         if not runs:
             raise NotFoundError(f"no runs in {self.root}", "start one: launch submit JOB.yaml")
-        if reference is None:
-            return runs[-1]
-        for run in reversed(runs):
-            if reference in (run.run_id, run.handle):
-                return run
-        raise NotFoundError(f"no run {reference!r} in {self.root}", "list them: launch list")
+        return runs[-1]
+
+    def _refusal(self) -> dict[str, str] | None:
+        """What `refusal_noted` has written down; None when there is nothing, or nothing whole."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(self._refused.read_text(encoding="utf-8"))
+            return {name: str(values[name]) for name in ("job", "at", "why")}
+        return None
 
     def _records(self) -> dict[str, "Run | str"]:
         """Run or the reason why there is none, by run id; not of a folder that is just being made or removed."""
@@ -160,6 +204,18 @@ def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
         with suppress(OSError):
             part.unlink()
         raise LaunchError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _starting_with(start: str, run_ids: Collection[str]) -> list[str]:
+    return sorted(run_id for run_id in run_ids if start and run_id.startswith(start))
+
+
+def _in_short(error: BaseException) -> str:
+    """Why a job was not started, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    first, *more = (str(error).splitlines() or [type(error).__name__])
+    return first[:SHOWN_REASON] + (f" (and {len(more)} more)" if more else "")
 
 
 def _sorted(records: Mapping[str, Run | str]) -> list[Run]:

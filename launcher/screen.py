@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TextIO
 
-from launcher.logs.control import printable
+from launcher.logs.control import printable, terminal_safe
 from launcher.logs.line import Batch, LogLine
 from launcher.logs.progress import Step, parse_step
 
@@ -83,12 +83,13 @@ class _Bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.drawn = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[values]}"), TimeElapsedColumn())
+            TextColumn("{task.description}", style="bold", markup=False), BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[values]}", markup=False),
+            TimeElapsedColumn())
         self.moved = False
-        self._task = self.drawn.add_task(name, total=None, values="")
+        self._task = self.drawn.add_task(terminal_safe(name), total=None, values="")
 
     def move(self, step: Step) -> None:
         values = "  ".join(f"{name} {value}" for name, value in step.values.items())
-        self.drawn.update(self._task, completed=step.step, total=step.total, values=values)
+        self.drawn.update(self._task, completed=step.step, total=step.total, values=terminal_safe(values))
         self.moved = True

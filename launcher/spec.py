@@ -53,7 +53,7 @@ def _without_value(text: str) -> str:
 
 
 _ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, not starting with a digit")
-_IMAGE = _matches(r"[A-Za-z0-9][\w./:@-]*|/[\w./@+-]+\.(sif|sqsh)",
+_IMAGE = _matches(r"[A-Za-z0-9][\w./:@-]*|[a-z]+://[\w./:@#%?&=+~-]+|\.{0,2}/[\w./@+-]+",
                   "an image such as registry.example.com/team/trainer:0.1, or a .sif or .sqsh file by its full path")
 _ABSOLUTE = _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")
 
@@ -100,7 +100,9 @@ class JobSpec(Section):
 
     name: str = Field(min_length=1, max_length=200, description="Name of the job; its objects are named after it.")
     image: Annotated[str, _IMAGE] | None = Field(
-        None, description="Container image. Default: the image that docker/ builds.")
+        None, description="Container image: registry/team/name:1, with or without docker:// in front. With apptainer "
+                          "also oras://, library://, shub://, http(s):// and the path of a file; with pyxis also "
+                          "docker://registry#team/name:1 and a .sqsh file. Default: the image that docker/ builds.")
     cluster: str | None = Field(None, min_length=1, description="Profile from clusters.yaml. Default: this machine.")
     resources: Resources = Field(default_factory=Resources.model_construct, description="What each node gives.")
     code: str | None = Field(None, min_length=1, description="Folder to ship as it is, uncommitted changes too "

@@ -1,6 +1,9 @@
-"""Talking to people: data on stdout, everything else on stderr. Rich is loaded only for a terminal."""
+"""Talking to people: data on stdout, everything else on stderr. Rich is loaded only for a terminal.
 
-import json
+All output of launch passes here or launcher.screen. What a cluster, a job or a file says is in most of it, so nothing
+is written that a terminal would obey.
+"""
+
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +11,7 @@ from typing import Any, TextIO
 
 from launcher.backends.base import JobStatus, LogLine, State
 from launcher.errors import LaunchError
+from launcher.logs.control import json_text, terminal_safe
 from launcher.logs.line import Batch
 
 _STATE_COLOURS: dict[str, str] = {
@@ -17,36 +21,51 @@ _STATE_COLOURS: dict[str, str] = {
 
 def data(text: str) -> None:
     """One line of data, on stdout."""
-    print(text, flush=True)
+    print(_one_line(text), flush=True)
 
 
 def raw(text: str) -> None:
-    """Text exactly as it is, on stdout."""
-    sys.stdout.write(text)
+    """Text on stdout: for a program exactly as it is."""
+    sys.stdout.write(terminal_safe(text) if is_terminal(sys.stdout) else text)
     sys.stdout.flush()
 
 
 def as_json(value: Any) -> None:
     """One JSON line on stdout."""
-    data(json.dumps(value, ensure_ascii=False))
+    print(json_text(value), flush=True)
 
 
 def note(text: str) -> None:
     """What is being done, on stderr."""
-    print(f"* {text}", file=sys.stderr, flush=True)
+    _tell(f"* {text}")
 
 
 def warn(text: str) -> None:
     """Something the user should know, on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    _tell(f"warning: {text}")
 
 
 def show_error(error: LaunchError) -> None:
     """An error and its hint, on stderr; a list of mistakes keeps one line each."""
     for line in error.message.splitlines():
-        print(line if line.startswith("  ") else f"error: {line}", file=sys.stderr)
+        _tell(line if line.startswith("  ") else f"error: {line}")
     if error.hint:
-        print(f"hint:  {error.hint}", file=sys.stderr)
+        _tell(f"hint:  {error.hint}")
+
+
+def confirm(question: str) -> bool:
+    """Whether the person at the terminal agrees; not unless they say so."""
+    import click
+
+    return click.confirm(terminal_safe(question), err=True)
+
+
+def _one_line(text: str) -> str:
+    return terminal_safe(" ".join(text.splitlines()))
+
+
+def _tell(text: str) -> None:
+    print(terminal_safe(text), file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -84,7 +103,7 @@ def _json_line(line: LogLine) -> bytes:
     value: dict[str, Any] = {"node": line.node, "text": line.text, "stamp": line.stamp}
     if line.gap:
         value = {"node": line.node, "gap": line.gap._asdict()}
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return json_text(value).encode() + b"\n"
 
 
 def _raw_line(width: int) -> Callable[[LogLine], bytes]:
@@ -95,6 +114,7 @@ def _raw_line(width: int) -> Callable[[LogLine], bytes]:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns on stdout; on a terminal states are coloured."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     if coloured():
         from rich.console import Console
         from rich.table import Table

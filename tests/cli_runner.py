@@ -27,10 +27,10 @@ class Launch:
         return subprocess.Popen([self.python, "-m", "launcher.cli", *args], cwd=self.cwd, env=self.environ(), text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
-    def run(self, *args: str, timeout_s: float = 120) -> "subprocess.CompletedProcess[str]":
-        """A command to its end, whatever its exit code."""
+    def run(self, *args: str, timeout_s: float = 120, stdin: int | None = None) -> "subprocess.CompletedProcess[str]":
+        """A command to its end, whatever its exit code. `stdin`: a descriptor in place of this process's."""
         return subprocess.run([self.python, "-m", "launcher.cli", *args], cwd=self.cwd, env=self.environ(), text=True,
-                              capture_output=True, timeout=timeout_s, check=False)
+                              capture_output=True, timeout=timeout_s, check=False, stdin=stdin)
 
     def ok(self, *args: str, timeout_s: float = 120) -> str:
         """The stdout of a command that must end with 0."""

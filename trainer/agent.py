@@ -21,6 +21,7 @@ from trainer.stop import PREEMPTED
 
 COME_S = 600  # as long as a cluster may take to start the last node
 SAY_S = 10
+FAILED = 1
 ALL_HERE = "launch/all-here"
 
 
@@ -29,11 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     nodes, rank, address, port, *torchrun = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))  # torchrun takes it over when it starts workers
     store = join_store(address, int(port), int(rank))
-    absent = [0] if store is None else wait_for_nodes(store, int(nodes)) if rank == "0" else wait_for_word(store)
+    if store is None:
+        absent = [0]
+    else:
+        absent = wait_for_nodes(store, int(nodes), COME_S) if rank == "0" else wait_for_word(store)
     if store is None or absent:
         names = ", ".join(map(str, absent))
         sys.stderr.write(f"error: node {names} of {nodes} never came ({COME_S} s)\n")
-        return PREEMPTED
+        return FAILED
     store.set(ALL_HERE, "")
     ended = threading.Event()
     threading.Thread(target=end_the_condemned, args=(store, ended), daemon=True).start()
@@ -69,7 +73,7 @@ def open_store(address: str, port: int, *, is_master: bool) -> Any:
     )
 
 
-def wait_for_nodes(store: Any, nodes: int, timeout_s: float = COME_S) -> list[int]:
+def wait_for_nodes(store: Any, nodes: int, timeout_s: float) -> list[int]:
     """Until every node has come; else the numbers of those that have not. Says now and then who is waited for."""
     start = said = time.monotonic()
     while absent := [node for node in range(nodes) if not store.check([f"launch/node/{node}"])]:

@@ -17,7 +17,7 @@ from trainer.chat.options import add_chat_options, add_sample_options
 from trainer.errors import ConfigError, TrainError
 from trainer.export.commands import add_options as add_merge_options
 from trainer.export.commands import run as run_merge
-from trainer.output import mark_lines, quiet
+from trainer.output import complain, mark_lines, quiet
 from trainer.reports import leave_report, open_report
 from trainer.stop import Stop
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return ACTIONS[arguments.command](arguments)
     except TrainError as error:
-        sys.stderr.write(_text(error))
+        complain(_text(error))
         return error.exit_code
 
 
@@ -56,7 +56,7 @@ def train(arguments: argparse.Namespace) -> int:
         code, text = error.exit_code, _text(error)
     except Exception:
         code, text = 1, traceback.format_exc()
-    sys.stderr.write(text)
+    complain(text)
     leave_report(os.environ, code, text)
     return code
 
@@ -92,7 +92,7 @@ def new_model(arguments: argparse.Namespace) -> int:
 def _end(code: int, text: str) -> None:
     """End this process now, whatever its main thread waits for."""
     text = f"error: {text}\n"
-    sys.stderr.write(text)
+    complain(text)
     leave_report(os.environ, code, text)
     os._exit(code)
 
@@ -212,7 +212,7 @@ def _show_data(found: Any, folder: Path, arguments: argparse.Namespace) -> None:
     elif arguments.dump is None:
         show(found, sys.stdout)
     else:
-        sys.stderr.writelines(f"{line}\n" for line in found.summary)
+        complain("".join(f"{line}\n" for line in found.summary))
         with (folder / DUMPED).open(encoding="utf-8") as file:
             shutil.copyfileobj(file, sys.stdout)
 

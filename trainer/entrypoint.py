@@ -32,7 +32,7 @@ PEER_WAIT_S = 600
 # Threads that wait for each other leave the cores to others: beside two busy processes a run on two cores took 41 s
 # instead of 128 s, and alone 3 % longer.
 _SHARED = {"OMP_WAIT_POLICY": "passive", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-KILLED = 137
+FAILED, KILLED, TERMINATED = 1, 137, 128 + signal.SIGTERM
 TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes shows of an ended container; absent elsewhere
 TERMINATION_BYTES = 4000
 
@@ -91,7 +91,7 @@ def trainer_command(placement: Placement, config: str, scratch: str) -> list[str
 
 
 def wait_for_master(
-    placement: Placement, timeout_s: float = PEER_WAIT_S, finished: Callable[[], bool] = lambda: False
+    placement: Placement, timeout_s: float, finished: Callable[[], bool] = lambda: False
 ) -> bool:
     """Until node 0's name resolves (node 0 too: it binds that name) and, on other nodes, its port answers. False after
     the time-out, and when the run has `finished` meanwhile.
@@ -111,9 +111,11 @@ def wait_for_master(
     return False
 
 
-def supervise(command: list[str], environ: Mapping[str, str], grace_s: int, output: int | None = None) -> int:
-    """Run to the end and return the exit code; TERM, INT and USR1 are passed on as TERM, once. `output` is a descriptor
-    in place of our own output."""
+def supervise(
+    command: list[str], environ: Mapping[str, str], grace_s: int, output: int | None = None
+) -> tuple[int, bool]:
+    """Run to the end; returns the exit code, and whether a stop was requested meanwhile: TERM, INT and USR1 are passed
+    on as TERM, once. `output` is a descriptor in place of our own output."""
     told = early = False
     process: subprocess.Popen[bytes] | None = None
 
@@ -132,19 +134,25 @@ def supervise(command: list[str], environ: Mapping[str, str], grace_s: int, outp
     if early:
         process.send_signal(signal.SIGTERM)
     code = process.wait()
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else 128 - code, told
 
 
-def final_code(code: int, left: list[Report]) -> int:
-    """The first failed worker's own code.
+def final_code(code: int, left: list[Report], *, stop_requested: bool) -> int:
+    """The first failed worker's own code; PREEMPTED only for a node that stopped on request and lost nothing.
 
-    That is what the command ended with, unless TERM ended it: torchrun then forgets what its workers did. A worker
-    whose report is empty was killed before it had saved; one without report had not begun.
+    That is what the command ended with, with two exceptions. Ended by TERM, torchrun forgets what its workers did. And
+    a PREEMPTED of a process that says nothing of it in its report may come from anybody's sys.exit(75). A worker whose
+    report is empty was killed before it had saved; one without report had not begun, and had nothing to save.
     """
-    if code != 128 + signal.SIGTERM:
+    if code not in (PREEMPTED, TERMINATED):
         return code
-    codes = [KILLED if report.code is None else report.code for report in left]
-    return next((one for one in codes if one not in (0, PREEMPTED)), PREEMPTED)
+    silent = KILLED if code == TERMINATED else FAILED
+    codes = [silent if report.code is None else report.code for report in left]
+    if failed := next((one for one in codes if one not in (0, PREEMPTED)), None):
+        return failed
+    if stop_requested or PREEMPTED in codes:
+        return PREEMPTED
+    return FAILED if code == PREEMPTED else code
 
 
 def essence(code: int, left: list[Report]) -> str:
@@ -173,20 +181,25 @@ def main(argv: list[str] | None = None) -> int:
     for number in STOP_SIGNALS:  # PID 1 of a container ignores what it has no handler for
         signal.signal(number, lambda *_: sys.exit(PREEMPTED))
     finished = partial(is_finished, Path(config), os.environ)
-    came = placement.nodes == 1 or wait_for_master(placement, finished=finished)
+    came = placement.nodes == 1 or wait_for_master(placement, PEER_WAIT_S, finished)
     if finished():
         sys.stderr.write("trainer: the results of this run are written already; nothing is left to do\n")
         return 0
     if not came:
         master = f"{placement.master}:{placement.port}"
         sys.stderr.write(f"error: node {placement.rank}: node 0 ({master}) did not come up in {PEER_WAIT_S} s\n")
-        return PREEMPTED
+        return FAILED
     with tempfile.TemporaryDirectory(prefix="launch-exit-") as folder:
         environ = {**_SHARED, **os.environ, VARIABLE: folder}
         with copied_output(os.environ, placement.rank) as output:
-            code = supervise(trainer_command(placement, config, folder), environ, placement.grace_s, output)
+            ended, stop_requested = supervise(
+                trainer_command(placement, config, folder), environ, placement.grace_s, output
+            )
         left = read_reports(Path(folder))
-    code = final_code(code, left)
+    code = final_code(ended, left, stop_requested=stop_requested)
+    if ended == PREEMPTED != code:
+        why = "no stop was requested, or not every process has saved"
+        sys.stderr.write(f"error: exit code {PREEMPTED}, but {why}: it counts as a failure with {code}\n")
     if code:
         leave_message(essence(code, left))
     return code

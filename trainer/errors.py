@@ -1,12 +1,13 @@
 """What can go wrong in the trainer, and the exit code a scheduler sees.
 
 The codes are a contract with the launcher's restart rules: 78 is never retried, 75 is retried without
-spending the budget of `restarts`, everything else counts as a failure.
+spending the budget of `restarts`, everything else counts as a failure. So 75 must always be a stop that somebody
+requested: trainer.entrypoint passes it on only where the processes' reports say so.
 
 TrainError             1
 +-- ConfigError       78  config or data is wrong: the same job would fail again
 +-- DivergedError     70  the loss is not a number any more
-+-- PreemptedError    75  told to stop; the state was saved
++-- PreemptedError    75  stopped on request; nothing is lost: saved, or nothing was trained yet
 +-- PeerLostError      1  another process of the job is gone
 +-- SaveError          1  a checkpoint could not be written
 """
@@ -36,7 +37,7 @@ class DivergedError(TrainError):
 
 
 class PreemptedError(TrainError):
-    """A signal asked the trainer to stop and the checkpoint was written."""
+    """A signal asked the trainer to stop, and what it has trained is in a checkpoint."""
 
     exit_code = 75
 

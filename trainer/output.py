@@ -1,11 +1,14 @@
 """How a process prints. All but the first of a node put their rank in front of every line, so that it is known where
-a line comes from."""
+a line comes from. Rows, answers and file names are in what is printed, so nothing is that a terminal would obey."""
 
 import io
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TextIO
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def mark_lines(environ: Mapping[str, str]) -> None:
@@ -30,8 +33,25 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def terminal_safe(text: str) -> str:
+    """The text with a picture or the number of each character that a terminal would obey or cannot write: control
+    characters but tab and line end, and those that turn the direction of writing."""
+    return _OBEYED.sub(lambda found: picture(ord(found.group())), text)
+
+
+def picture(code: int) -> str:
+    """What stands for such a character."""
+    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
+
+
+def complain(text: str) -> None:
+    """Print what went wrong, on stderr."""
+    sys.stderr.write(terminal_safe(text))
+
+
 def show(line: str) -> None:
     """Print a line at once; on a terminal the values of a step line are coloured."""
+    line = terminal_safe(line)
     if not sys.stdout.isatty():
         print(line, flush=True)  # noqa: T201
         return

@@ -214,7 +214,7 @@ def free_port() -> int:
 def kubernetes(folder: Path) -> Iterator[Site]:
     """A cluster of its own: three machines, one of which may be lost."""
     with FakeCluster(folder) as cluster:
-        cluster.shared_paths += [folder.parent, ROOT, Path(sys.prefix), BUILT_OPS]
+        cluster.shared_paths += [folder.parent, BUILT_OPS]
         cluster.run_as_user = False
         cluster.backoff_s = 10  # as the real Job controller
         cluster.image_env |= {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(BUILT_OPS)}

@@ -32,7 +32,6 @@ class State(StrEnum):
 
 EXIT_CODES = {
     70: "training diverged",
-    75: "stopped early, state saved",
     78: "wrong configuration or data",
     126: "the command may not be run",
     127: "the command was not found",

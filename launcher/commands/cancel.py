@@ -1,26 +1,60 @@
 """launch cancel."""
 
+import datetime
 import os
+import sys
 
 import click
 
 from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import run_argument, run_store
+from launcher.commands.list import state_of
+from launcher.commands.options import agreed, run_argument, run_store, yes_option
+from launcher.errors import SpecError
+from launcher.quantities import rough_duration
+from launcher.runs import Run, RunStore
+
+NEWEST = 10  # runs that are looked at for a list of those that could be meant
 
 
 @click.command("cancel")
 @run_argument
-def command(run: str | None) -> None:
-    """The job gets time for a last checkpoint. Cancelling twice, or after the end, changes nothing."""
+@yes_option
+def command(run: str | None, yes: bool) -> None:
+    """The job gets time for a last checkpoint. Cancelling twice, or after the end, changes nothing. When RUN is left
+    out, the latest run is meant: it is named and asked about, or with --yes ended unasked. Without a terminal to ask
+    on, RUN or --yes is needed."""
     store = run_store()
     found = store.find(run)
+    must_ask = run is None and not yes
+    if must_ask and not ui.is_terminal(sys.stdin):
+        raise _unnamed(store)
     backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
     before = backend.status(found).state
     if before.ended:
         store.drop_secrets(found.run_id)
         ui.note(f"{found.run_id} has ended already: {before}")
         return
+    again = f"launch cancel {found.run_id}"
+    if not agreed(f"cancel {_described(found, before)}?", yes=not must_ask, again=again):
+        return
     backend.cancel(found)
     store.drop_secrets(found.run_id)
     ui.note(f"{found.run_id}: cancelled")
+
+
+def _unnamed(store: RunStore) -> SpecError:
+    """The mistake of naming no run where nobody can be asked, with the runs that have not ended."""
+    states = [(run, state_of(store, run)) for run in reversed(store.all()[-NEWEST:])]
+    going = [(run, state) for run, state in states if not state.ended]
+    if not going:
+        return SpecError("cancel: no run was named, and the latest ones have ended", "see all of them: launch list")
+    lines = [f"  {_described(run, state)}" for run, state in going]
+    return SpecError("\n".join(["cancel: no run was named; these have not ended:", *lines]),
+                     f"name one: launch cancel {going[0][0].run_id}")
+
+
+def _described(run: Run, state: str) -> str:
+    """`ID (slurm, running, started 3 h ago)`."""
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(run.created)
+    return f"{run.run_id} ({run.backend}, {state}, started {rough_duration(age.total_seconds())} ago)"

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launcher import ui
+from launcher.backends.base import Backend
 from launcher.backends.registry import load_backend
 from launcher.commands.options import backend_option, job_options, json_option, run_store
 from launcher.drill.check import Check, check_record, steps_lost
@@ -35,9 +36,13 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, *
     it stopped. Exit code 0 when every check is met, else 5. The job gets no restart for a pre-emption and one for a
     killed rank: that it ends well proves that no more were spent. Ctrl-C ends the job."""
     kind: Kind = more["kind"]
-    prepared = _prepared(dataclasses.replace(request, backend=backend), kind)
-    drill = plan_drill(kind, prepared.job, prepared.plan(), seed=more["seed"], rank=more["rank"])
-    run, course, state = _carried_out(drill, prepared, run_id)
+    store = run_store()
+    with store.refusal_noted(request.path):
+        prepared = _prepared(dataclasses.replace(request, backend=backend), kind)
+        drill = plan_drill(kind, prepared.job, prepared.plan(), seed=more["seed"], rank=more["rank"])
+        target = load_backend(prepared.profile.backend, store, dict(os.environ))
+        run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
+    course, state = _carried_out(drill, target, run)
     checks = check_record(course.record, drill.expected, state=state)
     _report(drill, run, course, checks, json_lines=more["json_output"])
 
@@ -48,11 +53,8 @@ def _prepared(request: Request, kind: Kind) -> Prepared:
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 
 
-def _carried_out(drill: Drill, prepared: Prepared, run_id: str | None) -> tuple[Run, Course, str]:
-    """The run, what happened, and the state it ended in. Whatever goes wrong on the way, the job is ended."""
-    store = run_store()
-    target = load_backend(prepared.profile.backend, store, dict(os.environ))
-    run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
+def _carried_out(drill: Drill, target: Backend, run: Run) -> tuple[Course, str]:
+    """What happened, and the state the run ended in. Whatever goes wrong on the way, the job is ended."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ui.note(f"run {run.run_id}: {drill.kind} of {drill.where} after step {drill.moment.step} of "
             f"{drill.expected.max_steps} (--seed {drill.seed})")
@@ -64,7 +66,7 @@ def _carried_out(drill: Drill, prepared: Prepared, run_id: str | None) -> tuple[
     finally:
         if run.output_dir:  # a folder that only this drill wrote to
             shutil.rmtree(run.output_dir, ignore_errors=True)
-    return run, course, target.status(run).state
+    return course, target.status(run).state
 
 
 def _report(drill: Drill, run: Run, course: Course, checks: list[Check], *, json_lines: bool) -> None:

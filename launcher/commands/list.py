@@ -5,6 +5,7 @@ import os
 import click
 
 from launcher import ui
+from launcher.backends.base import State
 from launcher.backends.registry import load_backend
 from launcher.commands.options import json_option, run_store
 from launcher.errors import LaunchError
@@ -18,7 +19,7 @@ def command(json_output: bool) -> None:
     store = run_store()
     for run_id, why in store.damaged().items():
         ui.warn(f"{store.folder(run_id)}/run.json: {why}")
-    rows = [(run, _state(store, run)) for run in store.all()]
+    rows = [(run, state_of(store, run)) for run in store.all()]
     if json_output:
         for run, state in rows:
             ui.as_json({"run": run.run_id, "handle": run.handle, "state": state, "created": run.created,
@@ -28,9 +29,10 @@ def command(json_output: bool) -> None:
                        [[run.run_id, state, str(run.nodes), run.created[:19], run.handle] for run, state in rows])
 
 
-def _state(store: RunStore, run: Run) -> str:
+def state_of(store: RunStore, run: Run) -> State:
+    """Unknown, with a warning, when its back end cannot be asked."""
     try:
         return load_backend(run.backend, store, dict(os.environ)).status(run).state  # type: ignore[arg-type]
     except LaunchError as error:
         ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
-        return "unknown"
+        return State.UNKNOWN

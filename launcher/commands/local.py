@@ -19,10 +19,11 @@ from launcher.submit import submit_run
 def command(request: Request, container: bool) -> None:
     """Ctrl-C ends the job, after time for a last checkpoint; a second Ctrl-C ends it at once. The job's cluster is
     not looked at: each of its nodes becomes a group of processes here."""
-    prepared = prepare(on_this_machine(request, container=container), os.environ)
     store = run_store()
     backend = load_backend("local", store, dict(os.environ))
-    run = submit_run(prepared, backend, store, os.environ)
+    with store.refusal_noted(request.path):
+        prepared = prepare(on_this_machine(request, container=container), os.environ)
+        run = submit_run(prepared, backend, store, os.environ)
     ui.note(f"run {run.run_id}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher import ui
 from launcher.errors import SpecError
 from launcher.prepare import Request
 from launcher.spec import BACKENDS
@@ -44,7 +45,7 @@ def backend_option(help_text: str) -> Callable[[Command], Command]:
 
 
 def run_argument(command: Command) -> Command:
-    """RUN: an id or a handle, the latest run when left out."""
+    """RUN: an id, its start, or a handle; the latest run when left out."""
     return click.argument("run", required=False, metavar="[RUN]")(command)
 
 
@@ -64,7 +65,7 @@ def agreed(question: str, *, yes: bool, again: str) -> bool:
         return True
     if not sys.stdin.isatty():
         raise SpecError(f"{question} Got no terminal to ask on, allowed without one: --yes", again)
-    return click.confirm(question, err=True)
+    return ui.confirm(question)
 
 
 def run_store() -> "RunStore":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 
 import click
 
@@ -24,5 +23,4 @@ def command(request: Request, backend: BackendName | None, run_id: str | None) -
     plan = prepared.plan(checked_run_id(run_id))
     for note in prepared.notes:
         ui.note(note)
-    sys.stdout.write(load_renderer(prepared.profile.backend)(plan))
-    sys.stdout.flush()
+    ui.raw(load_renderer(prepared.profile.backend)(plan))

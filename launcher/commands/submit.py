@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from contextlib import nullcontext
 
 import click
 
@@ -24,18 +25,19 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
             even_if_too_big: bool) -> None:
     """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine. A job that
     cannot fit its GPUs (gpu_memory of the cluster's profile) or the memory it asks for is refused."""
-    prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
-    if not even_if_too_big:
-        _refuse_too_big(request, prepared)
     store = run_store()
-    target = load_backend(prepared.profile.backend, store, dict(os.environ))
-    if dry_run:
-        for note in prepared.notes:
-            ui.note(note)
-        free = store.first_free(checked_run_id(run_id) or prepared.base_id)
-        ui.raw(rendered(prepared, target, free)[1].text)
-        return
-    run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
+    with nullcontext() if dry_run else store.refusal_noted(request.path):
+        prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
+        if not even_if_too_big:
+            _refuse_too_big(request, prepared)
+        target = load_backend(prepared.profile.backend, store, dict(os.environ))
+        if dry_run:
+            for note in prepared.notes:
+                ui.note(note)
+            free = store.first_free(checked_run_id(run_id) or prepared.base_id)
+            ui.raw(rendered(prepared, target, free)[1].text)
+            return
+        run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
     ui.data(run.handle)
     if follow:
         from launcher.commands.watch import watch

@@ -11,8 +11,8 @@ import click
 
 from launcher.commands.options import run_store
 from launcher.edge.shell import run_in_front
-from launcher.errors import BackendError, JobFailedError, NotFoundError, SpecError
-from launcher.runs import Run, RunStore
+from launcher.errors import BackendError, JobFailedError, SpecError
+from launcher.runs import Run
 
 CONFIG_ERROR, INTERRUPTED, CLOSED_PIPE = 78, 130, 141  # trainer/errors.py, trainer/cli.py
 
@@ -27,12 +27,12 @@ class Place(NamedTuple):
 
 
 def find_place(reference: str | None) -> Place | None:
-    """A folder as it is; a run by id, handle or the start of its id, the latest when None; None for what is neither.
-    Raises NotFoundError, LaunchError for a damaged record, BackendError for a run whose output folder this machine
-    cannot see."""
+    """A folder as it is; a run as RunStore.find takes it; None for what is neither. Raises NotFoundError, LaunchError
+    for a damaged record, BackendError for a run whose output folder this machine cannot see."""
     if reference is not None and Path(reference).expanduser().is_dir():
         return Place(str(Path(reference).expanduser()))
-    run = _find_run(run_store(), reference)
+    store = run_store()
+    run = store.find(reference) if reference is None or "://" in reference else store.lookup(reference)
     if run is None:
         return None
     if run.output_dir is None or not Path(run.output_dir).is_dir():
@@ -68,11 +68,3 @@ def run_trainer(verb: str, arguments: Sequence[str], *, cwd: Path | None = None,
 def _why(code: int) -> str:
     return ": it was killed, perhaps for want of memory" if code == 128 + signal.SIGKILL else ""
 
-
-def _find_run(store: RunStore, reference: str | None) -> Run | None:
-    if reference is None or "://" in reference or reference in store.damaged():
-        return store.find(reference)
-    found = {run.run_id: run for run in store.all() if run.run_id.startswith(reference)}
-    if len(found) > 1 and reference not in found:
-        raise NotFoundError(f"got {reference!r}, which is the start of {', '.join(found)}", "name more of it")
-    return found.get(reference) or next(iter(found.values()), None)

@@ -10,6 +10,7 @@ import hashlib
 import re
 import shlex
 
+from launcher.image_form import DOCKER, is_file
 from launcher.plan import Plan
 
 _SUFFIXES = {"apptainer": ".sif", "pyxis": ".sqsh"}
@@ -25,8 +26,7 @@ def image_word(plan: Plan) -> str:
 
 def needs_import(plan: Plan) -> bool:
     """Whether the runtime wants a file and the image is not one."""
-    suffix = _SUFFIXES.get(plan.profile.container_runtime)
-    return suffix is not None and not plan.image.endswith(suffix)
+    return plan.profile.container_runtime in _SUFFIXES and not is_file(plan.image)
 
 
 def import_lines(plan: Plan) -> list[str]:
@@ -34,7 +34,7 @@ def import_lines(plan: Plan) -> list[str]:
     subshell: the lock is held until it ends. A killed import leaves a part that the next one removes."""
     if not needs_import(plan):
         return []
-    pull = {"apptainer": f'apptainer pull "$IMAGE.part" {shlex.quote(f"docker://{plan.image}")}',
+    pull = {"apptainer": f'apptainer pull "$IMAGE.part" {shlex.quote(apptainer_reference(plan.image))}',
             "pyxis": f'enroot import --output "$IMAGE.part" {shlex.quote(enroot_reference(plan.image))}'}
     return [
         'IMAGES="${RUN_DIR%/*/*}/images"  # kept for other jobs; a file of it may be removed at any time',
@@ -69,15 +69,22 @@ def pull_lines(plan: Plan, runtime: str) -> list[str]:
     ]
 
 
+def apptainer_reference(image: str) -> str:
+    """As it is when it names where it comes from, else from a registry."""
+    return image if "://" in image else f"{DOCKER}{image}"
+
+
 def enroot_reference(image: str) -> str:
-    """`docker://registry#image`, enroot's way to write a registry."""
+    """`docker://registry#image`, enroot's way to write a registry; as it is when it is written so already."""
+    image = image.removeprefix(DOCKER)
     registry, slash, rest = image.partition("/")
     is_host = slash and ("." in registry or ":" in registry or registry == "localhost")
-    return f"docker://{registry}#{rest}" if is_host else f"docker://{image}"
+    return f"{DOCKER}{registry}#{rest}" if is_host and "#" not in image else f"{DOCKER}{image}"
 
 
 def _file_name(plan: Plan) -> str:
-    """Readable, and different for every reference."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", plan.image.rpartition("/")[2])[:60]
-    digest = hashlib.sha256(plan.image.encode()).hexdigest()[:12]
+    """Readable, and different for every image, not for every way to write it."""
+    image = plan.image.removeprefix(DOCKER)
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", image.rpartition("/")[2])[:60]
+    digest = hashlib.sha256(image.encode()).hexdigest()[:12]
     return f"{readable}-{digest}{_SUFFIXES.get(plan.profile.container_runtime, '')}"

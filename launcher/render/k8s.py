@@ -107,7 +107,7 @@ def _indexed(plan: Plan, failures: Object) -> Object:
         "parallelism": plan.nodes,
         "completionMode": "Indexed",
         **failures,
-        "podFailurePolicy": {"rules": _failure_rules()},
+        "podFailurePolicy": {"rules": _failure_rules(plan)},
         **limit,
     }
 
@@ -124,14 +124,16 @@ def _metadata(plan: Plan) -> Object:
             "annotations": annotations}
 
 
-def _failure_rules() -> list[Object]:
-    """A wrong configuration ends the job; a pre-emption spends no restart."""
-    def on_exit(code: int) -> Object:
-        return {"containerName": CONTAINER, "operator": "In", "values": [code]}
+def _failure_rules(plan: Plan) -> list[Object]:
+    """A wrong configuration ends the job; a pre-emption spends no restart. That its peers stopped with it, a node says
+    by PREEMPTED. Only the trainer's entrypoint vouches for that code: from any other command it would start the pod
+    again for ever."""
+    def on_exit(action: str, code: int) -> Object:
+        return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [code]}}
 
     return [
-        {"action": "FailJob", "onExitCodes": on_exit(CONFIG)},
-        {"action": "Ignore", "onExitCodes": on_exit(PREEMPTED)},
+        on_exit("FailJob", CONFIG),
+        *([on_exit("Ignore", PREEMPTED)] if plan.train_yaml is not None else []),
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 

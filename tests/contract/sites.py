@@ -3,7 +3,6 @@ what a finished run has left behind."""
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -95,9 +94,8 @@ def local_at(launch: Launch) -> Site:
 def kubernetes_at(launch: Launch, folder: Path) -> Iterator[tuple[Site, FakeCluster]]:
     """A fake API server over HTTP, whose kubelets run real processes."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work, FakeCluster(folder) as cluster:
-        launch.cwd = Path(work)  # a pod has a /tmp of its own
-        # the jobs use this Python, which a clone below /tmp has where the pods have a /tmp of their own
-        cluster.shared_paths += [launch.cwd, Path(sys.prefix)]
+        launch.cwd = Path(work)
+        cluster.shared_paths.append(launch.cwd)
         cluster.run_as_user = False  # who could not enter the folders of the user who runs the tests
         launch.env["KUBECONFIG"] = str(cluster.kubeconfig)
         yield Site("kubernetes", launch, kubernetes_objects_of(cluster), {"grace": "5s"}), cluster

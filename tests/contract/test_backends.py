@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import stat
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -85,6 +86,14 @@ def test_failed_job_shows_its_exit_code(site):
     assert (status["state"], status["exit_code"]) == ("failed", 7)
 
 
+def test_exit_code_75_of_a_command_is_a_failure_like_any_other(site):
+    """Without a stop it would start the job again for ever."""
+    run_id = site.submit('echo "$rank try"; exit 75', restarts=0, resources={"nodes": 1})
+    status = site.wait(run_id, "failed")
+    assert (status["exit_code"], [node["restarts"] for node in status["nodes"]]) == (75, [0])
+    assert site.lines(run_id)[0].count("0 try") == 1
+
+
 def test_follow_of_a_good_job_ends_with_zero(site):
     done = site.launch.run("submit", "--follow", site.job('echo "$rank done"'), timeout_s=PATIENCE_S)
     assert done.returncode == 0, done.stderr
@@ -102,6 +111,54 @@ def test_cancel_twice_leaves_nothing(site):
     assert again.returncode == 0, again.stderr
     assert "cancelled" in again.stderr
     assert site.status(run_id)["state"] == "cancelled"
+
+
+def test_cancel_without_a_run_names_what_it_could_mean_and_ends_nothing(site):
+    run_id = site.submit('echo "$rank up"; ' + WAIT)
+    site.wait(run_id, "running")
+    refused = site.launch.run("cancel", stdin=subprocess.DEVNULL)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.search(rf"\n  {run_id} \({site.backend}, running, started \d+ (s|min) ago\)\n", refused.stderr)
+    assert refused.stderr.endswith(f"hint:  name one: launch cancel {run_id}\n")
+    assert site.status(run_id)["state"] == "running"
+    site.launch.ok("cancel", "-y")
+    site.wait(run_id, "cancelled")
+    refused = site.launch.run("cancel", stdin=subprocess.DEVNULL)
+    assert (refused.returncode, "the latest ones have ended" in refused.stderr) == (2, True)
+
+
+def test_every_verb_takes_the_start_of_a_run_id(site):
+    run_id = site.submit('echo "$rank done"')
+    site.wait(run_id, "succeeded")
+    assert site.status("contr")["run"] == run_id
+    assert site.lines("contr") == {0: ["0 done"], 1: ["1 done"]}
+    assert f"{run_id} has ended already" in site.launch.run("cancel", "contr").stderr
+    assert run_id in site.launch.run("repair", "contr").stderr
+    second = site.submit('echo "$rank done"')
+    site.wait(second, "succeeded")
+    for verb in ("status", "logs", "cancel", "repair"):
+        ambiguous = site.launch.run(verb, "contr")
+        assert (ambiguous.returncode, f"{run_id}, {second}" in ambiguous.stderr) == (4, True)
+    assert site.status(run_id)["run"] == run_id
+
+
+def test_after_a_refused_submit_no_older_run_is_acted_on(site):
+    older = site.submit("true")
+    site.wait(older, "succeeded")
+    for mistake in ({"secrets": ["LAUNCH_TEST_ABSENT"]}, {"restarts": -1}):
+        assert site.launch.run("submit", site.job("true", **mistake)).returncode == 2
+        for words in (("status",), ("logs",), ("cancel", "--yes"), ("repair", "--yes"), ("chat", "--once=a")):
+            done = site.launch.run(*words)
+            assert (done.returncode, done.stdout) == (4, "")
+            assert re.match(r"error: job.yaml was not started at 20\S+Z: ", done.stderr)
+            assert done.stderr.endswith(f"hint:  the run before it: launch status {older}\n")
+    assert [run["run"] for run in site.launch.json("list")] == [older]
+    assert site.status(older)["state"] == "succeeded"
+    site.launch.run("submit", "--dry-run", site.job("true"))
+    assert site.launch.run("status").returncode == 4  # a dry run starts nothing
+    newer = site.submit("true")
+    assert site.launch.json("status")[0]["run"] == newer
+    site.wait(newer, "succeeded")
 
 
 def test_cancel_after_the_end_changes_nothing(site):

@@ -267,6 +267,13 @@ def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster):
     wait_state(backend, run, State.SUCCEEDED)
 
 
+def test_exit_code_75_of_a_command_makes_one_pod_and_a_failed_run(backend, cluster):
+    run = submit(backend, plan_of("exit 75", restarts=0, resources={"nodes": 1}))
+    assert wait_state(backend, run, State.FAILED).exit_code == 75
+    assert [pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+            for pod in asking(cluster).list("Pod", "default")] == ["0"]
+
+
 def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
     script = "trap 'echo saving; sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
     run = submit(backend, plan_of(script, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})

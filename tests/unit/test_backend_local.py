@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import time
@@ -64,6 +66,21 @@ def test_a_job_that_does_not_stop_is_killed_after_its_grace(site):
     site.launch.ok("cancel", run_id)
     assert site.leftovers(run) == []
     assert site.status(run_id)["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(("answer", "state"), [("\n", "running"), ("n\n", "running"), ("y\n", "cancelled")])
+def test_a_cancel_without_a_run_asks_a_person_and_names_the_run(site, answer, state):
+    run_id = site.submit("echo up; trap 'exit 1' TERM; sleep 600 & wait", resources={"nodes": 1})
+    site.wait(run_id, "running")
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, answer.encode())
+    done = site.launch.run("cancel", stdin=terminal)
+    os.close(keyboard)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert re.match(rf"cancel {run_id} \(local, running, started \d+ s ago\)\? \[y/N\]: ", done.stderr)
+    assert site.status(run_id)["state"] == state
+    site.launch.ok("cancel", run_id)
 
 
 def test_what_a_job_leaves_in_the_background_ends_with_a_cancel(site):
@@ -155,7 +172,7 @@ def test_a_pre_empted_node_starts_again_for_free(site):
 def test_75_without_having_been_told_spends_a_restart(site):
     run_id = site.submit("echo try; exit 75", restarts=1, resources={"nodes": 1})
     status = site.wait(run_id, "failed")
-    assert (status["exit_code"], status["reason"]) == (75, "exit code 75 (stopped early, state saved)")
+    assert (status["exit_code"], status["reason"]) == (75, "exit code 75")
     assert site.lines(run_id)[0].count("try") == 2
 
 

@@ -160,18 +160,18 @@ def test_a_node_killed_without_a_word_outweighs_a_saved_state(bench):
 def test_cancel_gives_time_and_does_not_start_again(bench):
     bench.submit('trap "sleep 0.3; echo saved; exit 75" TERM; echo up; sleep 60 & wait', restarts=3)
     bench.until("[node 1] up")
-    bench.launch.ok("cancel")
+    bench.launch.ok("cancel", "--yes")
     status = bench.status()
     assert (status["state"], status["reason"]) == ("cancelled", "cancelled by the user")
     assert {"[node 0] saved", "[node 1] saved"} <= set(bench.lines())
-    again = bench.launch.run("cancel")
+    again = bench.launch.run("cancel", "--yes")
     assert (again.returncode, "ended already" in again.stderr) == (0, True)
 
 
 def test_a_job_that_does_not_stop_is_killed(bench):
     bench.submit('trap "" TERM; echo up; while true; do sleep 0.1; done')
     bench.until("[node 1] up")
-    bench.launch.ok("cancel")
+    bench.launch.ok("cancel", "--yes")
     assert bench.status()["state"] == "cancelled"
 
 
@@ -188,7 +188,7 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(bench):
     bench.submit("true")
     status = bench.status()
     assert (status["state"], status["reason"], status["nodes"]) == ("pending", "waits for free nodes (Resources)", [])
-    bench.launch.ok("cancel")
+    bench.launch.ok("cancel", "--yes")
     assert bench.status()["state"] == "cancelled"
 
 
@@ -292,7 +292,7 @@ def test_a_run_that_a_killed_submit_did_not_note_is_found_in_the_queue(bench):
     record = bench.run_dir() / "run.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": None, "handle": "unsent://x"}))
     assert bench.status()["state"] == "running"
-    bench.launch.ok("cancel")
+    bench.launch.ok("cancel", "--yes")
     assert bench.status()["state"] == "cancelled"
     bench.until_queue_is_empty()
 
@@ -305,7 +305,7 @@ def test_a_job_of_the_same_name_from_another_home_is_left_alone(bench, tmp_path)
     assert bench.launch.run("submit", "job.yaml", "--run-id", run).returncode == 3
     queued = bench.slurm("squeue", "--noheader", "--format=%i")
     bench.launch.home = home
-    bench.launch.ok("cancel")
+    bench.launch.ok("cancel", "--yes")
     assert queued.split()[0] == job_id
 
 

@@ -136,15 +136,24 @@ def test_a_node_started_again_alone_waits_for_the_next_node_0():
             process.communicate()
 
 
-TOLD = 128 + signal.SIGTERM
+TERM = 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(("code", "workers", "final"), [
     (0, [0, 0], 0), (78, [1, 78], 78), (137, [75], 137), (1, [75, 1], 1),
-    (TOLD, [75, 75], 75), (TOLD, [], 75), (TOLD, [0, 75], 75), (TOLD, [75, 70], 70), (TOLD, [1, 75], 1),
-    (TOLD, [75, None], 137)])
+    (TERM, [75, 75], 75), (TERM, [], 75), (TERM, [0, 75], 75), (TERM, [75, 70], 70), (TERM, [1, 75], 1),
+    (TERM, [75, None], 137), (75, [75], 75), (75, [75, 0], 75), (75, [], 75), (75, [None], 1), (75, [75, None], 1)])
 def test_the_first_failed_workers_own_code_counts(code, workers, final):
-    assert final_code(code, [Report(rank, worker, "") for rank, worker in enumerate(workers)]) == final
+    left = [Report(rank, worker, "") for rank, worker in enumerate(workers)]
+    assert final_code(code, left, stop_requested=True) == final
+
+
+@pytest.mark.parametrize(("code", "workers", "final"), [
+    (75, [75, 75], 75), (TERM, [75, 75], 75),  # a peer's node was signalled, or a worker alone
+    (75, [], 1), (75, [None], 1), (75, [None, 75], 1), (75, [75, 70], 70), (TERM, [], TERM)])
+def test_75_without_a_stop_and_a_save_is_an_ordinary_failure(code, workers, final):
+    left = [Report(rank, worker, "") for rank, worker in enumerate(workers)]
+    assert final_code(code, left, stop_requested=False) == final
 
 
 def start(tmp_path, body, **environ):
@@ -185,6 +194,27 @@ sys.exit(75 if count == 1 else 1)
     process.send_signal(number)
     rest, errors = process.stdout.read(), process.stderr.read()
     assert (process.wait(60), rest) == (75, ""), errors
+
+
+def test_a_worker_that_calls_exit_75_by_itself_has_failed(tmp_path):
+    process = start(tmp_path, "import os, sys\nfrom trainer.reports import open_report\n"
+                              "open_report(os.environ)\nsys.exit(75)")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "no stop was requested" in errors) == (1, True)
+
+
+def test_a_node_0_that_never_comes_is_a_failure(tmp_path, monkeypatch, capsys):
+    """Not 75, with which a scheduler would start the node again for ever."""
+    monkeypatch.setattr(entrypoint, "PEER_WAIT_S", 0.1)
+    monkeypatch.setenv("LAUNCH_NODES", "2")
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    handlers = {number: signal.getsignal(number) for number in entrypoint.STOP_SIGNALS}
+    try:
+        assert entrypoint.main(["--config", str(tmp_path / "c.yaml")]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "did not come up" in capsys.readouterr().err
 
 
 def test_a_killed_trainer_ends_as_in_a_shell(tmp_path):

@@ -157,6 +157,27 @@ def test_container_sees_its_files_variables_and_names(user: User, cluster: FakeC
     assert not Path("/etc/launch").exists()
 
 
+@pytest.mark.parametrize("name", ["plain", "with a space, a comma: and a colon"])
+def test_a_kept_folder_is_seen_below_the_pods_own_mounts(user: User, cluster: FakeCluster, tmp_path: Path,
+                                                         name: str) -> None:
+    """As this repository must be, wherever it was cloned; what a pod writes there stays in the pod."""
+    kept, shared = tmp_path / name, tmp_path / name / "shared"
+    shared.mkdir(parents=True)
+    (kept / "file").write_text("kept\n")
+    kept.chmod(0o700)
+    cluster.kept_paths.append(kept)
+    cluster.shared_paths.append(shared)
+    over = tmp_path.parent
+    container = {"volumeMounts": [{"name": "over", "mountPath": str(over)}], "securityContext": {"runAsUser": 1234}}
+    shared.chmod(0o777)
+    script = f"cd '{kept}'; cat file; echo in >shared/out; ls {over}"
+    user.create(job("kept", script, container=container, pod={"volumes": [{"name": "over", "emptyDir": {}}]}))
+    wait_for(lambda: "Complete" in user.conditions("kept"))
+    (pod,) = user.pods("kept")
+    assert user.log(pod["metadata"]["name"]).data.decode().splitlines() == ["kept", tmp_path.name]
+    assert ((shared / "out").read_text(), kept.stat().st_mode & 0o777) == ("in\n", 0o700)
+
+
 def test_failing_index_is_replaced_until_its_limit(user: User) -> None:
     script = "[ $JOB_COMPLETION_INDEX = 0 ] && exit 7; sleep 60"
     user.create(job("flaky", script, pods=2, backoffLimitPerIndex=1, maxFailedIndexes=0))

@@ -85,6 +85,12 @@ def test_a_preemption_spends_no_restart_and_a_wrong_configuration_ends_at_once(b
     assert restarts(cluster) == {"restarts": 0, "restartsCountTowardsMax": 0}
 
 
+def test_exit_code_75_of_a_command_is_a_failure_like_any_other(backend, cluster):
+    run = submit(backend, plan_of("exit 75", profile=PROFILE, restarts=0))
+    assert wait_state(backend, run, State.FAILED).exit_code == 75
+    assert restarts(cluster) == {"restarts": 0, "restartsCountTowardsMax": 0}
+
+
 def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
     script = "trap 'echo saving; sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
     run = submit(backend, plan_of(script, profile=PROFILE, secrets=["TOKEN"]), {"TOKEN": "s3cr3t"})

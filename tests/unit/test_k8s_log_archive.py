@@ -42,7 +42,7 @@ def folder(cluster):
              "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}}
     cluster.api.create(RESOURCES["persistentvolumeclaims"], "default", claim, {})
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # a pod has a /tmp of its own
-        cluster.shared_paths += [Path(name), Path(sys.prefix)]
+        cluster.shared_paths.append(Path(name))
         python = Path(name) / "python"
         python.write_text(PYTHON.format(python=sys.executable, folder=name))
         python.chmod(0o755)

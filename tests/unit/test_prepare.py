@@ -1,5 +1,6 @@
 """From a file on disk to a plan: which profile counts, what the run id depends on."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def test_container_takes_the_runtime_of_this_machine(folder, monkeypatch):
     (bin_folder / "podman").write_text("#!/bin/sh\n")
     (bin_folder / "podman").chmod(0o755)
     assert prepare(container, {}).profile.container_runtime == "podman"
+    with pytest.raises(SpecError, match=r"image: got 'oras://team/trainer', .*podman knows no oras://, only docker://"):
+        prepare(dataclasses.replace(container, overrides=(*container.overrides, "image=oras://team/trainer")), {})
 
 
 def test_run_id_depends_on_job_profile_and_code_only(folder):

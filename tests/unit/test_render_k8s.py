@@ -229,6 +229,8 @@ def test_restarts_are_a_budget_for_failures_only():
     assert (job["backoffLimitPerIndex"], job["maxFailedIndexes"]) == (3, 0)
     rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in job["podFailurePolicy"]["rules"]]
     assert rules == [("FailJob", [78]), ("Ignore", [75]), ("Ignore", None)]
+    command = k8s_objects(plan_of(RUN_JOB))[0]["spec"]["podFailurePolicy"]["rules"]
+    assert command == [job["podFailurePolicy"]["rules"][0], job["podFailurePolicy"]["rules"][2]]
     job_set = k8s_objects(plan_of(TRAIN_JOB, {**PROFILE, **JOB_SET}))[0]["spec"]
     child = job_set["replicatedJobs"][0]["template"]["spec"]
     assert (child["backoffLimit"], job_set["failurePolicy"]["maxRestarts"]) == (0, 3)

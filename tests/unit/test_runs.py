@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,61 @@ def test_no_runs_and_no_such_run(store):
     saved(store, "a")
     with pytest.raises(NotFoundError, match="no run 'b' in"):
         store.find("b")
+
+
+def test_an_unambiguous_start_is_enough(store):
+    for run_id in ("train-1a", "train-1a-2", "other-2b"):
+        saved(store, run_id)
+    assert store.find("oth").run_id == store.find("other-2b").run_id == "other-2b"
+    assert store.find("train-1a").run_id == "train-1a"  # whole, although it is the start of another
+    assert store.find("local://train-1a").run_id == "train-1a"
+    for start in ("t", "train-1"):
+        with pytest.raises(NotFoundError, match=rf"got '{start}', which is the start of train-1a, train-1a-2$"):
+            store.find(start)
+    for nothing in ("", "rain", "local://oth", "OTH"):
+        with pytest.raises(NotFoundError, match=f"no run '{nothing}' in"):
+            store.find(nothing)
+        assert store.lookup(nothing) is None
+
+
+def test_the_start_of_a_damaged_records_id_names_the_damage(store):
+    saved(store, "a")
+    store.claim("bad")
+    (store.folder("bad") / "run.json").write_text("{")
+    with pytest.raises(LaunchError, match=r"bad/run\.json: is damaged"):
+        store.find("ba")
+
+
+@contextmanager
+def a_start_that_fails(store, error):
+    with pytest.raises(type(error)), store.refusal_noted(Path("job.yaml")):
+        raise error
+    yield
+
+
+def test_after_a_refused_start_no_older_run_is_meant_until_one_succeeds(store):
+    older = saved(store, "older")
+    for error, why in ((LaunchError("too\nbig"), r"too \(and 1 more\)"), (KeyboardInterrupt(), "interrupted"),
+                       (ZeroDivisionError(), "ZeroDivisionError")):
+        with a_start_that_fails(store, error), pytest.raises(
+                NotFoundError, match=rf"job.yaml was not started at 20\S+Z: {why}$") as refused:
+            store.find(None)
+        assert refused.value.hint == "the run before it: launch status older"
+    assert store.find("older") == store.find("old") == older
+    with store.refusal_noted(Path("job.yaml")):
+        newer = saved(store, "newer", "2026-01-02T00:00:00")
+    assert store.find(None) == newer
+
+
+def test_a_refusal_that_cannot_be_written_or_read_hides_nothing(store, tmp_path):
+    run = saved(store, "a")
+    (tmp_path / "refused.json").write_text('["half"')
+    assert store.find(None) == run
+    (tmp_path / "refused.json").unlink()
+    (tmp_path / "refused.json").mkdir()
+    with a_start_that_fails(store, LaunchError("no")):
+        assert store.find(None) == run
+    assert sorted(os.listdir(tmp_path)) == ["refused.json", "runs"]
 
 
 GOOD = {"run_id": "bad", "name": "n", "backend": "local", "handle": "h", "cluster": None, "nodes": 1, "created": "c",

@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer import archive, entrypoint
 archive.END_WAIT_S = 1.0
 with archive.copied_output({"LAUNCH_LOG_ARCHIVE": sys.argv[1], "LAUNCH_POD_NAME": "p"}, 3) as output:
-    code = entrypoint.supervise(["bash", "-c", sys.argv[2]], {}, 5, output)
+    code, _ = entrypoint.supervise(["bash", "-c", sys.argv[2]], {}, 5, output)
 sys.exit(code)
 """
 SCRIPT = r"for i in $(seq 1 3000); do echo $i; echo err $i >&2; done; printf '1%%\r2%%\r\n\n\377\nno end'; exit 75"

@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from launcher import ui
 from launcher.backends.base import JobStatus, LogLine, NodeStatus, State
 from launcher.errors import SpecError
+from launcher.logs import control
 from launcher.logs.control import printable
 from launcher.logs.line import Gap, gap_line
+from trainer import output
 
+# what a terminal takes for orders, or for another direction of writing
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LINES = [LogLine(0, b"a \xff\x1b[2J"), LogLine(11, b"b [bold]c", "2026-01-01T00:00:00Z")]
 
 
@@ -136,7 +140,59 @@ def test_unfinished_lines_stay_below_those_that_are_finished():
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("\x1b\x9b[]?;0123mMHJ\\\x07\r\n\b")))
 def test_what_is_printable_holds_no_control_but_colours(text):
     left = re.sub(r"\x1b\[[\d;:]*m", "", printable(text))
-    assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", left)
+    assert "\n" not in left and not OBEYED.search(left)
+
+
+@given(st.text(st.characters() | st.sampled_from("\x1b\x9b\u202e\u2066\x7f\t\n\r")))
+def test_what_is_made_safe_holds_nothing_that_a_terminal_obeys_and_all_else(text):
+    for safe in (control.terminal_safe, output.terminal_safe):
+        assert not OBEYED.search(safe(text))
+        if not OBEYED.search(text):
+            assert safe(text) == text
+    assert not OBEYED.search(control.json_text([text]))
+    assert json.loads(control.json_text([text])) == [text]
+
+
+def test_whatever_is_printed_is_made_safe(capsys):
+    """By the functions that all commands print with."""
+    bad, shown = "a\x1b]0;t\x07\x9b2J\u202eb\x7f", "a␛]0;t␇<U+009B>2J<U+202E>b<U+007F>"
+    ui.data(bad + "\nforged  line")
+    ui.note(bad)
+    ui.warn(bad)
+    ui.show_error(SpecError(f"{bad}\n  {bad}", bad))
+    ui.print_table(["T"], [[bad + "\n" + bad]])
+    ui.as_json({"a": bad})
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{shown} forged  line", "T", f"{shown} {shown}",
+                                r'{"a": "a\u001b]0;t\u0007\u009b2J\u202eb\u007f"}']
+    assert err.splitlines() == [f"* {shown}", f"warning: {shown}", f"error: {shown}", f"  {shown}", f"hint:  {shown}"]
+
+
+def test_a_render_is_exact_for_a_program_and_safe_for_a_person(capsys):
+    ui.raw("a\x1b[2J\n")
+    assert capsys.readouterr().out == "a\x1b[2J\n"
+    assert on_a_terminal(r"from launcher import ui; ui.raw('a\x1b[2J\n')") == "a␛[2J\r\n"
+
+
+BAD_STEP = """
+from launcher import ui
+from launcher.backends.base import LogLine
+ui.print_logs([[LogLine(0, b"step 1/2  loss \\x1b]0;title\\x07  lr [red]1[/red]")]], nodes=1, bar="[b]name[/b]")
+"""
+
+
+def test_neither_a_step_nor_a_name_is_obeyed_in_the_bar():
+    shown = on_a_terminal(BAD_STEP, no_color="1")
+    assert "loss ␛]0;title␇  lr [red]1[/red]" in shown
+    assert "[b]name[/b]" in shown
+
+
+def test_what_the_trainer_prints_of_rows_and_answers_is_safe_on_a_terminal_and_in_a_log():
+    program = r"from trainer.output import complain, show; show('A: \x1b[2J\u202e')"
+    assert "A: ␛[2J<U+202E>" in on_a_terminal(program)
+    done = subprocess.run([sys.executable, "-c", program + r"; complain('error: \x9b2J\n')"], capture_output=True,
+                          text=True, check=True)
+    assert (done.stdout, done.stderr) == ("A: ␛[2J<U+202E>\n", "error: <U+009B>2J\n")
 
 
 def test_printable_keeps_text_and_colours():

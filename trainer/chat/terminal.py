@@ -10,10 +10,11 @@ from typing import Any, TextIO
 
 from trainer.data.message import ToolCall
 from trainer.errors import TrainError
+from trainer.output import terminal_safe
 
 BLOCK = '"""'
-# what a terminal would take for orders of ours: all control characters but tab and line end
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# what a terminal would take for orders of ours: all control characters but tab and line end, turns of the direction
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
@@ -56,7 +57,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Talk."""
-        self.err.write(f"{text}\n")
+        self.err.write(f"{terminal_safe(text)}\n")
         self.err.flush()
 
     def calls(self, calls: Sequence[ToolCall], line: str) -> None:

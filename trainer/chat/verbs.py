@@ -22,6 +22,7 @@ from trainer.data.formats.toolcalls import read_tools
 from trainer.data.formats.values import parsed
 from trainer.data.message import Message, RowError
 from trainer.errors import ConfigError
+from trainer.output import complain
 
 # destination -> option of an article, which needs all of them
 COMPOSING = {"compose": "--compose", "pictures": "--images", "to": "--to"}
@@ -133,5 +134,5 @@ def _clean(text: str) -> str:
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    complain(f"{text}\n")
     sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -13,6 +12,7 @@ from trainer.data.inspect import Epoch, Inspection, Lengths, SourceFound, Stage
 from trainer.data.pieces import Piece
 from trainer.data.report import MEANINGS
 from trainer.data.template_check import Side, TemplateCheck
+from trainer.output import picture, terminal_safe
 
 BAR_CELLS = 40
 SHOWN_CHARACTERS = 400  # of each text of a raw row and of its messages; the rendered text is shown whole
@@ -23,7 +23,6 @@ _STYLES = {  # (trained, special)
     (False, True): "bold magenta",
     (True, True): "bold green underline",
 }
-_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Progress:
@@ -226,13 +225,8 @@ def clipped(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Without characters that a terminal would obey or cannot write: control characters become their pictures, those
-    that turn the direction of writing their numbers."""
-    return _OBEYED.sub(lambda found: _picture(ord(found.group())), text)
-
-
-def _picture(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
+    """What a terminal would obey is made visible, and so are tabs, which look like blanks."""
+    return terminal_safe(text).replace("\t", picture(ord("\t")))
 
 
 def _marked(pieces: Sequence[Piece]) -> list[str]:

@@ -15,7 +15,7 @@ from .cluster import FakeCluster
 def main(folder: str, *shared: str) -> None:
     """Serve until stdin ends."""
     with FakeCluster(Path(folder)) as cluster:
-        cluster.shared_paths += [Path(path) for path in (sys.prefix, *shared)]
+        cluster.shared_paths += [Path(path) for path in shared]
         cluster.absent_groups = frozenset()
         print(cluster.kubeconfig, flush=True)
         faults = {"lose": cluster.lose_node, "restore": cluster.restore_node,

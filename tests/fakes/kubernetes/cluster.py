@@ -25,6 +25,7 @@ from .server import ApiServer
 from .store import Store
 
 _TICK_S = 0.05
+REPOSITORY = Path(__file__).parents[3]
 
 
 class FakeCluster:
@@ -40,6 +41,8 @@ class FakeCluster:
     image_entrypoint command of containers that give none
     shared_paths     folders of this machine that every container sees, live and writable, at
                      the same place (it sees the rest of the machine as it was at its start)
+    kept_paths       folders of this machine that every container sees as they were at its start,
+                     also where its own /tmp would hide them: this repository and its Python
     run_as_user      honour runAsUser and runAsNonRoot (else all run as root)
     token            bearer token that requests must carry, if any
     absent_groups    API groups that are not installed; JobSet's at first
@@ -55,6 +58,7 @@ class FakeCluster:
         self.split_utf8 = False
         self.run_as_user = True
         self.shared_paths: list[Path] = []
+        self.kept_paths = [REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
         self.image_entrypoint: list[str] = []
         self.absent_groups = frozenset({JOB_SET_GROUP})
         programs = [os.path.dirname(sys.executable), "/usr/local/sbin", "/usr/local/bin"]

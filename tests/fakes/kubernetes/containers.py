@@ -184,12 +184,16 @@ class ContainerRunner:
         message.touch()
         message.chmod(0o666)
         hosts = self._kubelet.cluster.hosts.file(pod["metadata"]["namespace"])
-        return [
+        cluster = self._kubelet.cluster
+        own = [
             Mount("/etc/hosts", hosts),
             Mount(self._container["terminationMessagePath"], message),
-            *(Mount(str(path), path) for path in self._kubelet.cluster.shared_paths),
             *container_mounts(self._container, volumes),
         ]
+        shared = [Mount(str(path), path) for path in cluster.shared_paths]
+        kept = [Mount(str(path), path, copied=True) for path in cluster.kept_paths if _is_hidden(path, own)]
+        # outer ones first: what lies below the pod's own /tmp would else be covered by it
+        return sorted([*kept, *shared, *own], key=lambda mount: Path(mount.target).parts)
 
     def _ended(self, sandbox: Sandbox, *, deleted: bool) -> None:
         code = sandbox.exit_code()
@@ -235,3 +239,10 @@ class ContainerRunner:
         if self.restarts > 1:
             text = f"back-off {delay:g}s restarting failed container={self.name}"
             self._wait_for("CrashLoopBackOff", text)
+
+
+def _is_hidden(path: Path, mounts: list[Mount]) -> bool:
+    """Whether a container would not see a path of the machine: one of its mounts covers it, or it is on another file
+    system than the root, which is all that the container's root shows."""
+    covered = any(path.resolve().is_relative_to(mount.target) for mount in mounts)
+    return covered or path.stat().st_dev != Path("/").stat().st_dev

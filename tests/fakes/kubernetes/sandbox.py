@@ -28,12 +28,14 @@ _START_DEADLINE_S = 10.0
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder or file of the host bound to `target`, or a tmpfs of `size_bytes`."""
+    """A folder or file of the host bound to `target`, or a tmpfs of `size_bytes`. Of a `copied` folder the container
+    sees what it held at the start, and writes to a copy."""
 
     target: str
     source: Path | None = None
     size_bytes: int | None = None
     read_only: bool = False
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _script(spec: ProcessSpec, folder: Path) -> str:
     ]
     if spec.user:
         # On the overlay only: the folders on the host keep their modes.
-        lines += [f"chmod o+x {quote('root' + str(path))}" for path in _closed_parents(spec)]
+        closed = [quote(f"root{path}") for path in _closed_parents(spec)]
+        lines += [f"[ ! -e {path} ] || chmod a+x {path}" for path in closed]
     for mount in spec.mounts:
         lines += _mount_lines(mount)
     lines.append(f"chroot root mkdir -p {quote(spec.working_dir)}")
@@ -155,6 +158,8 @@ def _script(spec: ProcessSpec, folder: Path) -> str:
 
 def _mount_lines(mount: Mount) -> list[str]:
     lines = [f"place {quote(mount.target)}"]
+    if mount.source and mount.copied:
+        return [*lines, *_copy_lines(mount.source)]
     if mount.source is None:
         size = f"-o size={mount.size_bytes},mode=1777" if mount.size_bytes else "-o mode=1777"
         return [*lines, 'mkdir -p "$t"', f'mount -t tmpfs {size} tmpfs "$t"']
@@ -166,6 +171,18 @@ def _mount_lines(mount: Mount) -> list[str]:
     if mount.read_only:
         lines.append('mount -o remount,bind,ro "$t"')
     return lines
+
+
+def _copy_lines(source: Path) -> list[str]:
+    """An overlay of its own. The layer below is bound first, so that no character of its path can end an option."""
+    return [
+        "copy=$(mktemp -d copy-XXXXXX)",
+        'mkdir "$copy/below" "$copy/up" "$copy/work"',
+        f'mount --bind {quote(str(source))} "$copy/below"',
+        'mkdir -p "$t"',
+        'mount -t overlay overlay -o "lowerdir=$copy/below,upperdir=$copy/up,workdir=$copy/work" "$t"',
+        'chmod a+x "$t"',
+    ]
 
 
 def _closed_parents(spec: ProcessSpec) -> list[Path]:

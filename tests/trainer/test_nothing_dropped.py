@@ -285,7 +285,7 @@ def own(make_config, rows, **data):
 def test_calls_that_the_tokenizers_template_does_not_write_are_refused(make_config, run):
     called = {"role": "assistant", "content": "", "tool_calls": CALLS}
     row = {**chat(Q, called, ("tool", "06:10"), ("assistant", "At ten past six.")), "tools": [TOOL]}
-    with pytest.raises(ConfigError, match=r"messages\[1\].tool_calls: got a call of tide_times that the tokenizer's t"):
+    with pytest.raises(ConfigError, match=r"messages\[1\].tool_calls: got a call that the tokenizer's t"):
         run(own(make_config, [row]), jinja=CHATML)
     texts, report = run(own(make_config, [row]), jinja=TEMPLATES["chatml"].jinja())
     assert "tide_times" in texts[0] and not report.unwritten

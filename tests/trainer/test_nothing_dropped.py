@@ -148,14 +148,14 @@ def test_columns_and_fields_are_counted_with_the_place_of_the_first(make_config,
 @pytest.mark.parametrize(
     ("turns", "line"),
     [
-        ([Q, ("user", "r"), A], "1 conversations have neighbouring turns of the user, joined by a line end"),
-        ([Q, A, ("user", "lost")], "1 conversations have turns behind the last answer, left out"),
-        ([("system", "s"), ("system", "t"), Q, A], "1 conversations have several system texts"),
+        ([Q, ("user", "r"), A], "neighbouring turns of the user are joined by a line end"),
+        ([Q, A, ("user", "lost")], "turns behind the last answer are left out"),
+        ([("system", "s"), ("system", "t"), Q, A], "conversations have several system texts"),
     ],
 )
 def test_turns_that_are_not_written_as_they_stand_are_counted(make_config, run, tmp_path, turns, line):
     _, report = run(make_config([chat(*turns)]))
-    assert report.lines()[1:] == [f"data: {line} (the first: {tmp_path / 'rows.jsonl'}:1)"]
+    assert report.lines()[1:] == [f"data: {line}: 1 row, the first: {tmp_path / 'rows.jsonl'}:1"]
 
 
 def test_a_system_column_is_the_system_message():
@@ -197,6 +197,10 @@ def test_preferences_are_refused_with_what_would_train_them(make_config, run, ro
     with pytest.raises(ConfigError) as caught:
         run(make_config([row]))
     assert "preference data" in caught.value.message and advice in caught.value.message
+
+
+def test_the_class_of_a_document_is_no_preference(make_config, run):
+    assert list(run(make_config([{"text": "A document.", "label": True}]))[1].unread) == ["label"]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ MEANINGS = {
     "dropped": "conversations longer than max_length left out",
     "duplicates": "conversations are there more than once",
 }
-# what is not trained as it stands in the row -> what is said of the number of rows
+# what is not trained as it stands in the row
 NOTES = {
-    "joined": "conversations have neighbouring turns of the user, joined by a line end",
+    "joined": "neighbouring turns of the user are joined by a line end",
     "systems": "conversations have several system texts",
-    "trailing": "conversations have turns behind the last answer, left out",
+    "trailing": "turns behind the last answer are left out",
 }
 # kinds of names that rows are noted under
 UNREAD = "nothing reads these columns and keys"
@@ -88,9 +88,7 @@ class Report:
 
     def noted_lines(self) -> list[str]:
         """What of the rows is not trained as it stands there, with the number of rows and the place of the first."""
-        lines = [
-            f"{found.rows} {NOTES[name]} (the first: {shown_name(found.first)})" for name, found in self.notes.items()
-        ]
+        lines = [f"{NOTES[name]}: {_counted(found)}" for name, found in self.notes.items()]
         lines += [f"{UNREAD}: {_names(self.unread)}"] if self.unread else []
         return lines + ([f"{UNWRITTEN}: {_names(self.unwritten)}"] if self.unwritten else [])
 
@@ -103,20 +101,21 @@ def note(noted: dict[str, Noted], names: Iterable[str], place: str) -> None:
         noted[known] = Noted(found.rows + 1, found.first) if found else Noted(1, place)
 
 
-def shown_name(name: str) -> str:
-    """A name that came with the rows, in a line for people."""
-    return name if name.isprintable() else repr(name)
-
-
 def _names(noted: dict[str, Noted]) -> str:
     """The most frequent ones."""
     ranked = sorted(noted.items(), key=lambda item: -item[1].rows)
-    listed = [
-        f"{shown_name(name)} ({rows} row{'s' * (rows != 1)}, the first: {shown_name(first)})"
-        for name, (rows, first) in ranked[:SHOWN_NAMES]
-    ]
+    listed = [f"{_shown(name)} ({_counted(found)})" for name, found in ranked[:SHOWN_NAMES]]
     more = len(ranked) - SHOWN_NAMES
     return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(found: Noted) -> str:
+    return f"{found.rows} row{'s' * (found.rows != 1)}, the first: {_shown(found.first)}"
+
+
+def _shown(name: str) -> str:
+    """A name that came with the rows, in a line for people."""
+    return name if name.isprintable() else repr(name)
 
 
 def packing_line(rows: int, tokens: int, max_length: int) -> str:

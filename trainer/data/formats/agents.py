@@ -149,7 +149,10 @@ def _msagent_turns(field: str, raw: Any, plugins: Plugins) -> list[Message]:
         return [Message("user", value, extra=extra)]
     said, _, listed = value.partition(MSAGENT_TOOLS)
     _add_plugins(f"{field}.value", listed, plugins)
-    return [Message("system", said.strip(), extra=extra)] if said.strip() else []
+    if said.strip():
+        return [Message("system", said.strip(), extra=extra)]
+    plugins.unread.extend(extra)
+    return []
 
 
 def _msagent_answer(field: str, value: str) -> list[Message]:

@@ -30,8 +30,8 @@ def mapper(name: str, source: Source) -> Reader:
     def read_all(row: Row) -> Conversation:
         found = read(row)
         if unused := unread("", row, known):
-            if found.messages[0].role != "text":
-                check_preferences(row, unused, columns)
+            is_text = found.messages[0].role == "text"  # a document's label is its class
+            check_preferences(row, [one for one in unused if not (is_text and one == "label")], columns)
             found = found._replace(unread=(*unused, *found.unread))
         return found
 

@@ -20,13 +20,17 @@ SCHEMA_VERSION = 1
 
 # name -> what a row of the format holds; the functions that read them are in trainer/data/formats
 FORMATS = {
-    "messages": "OpenAI chat: messages [{role, content, tool_calls?, loss?}], tools?",
-    "sharegpt": "conversations [{from, value}], system?, tools? (also WizardLM and LLaVA)",
+    "messages": "OpenAI chat: messages [{role, content, tool_calls?, loss?}], system?, tools? (or functions?)",
+    "sharegpt": "conversations [{from, value, loss?}], system?, tools? (also WizardLM and LLaVA)",
     "guanaco": "text: `### Human: ...### Assistant: ...` (OpenAssistant)",
     "alpaca": "instruction, input?, output, history?, system?",
     "alpaca_zh": "instruction_zh, input_zh, output_zh",
     "moss": "MOSS SFT: meta_instruction, chat {turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}}",
     "msagent": "MSAgent-Bench: conversations with startofthink/startofexec marks",
+    "question_answer": "question, answer, system?",
+    "prompt_completion": "prompt, completion: two texts, or TRL's two lists of messages; system?, tools?",
+    "user_assistant": "user, assistant, system?",
+    "dolly": "Dolly: instruction, context?, response, system?",
     "openorca": "system_prompt, question, response",
     "code_alpaca": "prompt, completion",
     "tiny_codes": "prompt, response",
@@ -218,7 +222,7 @@ class Data(Section):
 
     sources: list[Source] = Field(min_length=1, description="Where the rows come from, mixed together.")
     format: FormatName = Field(
-        "auto", description="The sources' default row format; `auto`: known by the columns of the first row."
+        "auto", description="The sources' default row format; `auto`: known by the columns of the first rows."
     )
     max_length: int = Field(
         2048, ge=8, le=2**21, description="Longest sequence in tokens; also the length of a packed row."

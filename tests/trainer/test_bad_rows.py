@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from tests.trainer.test_formats import chat, golden, mapped, source
 from trainer.config import FORMATS
-from trainer.data.formats.table import detect_format, passes
+from trainer.data.formats.detect import detect_format
+from trainer.data.formats.mapper import passes
 from trainer.data.message import Conversation, RowError
 from trainer.data.sources import read_source
 
 Q, A = ("user", "q"), ("assistant", "a")
-ROLES = "system, developer, user, assistant, tool, environment"
+ROLES = "system, developer, user, assistant, tool, environment, function"
 SHAREGPT = "human, user, gpt, assistant, system, function_call, observation, tool"
 
 
@@ -85,7 +86,40 @@ BAD = [
     ("messages", chat(Q, {"role": "assistant", "content": "a", "loss": "maybe"}),
      "messages[1].loss: got text 'maybe', expected true or false"),
     ("messages", chat(Q, {"role": "assistant", "content": "a", "weight": []}),
-     "messages[1].weight: got a list, expected true or false"),
+     "messages[1].weight: got a list, expected 0 or 1 (there are no weights in between)"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "weight": 0.5}),
+     "messages[1].weight: got 0.5, expected 0 or 1 (there are no weights in between)"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "loss": "false"}),
+     "messages[1].loss: got text 'false', expected true or false"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "loss": True, "train": False}),
+     "messages[1]: got flags that contradict each other (loss true, train false), expected one flag"),
+    ("messages", chat({"role": "user", "content": "q", "train": True}, A),
+     "messages[0].train: got true on a turn of the user, expected no flag there: only the assistant's turns are "
+     "trained"),
+    ("sharegpt", {"conversations": [{"from": "system", "value": "s", "weight": 1}]},
+     "conversations[0].weight: got 1 on a turn of the system, expected no flag there: only the assistant's turns "
+     "are trained"),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "mask": True}]},
+     "conversations[1].mask: got true, expected loss: true or loss: false (a mask has two meanings)"),
+    ("sharegpt", {"conversations": [
+        {"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
+     "conversations[2]: got another loss flag than the turn that it is part of, expected the same flag"),
+    ("moss", moss(loss="no"), "chat.turn_1.loss: got text 'no', expected true or false"),
+    ("msagent", {"conversations": [{"from": "user", "value": "q", "training": 2}]},
+     "conversations[0].training: got 2, expected true or false"),
+    # the turns of one format under the column of another
+    ("messages", {"messages": [{"from": "human", "value": "q"}]},
+     "messages[0]: got a turn with the key from, expected role, or in the job format: sharegpt and columns: "
+     "{conversations: messages}"),
+    ("sharegpt", {"conversations": [{"role": "user", "content": "q"}]},
+     "conversations[0]: got a turn with the key role, expected from, or in the job format: messages and columns: "
+     "{messages: conversations}"),
+    # a system text beside the turns
+    ("messages", {**chat(("system", "s"), Q, A), "system": "t"},
+     "system: got text 't', expected the system text that messages has (text 's'), or one of the two"),
+    ("sharegpt", {**said(("system", "s"), ("human", "q"), ("gpt", "a")), "system": "t"},
+     "system: got text 't', expected the system text that conversations has (text 's'), or one of the two"),
     # tools
     ("messages", {**chat(Q, A), "tools": 1}, "tools: got 1, expected a list"),
     ("messages", {**chat(Q, A), "tools": ["f"]},
@@ -96,6 +130,12 @@ BAD = [
      "tools[0].parameters: got text 'x', expected an object"),
     ("messages", {**chat(Q, A), "tools": [{"name": "f", "description": 1}]},
      "tools[0].description: got 1, expected text"),
+    ("messages", {**chat(Q, A), "tools": [{"name": "f"}], "functions": [{"name": "f"}]},
+     "functions: got a column beside tools, expected one of the two"),
+    ("messages", {**chat(Q, A), "functions": ["f"]},
+     "functions[0]: got text 'f', expected an object {name, description, parameters}"),
+    ("messages", chat(Q, {**call(), "function_call": {"name": "f", "arguments": "{}"}}),
+     "messages[1].function_call: got a call beside tool_calls, expected one of the two"),
     ("messages", chat(Q, {"role": "assistant", "tool_calls": {}}),
      "messages[1].tool_calls: got an object, expected a list"),
     ("messages", chat(Q, {"role": "assistant", "tool_calls": ["f"]}),
@@ -121,6 +161,17 @@ BAD = [
      "images: got a column of images and image_url parts, expected one of the two"),
     ("sharegpt", {**said(("human", "<image><image>"), ("gpt", "a")), "image": "1.jpg"},
      "image: got 1 images, expected 2, one for each <image> in the text"),
+    ("sharegpt", {**said(("human", "<image>"), ("gpt", "a")), "image": "1.jpg", "images": ["2.jpg"]},
+     "image: got a column beside images, expected one of the two"),
+    # TRL's prompt and completion
+    ("prompt_completion", {"prompt": [{"role": "user", "content": 1}], "completion": [{"role": "assistant"}]},
+     "prompt[0].content: got 1, expected text, or a list of text and image_url parts"),
+    ("prompt_completion", {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant"}]},
+     "completion[0].content: got null, expected text, or a list of text and image_url parts"),
+    ("prompt_completion", {"prompt": [{"role": "user", "content": "q"}], "completion": []},
+     "completion: got no turn of an assistant, expected one at least"),
+    ("prompt_completion", {"prompt": "q", "completion": " "}, "completion: got an empty answer, expected text"),
+    ("prompt_completion", {"prompt": "q", "completion": None}, "completion: got null, expected text"),
     # sharegpt
     ("sharegpt", said(("bot", "x")), f"conversations[0].from: got text 'bot', expected {SHAREGPT}"),
     ("sharegpt", said(("human", None)), "conversations[0].value: got null, expected text"),
@@ -169,6 +220,9 @@ BAD = [
      "conversations[1].value.name: got null, expected the name of a function"),
     ("msagent", said(("user", "q"), ("assistant", "<|startofexec|>{}<|endofexec|>")),
      "conversations[1]: got a tool's result without a call, expected it after an assistant's call"),
+    ("msagent", said(("user", "q"), ("assistant", '<|startofthink|>{"api_name": "f"}<|endofthink|>Wait.'
+                                                  "<|startofexec|>{}<|endofexec|>")),
+     "conversations[1].value: got text 'Wait.' between a call and its result, expected nothing there"),
     ("msagent", said(("system", "当前对话可以使用的插件信息如下 {}")),
      "conversations[0].value: got another plugin, expected {name, description, paths: [{parameters: [{name}]}]}"),
 ]  # fmt: skip
@@ -182,7 +236,8 @@ def test_a_bad_row_is_told_by_field_what_it_has_and_what_is_allowed(name, row, s
 
 
 @pytest.mark.parametrize(
-    ("number", "kept"), [(0.5, True), ("0.7", True), (0.4, False), (0.9, False), (float("inf"), False)]
+    ("number", "kept"),
+    [(0.5, True), ("0.7", True), (0.4, False), (0.9, False), (float("inf"), False), (True, False), (False, False)],
 )
 def test_rows_outside_the_bounds_of_a_column_do_not_pass(number, kept):
     assert passes(source(min={"s": 0.5}, max={"s": 0.8}), {"s": number}) is kept
@@ -194,7 +249,6 @@ def test_rows_outside_the_bounds_of_a_column_do_not_pass(number, kept):
         ({"t": 1}, "s: got only the columns t, expected a column s with a number"),
         ({"s": None}, "s: got null, expected a number"),
         ({"s": "high"}, "s: got text 'high', expected a number"),
-        ({"s": True}, "s: got true, expected a number"),
         ({"s": float("nan")}, "s: got NaN, expected a number"),
         ({"s": [1]}, "s: got a list, expected a number"),
     ],
@@ -229,7 +283,7 @@ names = st.sampled_from(list(FORMATS))
 @settings(max_examples=200, deadline=None)
 @given(names, st.dictionaries(keys, values, max_size=6))
 def test_any_row_gives_a_conversation_or_a_row_error(name, row):
-    detect_format(row)
+    detect_format([row])
     try:
         found = mapped(name, row, system="s")
     except RowError:

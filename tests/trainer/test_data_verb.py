@@ -112,7 +112,8 @@ def test_json_is_one_object_with_all_of_it(trainer_data):
     found = json.loads(out)
     assert code == 0 and out.count("\n") == 1
     assert set(found) == {
-        "summary", "sources", "stages", "bad_rows", "reasons", "rows", "lengths", "epoch", "template", "problem",
+        "summary", "sources", "stages", "noted", "bad_rows", "reasons", "rows", "lengths", "epoch", "template",
+        "problem",
     }  # fmt: skip
     assert found["rows"][0]["samples"][0]["labels"].count(-100) < len(found["rows"][0]["samples"][0]["input_ids"])
     assert found["lengths"]["histogram"][0]["samples"] == 1

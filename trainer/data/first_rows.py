@@ -123,6 +123,7 @@ def _message(message: Message) -> dict[str, Any]:
     shown: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
         shown["calls"] = [_plain(call._asdict()) for call in message.calls]
+    shown |= {name: _plain(value) for name, value in message.extra.items() if name not in shown}
     if message.channel:
         shown["channel"] = message.channel
     if message.role == "assistant" and not message.loss:

@@ -90,12 +90,13 @@ class Epoch:
 @dataclass(frozen=True)
 class Inspection:
     """All that is shown; dataclasses.asdict makes JSON of it. `summary`: lines as training prints them. `bad_rows`: the
-    first, as `file:line: field: got, expected`; `reasons`: the most common, with the number of rows. `problem`: why
-    nothing can be trained on."""
+    first, as `file:line: field: got, expected`; `reasons`: the most common, with the number of rows. `noted`: what of
+    the rows is not trained as it stands there. `problem`: why nothing can be trained on."""
 
     summary: list[str]
     sources: list[SourceFound]
     stages: list[Stage]
+    noted: list[str]
     bad_rows: list[str]
     reasons: dict[str, int]
     rows: list[RowFound]
@@ -128,6 +129,7 @@ def inspect_data(
         summary=[*report.lines(), *packed],
         sources=list(_sources(config, report, samples)),
         stages=_stages(report, len(train) + len(validation)),
+        noted=report.noted_lines(),
         bad_rows=list(_bad_rows(folder / REJECTED)),
         reasons=dict(report.reasons.most_common(BAD_ROWS)),
         rows=first.found(tokenizer),

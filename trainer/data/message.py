@@ -1,5 +1,6 @@
 """What a row becomes: a conversation of messages. Pure."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -14,22 +15,28 @@ class ToolCall(NamedTuple):
 class Message(NamedTuple):
     """One turn. `role` is system, user, assistant, tool (what a called function returned), or text (a document without
     roles, for pre-training). `loss`: whether an assistant's turn is trained. `channel`: where a tool's result comes
-    from (plugin, interpreter, file), as InternLM2 writes it into the turn's header."""
+    from (plugin, interpreter, file), as InternLM2 writes it into the turn's header. `extra`: what else the row says of
+    the turn, such as reasoning_content; only a tokenizer's own template may write it."""
 
     role: str
     content: str
     loss: bool = True
     calls: tuple[ToolCall, ...] = ()
     channel: str = ""
+    extra: Mapping[str, Any] = {}
 
 
 class Conversation(NamedTuple):
     """`tools` are the functions that the model may call, each as in OpenAI's API: {name, description, parameters}.
-    `images`: paths or addresses, one for each `<image>` in the messages."""
+    `images`: paths or addresses, one for each `<image>` in the messages. `notes`: what of the row is not in these as it
+    stands there (names of trainer.data.report.NOTES), and `unread`: columns and keys with a value that no reader
+    used."""
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()
     images: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 class RowError(ValueError):

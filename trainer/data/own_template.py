@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from trainer.data.message import Message, RowError
-from trainer.data.segment import Segment
+from trainer.data.message import Conversation, Message, RowError
+from trainer.data.segment import Segment, render_text
 from trainer.data.tools import Tools
 from trainer.data.turns import Template
+from trainer.data.written import check_answer, holds, thoughts
 from trainer.errors import ConfigError
 
+WRITTEN_FIELDS = ("role", "content", "tool_calls", "tool_call_id")  # what is in the text is looked at elsewhere
 # what a template that meets an unexpected conversation fails with, besides Jinja's own errors
 JINJA_BUGS = (TypeError, ValueError, AttributeError, LookupError)
 
@@ -48,13 +50,48 @@ class OwnTemplate(Template):
         """`content` is set only where a message holds the text of a special token: elsewhere Jinja does not tell."""
         chat, schemas, marks = self._marked(messages, tools)
         text, generated = self._text(chat, schemas, tracked=True)
-        if generated:
-            return self._segments(text, self._generated_spans(text, generated, messages), marks)
-        return self._segments(text, self._prefix_spans(text, chat, schemas, messages), marks)
+        spans = (
+            self._generated_spans(text, generated, messages)
+            if generated
+            else self._prefix_spans(text, chat, schemas, messages)
+        )
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        for index, span in zip(answers, spans, strict=True):
+            check_answer(text[span.start : span.end], chat[index], index)
+        return self._segments(text, spans, marks)
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         chat, schemas, marks = self._marked(messages, tools)
         return self._segments(self._text(chat, schemas, asks=True)[0], [], marks)
+
+    def unwritten(self, conversation: Conversation, segments: Sequence[Segment]) -> list[str]:
+        """Fields of messages as the row names them, "tools", and the content of roles whose messages are not there."""
+        text = render_text(segments)
+        names = [
+            f"content of {message.role}"
+            for message in conversation.messages
+            if message.role != "assistant" and not holds(text, message.content)
+        ]
+        if not all(holds(text, thoughts(message.content)) for message in conversation.messages):
+            names.append("thoughts before </think>")
+        return list(dict.fromkeys([*names, *self._without_effect(conversation, text)]))
+
+    def _without_effect(self, conversation: Conversation, text: str) -> Iterator[str]:
+        """Functions, and fields beside role, content and calls, without which the text is the same, or which it does
+        not hold."""
+        chat = openai_messages(conversation.messages)
+        fields = dict.fromkeys(key for message in chat for key in message if key not in WRITTEN_FIELDS)
+        if not fields and not conversation.tools:
+            return
+        schemas = [{"type": "function", "function": tool} for tool in conversation.tools] or None
+        whole = self._text(chat, schemas)[0]
+        if schemas and self._text(chat, None)[0] == whole:
+            yield "tools"
+        for name in fields:
+            without = [{key: value for key, value in message.items() if key != name} for message in chat]
+            said = _strings([message.get(name) for message in chat])
+            if self._text(without, schemas)[0] == whole or not all(holds(text, part) for part in said):
+                yield name
 
     def jinja(self) -> str:
         return self.source
@@ -211,8 +248,8 @@ def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """As OpenAI's API and apply_chat_template take them; calls have ids of nine characters, as Mistral's must."""
     chat: list[dict[str, Any]] = []
     calls = results = 0
-    for role, content, _, called, channel in messages:
-        message: dict[str, Any] = {"role": role, "content": content}
+    for role, content, _, called, channel, extra in messages:
+        message: dict[str, Any] = {**extra, "role": role, "content": content}
         if channel:
             message["name"] = channel
         if called:

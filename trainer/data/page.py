@@ -38,6 +38,7 @@ def render_page(found: Inspection) -> str:
     parts = [
         _section("Sources", _lines(source_lines(found.sources))),
         _section("Stages", _stages(found)),
+        _section("Not trained as it stands in the rows", _lines(found.noted)),
         _section("Bad rows", _lines(bad_lines(found))),
         _section("Tokens of a sample", _lengths(found.lengths)),
         _section("One epoch, on one process", _lines(epoch_lines(found.epoch))),

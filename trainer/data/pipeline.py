@@ -4,7 +4,7 @@ One thread tokenises a batch, on all cores, while the other maps the next one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from trainer.data.conversations import Mapped, read_conversations
 from trainer.data.encode import Encoded, Encoder, Found
 from trainer.data.fit import OverlongError, fit
 from trainer.data.message import RowError
-from trainer.data.report import Report
+from trainer.data.report import Report, note
 from trainer.data.segment import Segment, render_text
 from trainer.data.sources import Place
 from trainer.data.store import SampleWriter
@@ -98,19 +98,26 @@ class Pipeline:
             yield rendered
 
     def _render(self, mapped: Mapped) -> Rendered:
-        messages = mapped.conversation.messages
-        document = messages[0].role == "text"
-        segments = (
-            self.encoder.document(messages[0].content)
-            if document
-            else self.template.render(messages, mapped.conversation.tools)
-        )
-        images = mapped.conversation.images
+        conversation = mapped.conversation
+        first, images = conversation.messages[0], conversation.images
+        document = first.role == "text"
+        segments = self.encoder.document(first.content) if document else self.template.render_row(conversation)
+        unwritten = [] if document else self.template.unwritten(conversation, segments)
         if images and self.form is None:
             self.report.counts["unseen"] += 1
             images = ()
         segments = place_images(segments, len(images))
+        self._note(mapped, unwritten)
         return Rendered(mapped.source, mapped.read.place, segments, render_text(segments), document, images)
+
+    def _note(self, mapped: Mapped, unwritten: Sequence[str]) -> None:
+        """Count what of a row is not trained as it stands there."""
+        conversation = mapped.conversation
+        if unwritten or conversation.notes or conversation.unread:
+            place = f"{mapped.read.place.file}:{mapped.read.place.line}"
+            note(self.report.notes, conversation.notes, place)
+            note(self.report.unread, conversation.unread, place)
+            note(self.report.unwritten, unwritten, place)
 
     def _encoded(self, conversations: Iterable[Rendered]) -> Iterator[tuple[Rendered, Encoded]]:
         waiting: deque[Batch] = deque()

@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -63,10 +64,11 @@ def read_json(file: io.BufferedReader, name: str) -> Iterator[Read]:
 
 
 def read_csv(file: io.BufferedReader, name: str) -> Iterator[Read]:
-    """Columns named by the first line; every value is text. UTF-8."""
+    """Columns named by the first line; every value is text. UTF-8. Raises ConfigError for a column that stands twice:
+    only one of them would be read."""
     csv.field_size_limit(sys.maxsize)  # a document is longer than the library's 128 KiB
     lines = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
-    columns = next(lines, [])
+    columns = _single(next(lines, []), name)
     line = lines.line_num + 1
     while True:
         try:
@@ -82,11 +84,13 @@ def read_csv(file: io.BufferedReader, name: str) -> Iterator[Read]:
 
 
 def read_parquet(file: io.BufferedReader, name: str) -> Iterator[Read]:
-    """Row groups in their order."""
+    """Row groups in their order. Raises ConfigError for a column that stands twice."""
     from pyarrow.parquet import ParquetFile
 
     number = 0
-    for batch in ParquetFile(file).iter_batches(BATCH_ROWS):
+    table = ParquetFile(file)
+    _single(table.schema_arrow.names, name)
+    for batch in table.iter_batches(BATCH_ROWS):
         for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  (goes on counting)
             yield Read(Place(name, number), without_nulls(row))
 
@@ -115,6 +119,15 @@ def _line_problem(line: bytes) -> str:
         place = str(error).replace(" at line 1 column", " at column")
         return f"got broken JSON ({place}), expected an object on each line"
     return ""
+
+
+def _single(columns: list[str], name: str) -> list[str]:
+    """The columns, each once."""
+    counts = Counter(columns)
+    if twice := [column for column in counts if counts[column] > 1]:
+        listed = ", ".join(map(repr, twice))
+        raise ConfigError(f"data.sources: {name}: got the column {listed} more than once, allowed: each name once")
+    return columns
 
 
 def _csv_row(place: Place, columns: list[str], values: list[str]) -> Read:

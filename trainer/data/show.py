@@ -66,6 +66,7 @@ def show(found: Inspection, stream: TextIO) -> None:
         _show_row(write, row, number)
     write.section("sources", source_lines(found.sources))
     write.section("stages", stage_lines(found.stages))
+    write.section("not trained as it stands in the rows", found.noted)
     write.section("bad rows", bad_lines(found))
     write.section("tokens of a sample", length_lines(found.lengths))
     write.section("one epoch, on one process", epoch_lines(found.epoch))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
-from trainer.data.message import Message, RowError
+from trainer.data.message import Conversation, Message, RowError
 from trainer.data.segment import Segment
 from trainer.data.tools import TOOL_TEMPLATES, ToolForm, Tools, check_result
 
@@ -31,6 +31,15 @@ class Template(ABC):
     @abstractmethod
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         """What generation starts from: the conversation and the header of the answer."""
+
+    def render_row(self, conversation: Conversation) -> list[Segment]:
+        """A conversation that is trained on: as `render`, but functions that are never called may be left out, which
+        `unwritten` says."""
+        return self.render(conversation.messages, conversation.tools)
+
+    @abstractmethod
+    def unwritten(self, conversation: Conversation, segments: Sequence[Segment]) -> list[str]:
+        """What the conversation holds and its rendered segments do not: names of fields, each once."""
 
     @abstractmethod
     def jinja(self) -> str:
@@ -81,7 +90,7 @@ class TurnTemplate(Template):
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         segments = [*self._start]
         front: Sequence[Segment] = self._open(segments, messages, tools) if tools or self._opens else ()
-        for index, (role, content, loss, calls, channel) in enumerate(messages):
+        for index, (role, content, loss, calls, channel, _) in enumerate(messages):
             if role == "assistant" and not calls:
                 before, after = self._answers[loss]
                 segments += before
@@ -102,6 +111,20 @@ class TurnTemplate(Template):
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
         segments = [*self.render(messages, tools), *self._split(self.answer.header)]
         return _written_once(segments) if self.shares_tokens else segments
+
+    def render_row(self, conversation: Conversation) -> list[Segment]:
+        messages, tools = conversation.messages, conversation.tools
+        if tools and self.tools is None and not any(message.calls for message in messages):
+            tools = ()
+        return self.render(messages, tools)
+
+    def unwritten(self, conversation: Conversation, segments: Sequence[Segment]) -> list[str]:
+        names = ["tools"] if conversation.tools and self.tools is None else []
+        for message in conversation.messages:
+            names += message.extra
+            if message.channel and not self._names:
+                names.append("name")
+        return list(dict.fromkeys(names)) if names else names
 
     def jinja(self) -> str:
         from trainer.data.jinja_form import jinja_text
@@ -130,7 +153,7 @@ class TurnTemplate(Template):
 
     def _other(self, messages: Sequence[Message], index: int, tools: Tools) -> list[Segment]:
         """A message that is not a plain question or answer."""
-        role, content, _, _, channel = messages[index]
+        role, content, _, _, channel, _ = messages[index]
         if role == "assistant":
             return self._call_turn(messages, index)
         if role == "tool":

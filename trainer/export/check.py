@@ -128,12 +128,13 @@ def _rendered(config: TrainConfig, encoder: Encoder) -> Iterator[Row]:
     report, files = Report(), ImageFiles(config.data.image_dir)
     bad = BadRows(report, Path(os.devnull), skip=True)
     for mapped in islice(read_conversations(config, report, bad), LOOKED_AT):
-        messages, tools, images = mapped.conversation
+        conversation = mapped.conversation
+        first, images = conversation.messages[0], conversation.images
         with suppress(RowError, ValueError):  # what training has left out, or an image that is not here
             names = [files.find(image, mapped.read.place.file) for image in images if encoder.form]
             paths = tuple(files.path(name).absolute() for name in names)
-            is_text = messages[0].role == "text"
-            segments = encoder.document(messages[0].content) if is_text else encoder.template.render(messages, tools)
+            is_text = first.role == "text"
+            segments = encoder.document(first.content) if is_text else encoder.template.render_row(conversation)
             place_images(segments, len(paths))
             if all(path.is_file() for path in paths):
                 yield Row(segments, paths)

@@ -6,28 +6,37 @@ Sources of the formats: OpenMOSS's data and meta instructions; the README and pr
 import ast
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.data.formats.toolcalls import read_call
-from trainer.data.formats.turns import ordered
-from trainer.data.formats.values import Row, misfit, optional_text, parsed, shown
+from trainer.data.formats.turns import ordered, turn_fields
+from trainer.data.formats.values import Row, filled, misfit, optional_text, parsed, shown, unread
 from trainer.data.message import Conversation, Message, RowError, ToolCall
 
 MOSS_API = re.compile(r"- ([^:\n]+): enabled\. API: (\w+)\((\w+)\)")
 MOSS_COMMAND = re.compile(r'\s*(\w+)\("(.*?)"\)\s*(?:,|$)', re.DOTALL)
 MOSS_MARKS = re.compile(r"^\s*<\|[A-Za-z ]+\|>:|<eo[a-z]>\s*$")
+MOSS_KEYS = ("Human", "Inner Thoughts", "Commands", "Tool Responses", "MOSS")
 MSAGENT_ROLES = ("system", "user", "assistant")
 MSAGENT_MARK = re.compile(r"<\|startof(think|exec)\|>(.*?)<\|endof\1\|>", re.DOTALL)
+MSAGENT_KEYS = frozenset({"from", "value"})
 MSAGENT_FENCE = re.compile(r"^\s*```(?:JSON|json)?|```\s*$")
 MSAGENT_TOOLS = "当前对话可以使用的插件信息如下"  # what ModelScope-Agent writes before the list of plugins
 
 
+class Plugins(NamedTuple):
+    """What the system text of an msagent row lists: the functions, and keys of theirs that no reader uses."""
+
+    tools: list[dict[str, Any]]
+    unread: list[str]
+
+
 def read_moss(row: Row) -> Conversation:
-    """meta_instruction, chat {turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS}, ...}.
+    """meta_instruction, chat {turn_1: {Human, Inner Thoughts, Commands, Tool Responses, MOSS, loss?}, ...}.
 
     Only what the assistant says is trained. A command becomes a call of the API that the meta instruction declares, the
-    thoughts before it the text of that turn. Thoughts that lead to no command are left out: an answer follows them at
-    once, and no template writes two turns of the assistant in a row.
+    thoughts before it the text of that turn. Thoughts that lead to no command are beside the answer (Message.extra): it
+    follows them at once, and no template writes two turns of the assistant in a row.
     """
     system = optional_text(row, "meta_instruction")
     apis = {name: (label, argument) for label, name, argument in MOSS_API.findall(system)}
@@ -48,24 +57,26 @@ def read_msagent(row: Row) -> Conversation:
     """`conversations`: {from, value}, a list or its text as JSON or as Python writes it.
 
     What the assistant thinks (`startofthink`: api_name, parameters) is a call, what was executed (`startofexec`) its
-    result; the address of the API is left out, it was the server's. The plugins that the system text lists become
-    tools; the sentences that tell how to call them are left out, as the template says that in its own way.
+    result; the address of the API is beside the call (Message.extra), it was the server's. The plugins that the system
+    text lists become tools; the sentences that tell how to call them are not read, as the template says that in its own
+    way.
     """
     turns: list[Message] = []
     places: list[int] = []
-    tools: list[dict[str, Any]] = []
+    plugins = Plugins([], [])
     for index, raw in enumerate(_msagent_list(row)):
-        added = _msagent_turns(f"conversations[{index}]", raw, tools)
+        added = _msagent_turns(f"conversations[{index}]", raw, plugins)
         turns += added
         places += [index] * len(added)
-    return Conversation(ordered(turns, "conversations", places), tuple(tools))
+    unused = tuple(dict.fromkeys(plugins.unread))
+    return ordered(turns, "conversations", places)._replace(tools=tuple(plugins.tools), unread=unused)
 
 
 def _moss_turn(field: str, raw: Any, apis: dict[str, tuple[str, str]]) -> list[Message]:
     if not isinstance(raw, dict):
         raise RowError(field, shown(raw), "an object {Human, MOSS, ...}")
     parts = {}
-    for name in ("Human", "Inner Thoughts", "Commands", "Tool Responses", "MOSS"):
+    for name in MOSS_KEYS:
         value = raw.get(name, "None" if name not in ("Human", "MOSS") else None)
         if not isinstance(value, str):
             raise RowError(f"{field}.{name}", shown(value), "text")
@@ -73,13 +84,20 @@ def _moss_turn(field: str, raw: Any, apis: dict[str, tuple[str, str]]) -> list[M
     question, thoughts, commands, results, answer = ("" if part == "None" else part for part in parts.values())
     if not answer:
         raise RowError(f"{field}.MOSS", "an empty answer", "text")
-    turns = [Message("user", question)]
-    if commands:
-        if not results:
-            raise RowError(f"{field}.Tool Responses", "no results of the commands", "text")
-        turns.append(Message("assistant", thoughts, calls=_commands(f"{field}.Commands", commands, apis)))
-        turns.append(Message("tool", results))
-    return [*turns, Message("assistant", answer)]
+    loss, extra = turn_fields(raw, field, "assistant", frozenset(MOSS_KEYS))
+    if not commands:
+        unused = {"Inner Thoughts": thoughts, "Tool Responses": results}
+        extra = {**extra, **{name: text for name, text in unused.items() if text}}
+        return [Message("user", question), Message("assistant", answer, loss, extra=extra)]
+    if not results:
+        raise RowError(f"{field}.Tool Responses", "no results of the commands", "text")
+    calls = _commands(f"{field}.Commands", commands, apis)
+    return [
+        Message("user", question),
+        Message("assistant", thoughts, loss, calls),
+        Message("tool", results),
+        Message("assistant", answer, loss, extra=extra),
+    ]
 
 
 def _commands(field: str, written: str, apis: dict[str, tuple[str, str]]) -> tuple[ToolCall, ...]:
@@ -115,20 +133,26 @@ def _literal(written: str) -> Any:
         raise RowError("conversations", shown(written), "a list, or its JSON text") from error
 
 
-def _msagent_turns(field: str, raw: Any, tools: list[dict[str, Any]]) -> list[Message]:
-    """What one entry holds; the plugins of a system text are added to `tools`."""
+def _msagent_turns(field: str, raw: Any, plugins: Plugins) -> list[Message]:
+    """What one entry holds; the plugins of a system text are added to `plugins`."""
     role, value = (raw.get("from"), raw.get("value")) if isinstance(raw, dict) else (raw, None)
     if role not in MSAGENT_ROLES:
         raise RowError(f"{field}.from", shown(role), ", ".join(MSAGENT_ROLES))
     if not isinstance(value, str):
         raise RowError(f"{field}.value", shown(value), "text")
+    loss, extra = turn_fields(raw, field, role, MSAGENT_KEYS)
     if role == "assistant":
-        return _msagent_answer(f"{field}.value", value)
+        first, *others = _msagent_answer(f"{field}.value", value)
+        first = first._replace(extra={**extra, **first.extra})
+        return [turn._replace(loss=loss or turn.role == "tool") for turn in (first, *others)]
     if role == "user":
-        return [Message("user", value)]
+        return [Message("user", value, extra=extra)]
     said, _, listed = value.partition(MSAGENT_TOOLS)
-    tools += _plugins(f"{field}.value", listed)
-    return [Message("system", said.strip())] if said.strip() else []
+    _add_plugins(f"{field}.value", listed, plugins)
+    if said.strip():
+        return [Message("system", said.strip(), extra=extra)]
+    plugins.unread.extend(extra)
+    return []
 
 
 def _msagent_answer(field: str, value: str) -> list[Message]:
@@ -142,27 +166,50 @@ def _msagent_answer(field: str, value: str) -> list[Message]:
         said = before.strip()
         inside = MSAGENT_FENCE.sub("", body.strip()).strip()
         if kind == "exec":
+            if said:
+                raise RowError(field, f"{shown(said)} between a call and its result", "nothing there")
             turns.append(Message("tool", inside))
             continue
         call = parsed(field, inside.replace("\n", " "))  # raw line ends inside its texts are no JSON
-        given = {"name": call.get("api_name"), "arguments": call.get("parameters")} if isinstance(call, dict) else call
-        turns.append(Message("assistant", said, calls=(read_call(field, given),)))
+        turns.append(_msagent_call(field, said, call))
     return [*turns, Message("assistant", parts[-1].strip())] if parts[-1].strip() or not turns else turns
 
 
-def _plugins(field: str, listed: str) -> list[dict[str, Any]]:
+def _msagent_call(field: str, said: str, call: Any) -> Message:
+    if not isinstance(call, dict):
+        return Message("assistant", said, calls=(read_call(field, call),))
+    extra = {key: value for key, value in call.items() if key not in ("api_name", "parameters") and filled(value)}
+    given = {"name": call.get("api_name"), "arguments": call.get("parameters")}
+    return Message("assistant", said, calls=(read_call(field, given),), extra=extra)
+
+
+def _add_plugins(field: str, listed: str, plugins: Plugins) -> None:
     """`1. {"plugin_name": ..., "plugin_schema_for_model": {name, description, paths: [{parameters}]}}` and so on."""
     decoder = json.JSONDecoder()
-    tools = []
+    if listed.strip():
+        plugins.unread.append("the sentences about plugins")
     position = listed.find("{")
     while position >= 0:
         try:
             plugin, end = decoder.raw_decode(listed, position)
         except (ValueError, RecursionError) as error:
             raise RowError(field, f"a plugin that is no JSON ({error})", "a list of plugins as JSON") from error
-        tools.append(_plugin(field, plugin.get("plugin_schema_for_model", plugin)))
+        schema = plugin.get("plugin_schema_for_model", plugin)
+        plugins.tools.append(_plugin(field, schema))
+        if schema is not plugin:
+            plugins.unread.extend(unread("plugins[].", plugin, {"plugin_schema_for_model"}))
+        plugins.unread.extend(_unread_in_schema(schema))
         position = listed.find("{", end)
-    return tools
+
+
+def _unread_in_schema(schema: dict[str, Any]) -> list[str]:
+    found = unread("plugins[].", schema, {"name", "description", "paths"})
+    first, *others = schema.get("paths") or [{"parameters": []}]
+    found += [f"plugins[].paths[{number}]" for number, _ in enumerate(others, 1)]
+    found += unread("plugins[].paths[].", first, {"name", "parameters"})
+    for argument in first["parameters"]:
+        found += unread("plugins[].paths[].parameters[].", argument, {"name", "description", "required"})
+    return found
 
 
 def _plugin(field: str, schema: Any) -> dict[str, Any]:

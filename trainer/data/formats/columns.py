@@ -12,13 +12,13 @@ from trainer.data.message import Conversation, Message, RowError
 NO_ANSWER = "<nooutput>"  # Alpaca's word for a task that has none
 
 
-def read_pair(*questions: str, answer: str, system: str = "") -> Callable[[Row], Conversation]:
-    """What reads a row with one question, in one or several columns, and its answer. The parts of the question that are
-    not blank are joined by a line end; only the first column must be there."""
+def read_pair(*questions: str, answer: str, system: str = "system") -> Callable[[Row], Conversation]:
+    """What reads a row with one question, in one or several columns, its answer, and perhaps a system text. The parts
+    of the question that are not blank are joined by a line end; only the first column must be there."""
 
     def read(row: Row) -> Conversation:
         asked = [Message("user", _question(row, questions)), Message("assistant", filled_text(row, answer, "answer"))]
-        said = optional_text(row, system) if system else ""
+        said = optional_text(row, system)
         return Conversation([Message("system", said), *asked] if said else asked)
 
     return read

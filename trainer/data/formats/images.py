@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from trainer.data.formats.values import Row, items, shown
+from trainer.data.formats.values import Row, filled, items, shown
 from trainer.data.message import Message, RowError
 
 MARK = "<image>"
@@ -18,6 +18,8 @@ def read_images(row: Row, turns: Sequence[Message], kept: Sequence[Message], par
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None and not parts:
         return ()
+    if all(filled(row.get(name)) for name in COLUMNS):
+        raise RowError("image", "a column beside images", "one of the two")
     if column and parts:
         raise RowError(column, "a column of images and image_url parts", "one of the two")
     images = _column(row, column) if column else tuple(parts)

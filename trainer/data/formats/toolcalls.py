@@ -3,17 +3,28 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.data.formats.values import Row, optional_items, parsed, shown
+from trainer.data.formats.values import Row, filled, optional_items, parsed, shown, unread
 from trainer.data.message import Message, RowError, ToolCall
 
 TOOL_KEYS = {"name": str, "description": str, "parameters": dict}
+WRAPPER_KEYS = frozenset({"id", "type", "function"})  # of a call, and of a tool
+CALL_KEYS = frozenset({"id", "type", "name", "arguments"})
 INTERPRETER = "interpreter"
 
 
-def read_tools(row: Row) -> tuple[dict[str, Any], ...]:
-    """The column `tools`, a list or its JSON text: each {type: function, function: {...}} or the inner object alone.
-    Name, description and parameters come first; what a tool does not say is not made up."""
-    return tuple(_tool(f"tools[{index}]", raw) for index, raw in enumerate(optional_items(row, "tools")))
+def read_tools(row: Row, leftovers: list[str] | None = None) -> tuple[dict[str, Any], ...]:
+    """The column `tools` (or `functions`, its older name), a list or its JSON text: each {type: function, function:
+    {...}} or the inner object alone. Name, description and parameters come first; what a tool does not say is not made
+    up. Keys beside `function` are added to `leftovers`: nothing reads them."""
+    column = "functions" if filled(row.get("functions")) else "tools"
+    if column == "functions" and filled(row.get("tools")):
+        raise RowError("functions", "a column beside tools", "one of the two")
+    raws = optional_items(row, column)
+    tools = tuple(_tool(f"{column}[{index}]", raw) for index, raw in enumerate(raws))
+    if leftovers is not None:
+        for raw in raws:
+            leftovers += unread(f"{column}[].", raw, WRAPPER_KEYS) if "function" in raw else ()
+    return tools
 
 
 def read_calls(field: str, raw: Any) -> tuple[ToolCall, ...]:
@@ -46,6 +57,17 @@ def read_call(field: str, raw: Any) -> ToolCall:
     return ToolCall(name, arguments)
 
 
+def unread_in_calls(place: str, calls: Sequence[Row]) -> list[str]:
+    """The keys of calls (read before) that say something and are not used; `place` is where the calls are."""
+    found: list[str] = []
+    for call in calls:
+        inner = call.get("function", call)
+        if inner is not call:
+            found += unread(f"{place}tool_calls[].", call, WRAPPER_KEYS)
+        found += unread(f"{place}tool_calls[].", inner, CALL_KEYS)
+    return found
+
+
 def by_calls(turns: list[Message], raws: Sequence[Row]) -> list[Message]:
     """The turns with the results of several calls in the order of the calls, as their `tool_call_id` says: templates
     write no ids. Raises RowError for the id of no call."""
@@ -53,7 +75,7 @@ def by_calls(turns: list[Message], raws: Sequence[Row]) -> list[Message]:
     ranks: list[tuple[int, int]] = []  # sorts results within their run, and moves nothing else
     for index, (turn, raw) in enumerate(zip(turns, raws, strict=True)):
         if turn.role != "tool":
-            ids = [call.get("id") for call in raw["tool_calls"]] if turn.calls else []
+            ids = [call.get("id") for call in raw.get("tool_calls") or ()] if turn.calls else []
             ranks.append((index, 0))
             continue
         named = raw.get("tool_call_id")
@@ -80,9 +102,9 @@ def _tool(field: str, raw: Any) -> dict[str, Any]:
 
 
 def _code(field: str, arguments: Any) -> str:
-    code = arguments.get("code") if isinstance(arguments, dict) else arguments
     if isinstance(arguments, str) and arguments.lstrip().startswith('{"code"'):
-        code = parsed(field, arguments).get("code")
+        arguments = parsed(field, arguments)
+    code = arguments.get("code") if isinstance(arguments, dict) and len(arguments) == 1 else arguments
     if not isinstance(code, str):
         raise RowError(field, shown(code), "code as text, or {code: text}")
     return code

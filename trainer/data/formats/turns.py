@@ -1,26 +1,57 @@
-"""The order of turns in a conversation, checked in one place for every chat format. Pure."""
+"""Turns of a conversation, the same for every chat format: their order, whether each is trained, and what else a row
+says of them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
-from trainer.data.message import Message, RowError
+from trainer.data.formats.values import Row, filled, shown
+from trainer.data.message import Conversation, Message, RowError
+
+FLAGS = ("loss", "weight", "train", "training")  # of XTuner and ms-swift, of OpenAI, of Axolotl
+MASKS = ("mask", "masked", "loss_mask")  # 1 is "trained" in some tools and "left out" in others
+NOTHING: Mapping[str, Any] = {}
 
 
-def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None = None) -> list[Message]:
-    """The turns as templates take them: users in a row joined by a line end, and nothing after the last answer.
+def turn_fields(raw: Row, field: str, role: str, known: Set[str]) -> tuple[bool, Mapping[str, Any]]:
+    """Whether a turn is trained, and what else it holds beside the keys that its format knows. Only the assistant's
+    turns can be trained. Raises RowError for a flag that is not clear."""
+    if raw.keys() <= known:
+        return True, NOTHING
+    rest = {key: value for key, value in raw.items() if key not in known and filled(value)}
+    if mask := next((key for key in MASKS if key in rest), ""):
+        raise RowError(f"{field}.{mask}", shown(raw[mask]), "loss: true or loss: false (a mask has two meanings)")
+    flags = {key: _flag(field, key, raw[key]) for key in FLAGS if raw.get(key) is not None}
+    if len(set(flags.values())) > 1:
+        said = ", ".join(f"{key} {shown(raw[key])}" for key in flags)
+        raise RowError(field, f"flags that contradict each other ({said})", "one flag")
+    trained = all(flags.values())
+    if flags and trained and role != "assistant":
+        key = next(iter(flags))
+        got = f"{shown(raw[key])} on a turn of the {role}"
+        raise RowError(f"{field}.{key}", got, "no flag there: only the assistant's turns are trained")
+    return trained, {key: value for key, value in rest.items() if key not in flags}
+
+
+def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None = None) -> Conversation:
+    """The turns as templates take them: users in a row joined by a line end, and nothing after the last answer; both
+    are noted.
 
     `column` and `places` say where each turn is in the row. Raises RowError for an assistant that answers nobody or
     nothing, or says nothing, and for a tool's result without a call.
     """
     kept: list[Message] = []
     answered, asked, before = 0, False, ""
+    joined, systems = False, 0
     for index, turn in enumerate(turns):
         role = turn.role
         if role == "user":
             asked = True
             if before == "user" and turn.channel == kept[-1].channel:
-                kept[-1] = turn._replace(content=f"{kept[-1].content}\n{turn.content}")
+                kept[-1], joined = _joined(kept[-1], turn), True
                 continue
-        elif role != "system":
+        elif role == "system":
+            systems += not turn.channel  # InternLM2's list of functions is a system turn with a channel
+        else:
             got, expected = _problem(turn, before, asked, kept)
             if got:
                 place = index if places is None else places[index]
@@ -31,8 +62,19 @@ def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None 
             answered = len(kept)
     if not answered:
         raise RowError(column, "no turn of an assistant", "one at least")
-    del kept[answered:]
-    return kept
+    held = {"joined": joined, "systems": systems > 1, "trailing": len(kept) > answered}
+    return Conversation(kept[:answered], notes=tuple(name for name, is_so in held.items() if is_so))
+
+
+def _flag(field: str, key: str, value: Any) -> bool:
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    allowed = "0 or 1 (there are no weights in between)" if key == "weight" else "true or false"
+    raise RowError(f"{field}.{key}", shown(value), allowed)
+
+
+def _joined(first: Message, second: Message) -> Message:
+    return second._replace(content=f"{first.content}\n{second.content}", extra={**first.extra, **second.extra})
 
 
 def _problem(turn: Message, before: str, asked: bool, kept: Sequence[Message]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Values of a row: taken out by name, or a RowError that says what is there instead. Pure."""
 
 import json
+from collections.abc import Set
 from typing import Any
 
 from pydantic_core import from_json
@@ -28,6 +29,18 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)[:40]
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
+
+
+def filled(value: Any) -> bool:
+    """Whether a value says anything: false and 0 do; null, blanks, and an empty list or object do not."""
+    return bool(value.strip()) if isinstance(value, str) else value is not None and value not in ([], {})
+
+
+def unread(place: str, raw: Row, known: Set[str]) -> list[str]:
+    """The keys of an object that hold something which its reader does not use; `place` is where the object is."""
+    if raw.keys() <= known:
+        return []
+    return [f"{place}{key}" for key, value in raw.items() if key not in known and filled(value)]
 
 
 def misfit(row: Row, column: str, expected: str) -> RowError:

@@ -163,7 +163,7 @@ def _refuse_links(root: Path, links: Sequence[str]) -> None:
     if outward:
         lines = "\n".join(f"  {name} -> {target}{_remark(root, target)}" for name, target in outward)
         raise SpecError(f"code: these links lead out of {root}, and a job has only what is inside:\n{lines}",
-                        "put what they point to into the folder, or mount it, and "
+                        "copy the files into the folder, or mount them; where the job does not need a link, "
                         + _leave_out(root, [name for name, _ in outward]))
 
 

@@ -214,7 +214,7 @@ def test_links_that_lead_out_are_refused_all_at_once_with_the_line_that_leaves_t
     remark = " (inside, but absolute: make it relative)"
     assert lines == [f"  {name} -> {target}{remark if name == 'inside' else ''}" for name, target in outward.items()]
     before, _, command = error.value.hint.partition("leave it out: ")
-    assert before == "put what they point to into the folder, or mount it, and "
+    assert before == "copy the files into the folder, or mount them; where the job does not need a link, "
     subprocess.run(["bash", "-c", command], check=True)
     assert take_snapshot(root).files == tuple(sorted([".launchignore", "a.py", "sub/b.py", "sub/deep/c.txt", *INWARD]))
 

@@ -62,6 +62,8 @@ def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None 
             answered = len(kept)
     if not answered:
         raise RowError(column, "no turn of an assistant", "one at least")
+    if not joined and systems < 2 and len(kept) == answered:
+        return Conversation(kept)
     held = {"joined": joined, "systems": systems > 1, "trailing": len(kept) > answered}
     return Conversation(kept[:answered], notes=tuple(name for name, is_so in held.items() if is_so))
 

@@ -333,7 +333,7 @@ class Run:
     def _collator(self, tokenizer: Any) -> Collator:
         data = self.config.data
         length = data.max_length if data.pack else None
-        form = find_form(self.config.model.path, tokenizer)
+        form = find_form(self.config.model.path, tokenizer, self.config.model.revision)
         if form is None:
             return Collator(tokenizer.pad_token_id, length)
         return ImageCollator(tokenizer.pad_token_id, length, form, ImageFiles(data.image_dir), self.place.processes)

@@ -50,6 +50,7 @@ from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, parameters_line, save_result, trained_size
+from trainer.models.experts import require_quantisable
 from trainer.models.lora import keep_start
 from trainer.models.split import is_split
 from trainer.optimizer_states import optimizer_name
@@ -103,6 +104,7 @@ class Run:
                 self.peers.leave(code, why)
 
     def _run(self) -> None:
+        require_quantisable(self.config.model)  # before the data, which may take hours
         self.deepspeed = self._deepspeed_config()
         self._prepare_output()
         set_seed(self.config.settings.seed)

@@ -15,6 +15,8 @@ SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 # in this order: what the first finds is enough
 WEIGHTS = (["model.safetensors", "model-*-of-*.safetensors"], ["pytorch_model.bin", "pytorch_model-*-of-*.bin"])
 
+SEEING = ("llava", "internvl")  # model types of transformers that take images
+
 
 def may_be_on_hub(path: str) -> bool:
     """Whether a path that is no folder here could be a name on the hub."""
@@ -122,3 +124,10 @@ def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> No
             "model.revision pins",
             "copy the model and its code into one repository",
         )
+
+
+def auto_class(raw: dict[str, Any]) -> Any:
+    """transformers' Auto class for the model of a config.json."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if raw.get("model_type") in SEEING else AutoModelForCausalLM

@@ -65,7 +65,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     if info.default is PydanticUndefined:
-        return "see below"
+        return f"`{info.default_factory()}`" if info.default_factory in {list, dict} else "see below"
     if info.default is None:
         return ""
     return f"`{str(info.default).lower() if isinstance(info.default, bool) else info.default}`"

@@ -18,6 +18,8 @@ from trainer.data.message import Message
 from trainer.data.text_stream import read_segments
 from trainer.errors import ConfigError
 
+LONGEST_ANSWER = 600  # tokens, where the sampling parameters do not say it
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -62,27 +64,32 @@ class Answerer:
         *,
         cache: Any = None,
         heard: Callable[[int], None] | None = None,
+        ended: Callable[[int, Answer], None] | None = None,
         synced: bool = False,
     ) -> list[Answer]:
         """One answer for each of B prompts. `inputs` as `prompt_inputs` or `batch_inputs` gives them; `cache`: keys and
         values of the prompt's first tokens, which gets those of the rest; `heard` gets every id of a single answer
-        at once; `synced`: all ranks take part (ZeRO-3 splits the weights). Raises ConfigError for a prompt that is too
-        long."""
+        at once; `ended` gets each answer with its place among the B as soon as it is complete; `synced`: all ranks take
+        part (ZeRO-3 splits the weights). Raises ConfigError for a prompt that is too long."""
+        start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        ends = _Ends(self, start, ended) if ended else None
         out = model.generate(
             **inputs,
             max_new_tokens=self.room(_length(inputs)),
             eos_token_id=self.stops,
             pad_token_id=self.pad,
             synced_gpus=synced,
-            stopping_criteria=StoppingCriteriaList([self._cut]),
+            stopping_criteria=StoppingCriteriaList([ends or self.cut]),
             streamer=_Ear(heard) if heard else None,
             use_cache=True,
             disable_compile=True,  # of a fixed cache, which takes longer than most chats
             **({} if cache is None else {"past_key_values": cache}),
             **self.drawing.arguments(),
         )
-        start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        return [self.read(ids) for ids in out[:, start:].tolist()]
+        answers = [self.read(ids) for ids in out[:, start:].tolist()]
+        if ends:
+            ends.rest(answers)
+        return answers
 
     def read(self, ids: Sequence[int]) -> Answer:
         """The answer in what was generated: up to its end token, behind which a batch has padding."""
@@ -103,7 +110,7 @@ class Answerer:
 
     def room(self, prompt: int) -> int:
         """The most tokens of an answer to a prompt of so many. Raises ConfigError when it has none."""
-        wanted = self.drawing.sampling.max_new_tokens
+        wanted = self.drawing.sampling.max_new_tokens or LONGEST_ANSWER
         if self.limit is None:
             return wanted
         if prompt >= self.limit:
@@ -114,7 +121,7 @@ class Answerer:
             )
         return min(wanted, self.limit - prompt)
 
-    def _cut(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def cut(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """For each of B sequences whether it ends here: bool [B]."""
         return torch.full((ids.shape[0],), self.stopped(), device=ids.device)
 
@@ -167,3 +174,29 @@ class _Ear(BaseStreamer):  # type: ignore[misc]  # transformers has no types
 
     def end(self) -> None:
         """Nothing waits."""
+
+
+class _Ends:
+    """A stopping criterion that passes on each answer of a batch when its end token comes. `start`: where the answers
+    begin."""
+
+    def __init__(self, answerer: Answerer, start: int, ended: Callable[[int, Answer], None]) -> None:
+        self._answerer, self._start, self._ended = answerer, start, ended
+        self._done: set[int] = set()
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """For each of B sequences [B, T] whether it ends here, as Answerer.cut: bool [B]."""
+        for place, last in enumerate(ids[:, -1].tolist()):
+            if last in self._answerer.stops and place not in self._done:
+                self._pass(place, self._answerer.read(ids[place, self._start :].tolist()))
+        return self._answerer.cut(ids, scores)
+
+    def rest(self, answers: Sequence[Answer]) -> None:
+        """Pass on those that ended without an end token."""
+        for place, answer in enumerate(answers):
+            if place not in self._done:
+                self._pass(place, answer)
+
+    def _pass(self, place: int, answer: Answer) -> None:
+        self._done.add(place)
+        self._ended(place, answer)

@@ -272,9 +272,6 @@ class Data(Section):
         return self
 
 
-XTUNER_PROMPTS = ("请给我介绍五个上海的景点", "Please tell me five scenic spots in Shanghai")
-
-
 class SamplePrompt(Section):
     """A question asked before and after training."""
 
@@ -296,7 +293,13 @@ class Sampling(Section):
     temperature: float = Field(0.1, ge=0, le=10, description="0 always takes the likeliest token.")
     top_p: float = Field(0.75, gt=0, le=1, description="Draw from the likeliest tokens of this total probability.")
     top_k: int = Field(40, ge=1, description="Draw from this many likeliest tokens.")
-    max_new_tokens: int = Field(600, ge=1, le=2**17, description="Longest answer in tokens.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=2**17,
+        description="Longest answer in tokens. Default: 200 for runtime.sample_prompts, which training waits for, and "
+        "600 in a chat (XTuner's for both).",
+    )
 
 
 TrackerName = Literal["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow",
@@ -317,8 +320,9 @@ class Runtime(Section):
     keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed once a newer one is complete.")
     eval_every: int = Field(500, ge=1, description="Steps between two rounds of sample answers.")
     sample_prompts: list[SamplePrompt] = Field(
-        default_factory=lambda: [SamplePrompt.model_construct(prompt=text) for text in XTUNER_PROMPTS],
-        description="Questions answered before, during and after training; plain text, or prompt, expect and system.",
+        default_factory=list,
+        description="Questions answered before training, every eval_every steps and after it, a few at a time, while "
+        "training waits; plain text, or prompt, expect and system. (XTuner asks two about Shanghai unasked.)",
     )
     sampling: Sampling = Field(default_factory=Sampling.model_construct, description="How the answers are drawn.")
     max_bad_steps: int = Field(

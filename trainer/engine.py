@@ -50,11 +50,12 @@ from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
 from trainer.models.build import build_model, build_tokenizer, parameters_line, save_result, trained_size
+from trainer.models.experts import require_quantisable
 from trainer.models.lora import keep_start
 from trainer.models.split import is_split
 from trainer.optimizer_states import optimizer_name
 from trainer.output import show
-from trainer.samples import Sample, Sampler, append_samples, comparison
+from trainer.samples import Sample, Sampler, append_samples, comparison, score
 from trainer.saver import Saver
 from trainer.stop import Stop
 from trainer.stopwatch import Stopwatch
@@ -103,6 +104,7 @@ class Run:
                 self.peers.leave(code, why)
 
     def _run(self) -> None:
+        require_quantisable(self.config.model)  # before the data, which may take hours
         self.deepspeed = self._deepspeed_config()
         self._prepare_output()
         set_seed(self.config.settings.seed)
@@ -136,7 +138,8 @@ class Run:
         if self.place.is_main and TENSORBOARD in self.trackers:
             trainer.add_callback(tensorboard(self.output / TENSORBOARD, start))
         if split:  # only DeepSpeed can put the weights together
-            trainer.add_callback(BeforeCallback(lambda: before.extend(self._before(sampler, model, resumed))))
+            answer = BeforeCallback(lambda: before.extend(self._before(sampler, model, resumed)))
+            trainer.callback_handler.callbacks.insert(0, answer)  # while a signal still ends the process at once
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
             raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
@@ -333,20 +336,18 @@ class Run:
     def _collator(self, tokenizer: Any) -> Collator:
         data = self.config.data
         length = data.max_length if data.pack else None
-        form = find_form(self.config.model.path, tokenizer)
+        form = find_form(self.config.model.path, tokenizer, self.config.model.revision)
         if form is None:
             return Collator(tokenizer.pad_token_id, length)
         return ImageCollator(tokenizer.pad_token_id, length, form, ImageFiles(data.image_dir), self.place.processes)
 
-    def _ask(self, sampler: Sampler, model: Any, step: int) -> list[Sample]:
-        """Answers, on rank 0 alone unless the weights are split over the ranks."""
-        split = is_split(model)
-        samples = (
-            sampler.answer_all(model, step, synced=split and self.place.world > 1)
-            if split or self.place.is_main
-            else []
-        )
-        if self.place.is_main and not self.stop.told:  # told, they were cut short
+    def _ask(self, sampler: Sampler, model: Any, step: int, before: list[Sample] | None = None) -> list[Sample]:
+        """Answers, told as they come, on rank 0 alone unless the weights are split over the ranks. `before`: those to
+        compare the last ones with."""
+        split, samples = is_split(model), []
+        if split or self.place.is_main:
+            samples = sampler.answer_all(model, step, self.tell, before, synced=split and self.place.world > 1)
+        if self.place.is_main and samples and not self.stop.told:  # told, they were cut short
             append_samples(samples, self.output / "samples.jsonl")
         barrier()
         return samples
@@ -360,19 +361,17 @@ class Run:
             return self._ask(sampler, model, 0)
 
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
-        after = self._ask(sampler, model, step)
+        asked = before or [Sample(0, one.prompt, "(resumed: not asked)", one.expect) for one in sampler.prompts]
+        after = self._ask(sampler, model, step, asked)
         if any_rank([self.stop.told], self.place.device)[0]:
             raise PreemptedError("told to stop after the last step", "start it again for the answers")
         if not self.place.is_main:
             return
-        lines = comparison(
-            before or [Sample(0, sample.prompt, "(resumed: not asked)", sample.expect) for sample in after], after
-        )
-        replace_text(
-            self.output / "samples.md", "\n".join(["# Answers before and after training", "", "```", *lines, "```", ""])
-        )
+        if after:
+            lines = ["# Answers before and after training", "", "```", *comparison(asked, after), "```", ""]
+            replace_text(self.output / "samples.md", "\n".join(lines))
         plot_loss(MetricsFile(self.output / "metrics.jsonl").read(), self.output / "loss.png")
-        for line in lines:
+        for line in score(asked, after):
             self.tell(line)
         self.tell(f"results: {self.output.absolute()}")
 

@@ -10,6 +10,7 @@ TrainError             1
 +-- PreemptedError    75  stopped on request; nothing is lost: saved, or nothing was trained yet
 +-- PeerLostError      1  another process of the job is gone
 +-- SaveError          1  a checkpoint could not be written
++-- UnreachableError   1  a server or file system did not answer: the same job may find it at the next start
 """
 
 
@@ -48,3 +49,7 @@ class PeerLostError(TrainError):
 
 class SaveError(TrainError):
     """A checkpoint could not be written; older ones are as they were."""
+
+
+class UnreachableError(TrainError):
+    """What the job reads could not be reached; restarts try again."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.config import Lora, TrainConfig
+from trainer.experts import expert_count, quantised_experts
 from trainer.shapes import HUB_SHAPES, ModelShape, new_shape, shape_of_config
 from trainer.state_bytes import ELEMENT, MOMENTS, StateBytes, state_bytes
 
 __all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShape", "Placement", "estimate",
-           "new_shape", "shape_of_config"]  # fmt: skip
+           "expert_count", "new_shape", "quantised_experts", "shape_of_config"]  # fmt: skip
 
 TOLERANCE = 0.05  # the estimate of a GPU is good to this share
 

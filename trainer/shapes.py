@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config import Shape
+from trainer.experts import expert_count
 from trainer.xcomposer2_shape import (
     MODEL_TYPE,
     PLORA_RANK,
@@ -126,6 +127,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 def shape_of_config(raw: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes. Raises ValueError with what is missing or not known."""
     kind = MODEL_TYPE if is_xcomposer(raw) else raw.get("model_type")
+    if experts := expert_count(raw):
+        raise ValueError(f"got a mixture of {experts} experts, known: dense models")
     if kind not in _BIAS_KEYS:
         raise ValueError(f"got model_type {kind!r}, known: {', '.join(_BIAS_KEYS)}")
     values = {**_DEFAULTS.get(kind, {}), **{key: value for key, value in raw.items() if value is not None}}

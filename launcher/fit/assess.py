@@ -9,7 +9,7 @@ from launcher.fit.remedy import Setup, nearest_change
 from launcher.prepare import Prepared
 from launcher.spec import ClusterProfile
 from trainer.config import TrainConfig
-from trainer.estimate import Job
+from trainer.estimate import Job, quantised_experts
 
 # What a change may ask for where the profile does not say what the cluster has.
 USUAL_GPUS_PER_NODE, USUAL_NODES = 8, 16
@@ -32,12 +32,17 @@ class Assessment:
 
 
 def assess(prepared: Prepared, train: TrainConfig, gpu_memory: str | None = None) -> Assessment:
-    """Weigh a job with its `train:` section. Raises SpecError for a `--gpu-memory` that is no size."""
+    """Weigh a job with its `train:` section. Raises SpecError for a `--gpu-memory` that is no size, and for a mixture
+    of experts that is to be quantised, which the trainer refuses."""
     try:
         limits = find_limits(prepared, gpu_memory)
     except ValueError as error:
         raise SpecError(f"--gpu-memory: got {gpu_memory!r}, allowed: a size such as 80GiB or 85G") from error
     known = find_shape(train, prepared.job_dir)
+    if known.experts and train.model.quantization != "none" and not train.model.trust_remote_code:
+        what = f"the {known.experts} experts of each layer"
+        message, hint = quantised_experts(train.model, str(train.model.path), what)
+        raise SpecError(f"train.{message}", hint)
     if known.shape is None:
         return Assessment(known, limits, Fit("cannot tell", (known.source,)))
     card = limits.gpu.size if limits.gpu else None

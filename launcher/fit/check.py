@@ -19,6 +19,7 @@ from trainer.estimate import (
     Estimate,
     ModelShape,
     Placement,
+    expert_count,
     new_shape,
     shape_of_config,
 )
@@ -57,10 +58,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Known:
-    """A shape and where it is from; without a shape, why there is none."""
+    """A shape and where it is from; without a shape, why there is none. `experts`: those of a layer, of a mixture."""
 
     shape: ModelShape | None
     source: str
+    experts: int = 0
 
 
 def gigabytes(size: int) -> str:
@@ -93,11 +95,12 @@ def _config_file(path: str, job_dir: Path) -> Path | None:
 
 
 def _read_shape(file: Path) -> Known:
+    raw = None
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         return Known(shape_of_config(raw if isinstance(raw, dict) else {}), str(file))
     except (OSError, ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        return Known(None, f"{file}: {error}")
+        return Known(None, f"{file}: {error}", expert_count(raw) if isinstance(raw, dict) else 0)
 
 
 def find_limits(prepared: Prepared, gpu_memory: str | None) -> Limits:

@@ -88,18 +88,12 @@ runtime:
   save_every: 500
   keep: 2
   eval_every: 500
-  sample_prompts:
-  - prompt: 请给我介绍五个上海的景点
-    expect: null
-    system: null
-  - prompt: Please tell me five scenic spots in Shanghai
-    expect: null
-    system: null
+  sample_prompts: []
   sampling:
     temperature: 0.1
     top_p: 0.75
     top_k: 40
-    max_new_tokens: 600
+    max_new_tokens: null
   max_bad_steps: 3
   log_rows: false
   resume: auto

@@ -107,7 +107,11 @@ def tiny_base(tmp_path_factory):
 def make_config(tmp_path):
     """A TrainConfig over rows written to a file; keyword arguments override whole fields of `data`."""
 
-    def make(rows, *, path="unused", template="internlm2", **data):
+    base = tmp_path / "text-model"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+
+    def make(rows, *, path=base, template="internlm2", **data):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         values = {

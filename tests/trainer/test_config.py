@@ -52,11 +52,8 @@ def test_defaults_are_xtuners():
     )
     runtime = values["runtime"]
     assert (runtime["log_every"], runtime["save_every"], runtime["keep"], runtime["eval_every"]) == (10, 500, 2, 500)
-    assert [prompt["prompt"] for prompt in runtime["sample_prompts"]] == [
-        "请给我介绍五个上海的景点",
-        "Please tell me five scenic spots in Shanghai",
-    ]
-    assert runtime["sampling"] == {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "max_new_tokens": 600}
+    assert runtime["sample_prompts"] == []
+    assert runtime["sampling"] == {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "max_new_tokens": None}
 
 
 def test_every_field_says_what_it_is():

@@ -129,6 +129,33 @@ def test_a_config_file_that_cannot_be_used_is_told(write, folder, capsys, text):
     assert str(Path("model/config.json")) in out
 
 
+MIXTURES = [{"model_type": "mixtral", "num_local_experts": 8}, {"model_type": "qwen3_moe", "num_experts": 128},
+            {"model_type": "deepseek_v3", "n_routed_experts": 256}, {"model_type": "llama", "num_local_experts": 8},
+            {"model_type": "llava", "text_config": {"model_type": "mixtral", "num_local_experts": 8}}]
+
+
+@pytest.mark.parametrize("raw", MIXTURES)
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_mixture_of_experts_is_not_weighed_as_if_it_could_be_quantised(write, folder, capsys, raw, quantization):
+    write(model={"path": "model", "quantization": quantization})
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text(json.dumps({**CONFIG, **raw}))
+    for verb in (("estimate", "job.yaml"), ("submit", "job.yaml", "--dry-run")):
+        code, out, err = run(capsys, *verb)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: train.model.quantization is {quantization}, but model is a mixture of experts: ")
+        assert "experts of each layer can be neither quantised nor adapted here" in err
+        assert "hint:  set model.quantization to none" in err
+
+
+def test_a_mixture_of_experts_in_bf16_is_not_guessed_at(write, folder, capsys):
+    write(model={"path": "model", "quantization": "none"})
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text(json.dumps({**CONFIG, **MIXTURES[0]}))
+    code, out, _ = run(capsys, "estimate", "job.yaml")
+    assert code == 0 and "cannot tell" in out and "got a mixture of 8 experts, known: dense models" in out
+
+
 def test_the_shape_is_read_beside_the_weights(write, folder, capsys):
     write(model={"path": "./model"})
     (folder / "model").mkdir()

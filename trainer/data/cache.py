@@ -87,7 +87,7 @@ class DataCache:
             "template": [template, tokenizer.chat_template if template == "tokenizer" else None],
             "tokenizer": _hash(tokenizer.backend_tokenizer.to_str().encode()),
             "ends": [tokenizer.bos_token, tokenizer.eos_token],
-            "images": [data.image_dir, repr(find_form(config.model.path, tokenizer))],
+            "images": [data.image_dir, repr(find_form(config.model.path, tokenizer, config.model.revision))],
             "code": [_hash(path.read_bytes()) for path in sorted(Path(__file__).parent.rglob("*.py"))],
         }
         return _digest(decides)

@@ -59,7 +59,7 @@ class Pipeline:
     ) -> None:
         self.config, self.data = config, config.data
         self.template = find_template(config.model.chat_template, tokenizer)
-        self.form = find_form(config.model.path, tokenizer)
+        self.form = find_form(config.model.path, tokenizer, config.model.revision)
         self.encoder = Encoder(tokenizer, self.template, self.form)
         self.report = Report()
         self.bad = BadRows(self.report, rejected, skip=self.data.bad_rows == "skip")

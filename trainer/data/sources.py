@@ -12,6 +12,7 @@ from typing import Any
 from trainer.config import Source
 from trainer.data.readers import Place, Read, read_csv, read_json, read_jsonl, read_parquet, without_nulls
 from trainer.errors import ConfigError
+from trainer.passing import read_error
 
 __all__ = ["Place", "Read", "read_source", "source_files"]
 
@@ -63,7 +64,7 @@ def _find(path: str) -> tuple[list[str], bool]:
         folder = system.isdir(root)
         names = system.find(root) if folder else _glob(system, root)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"data.sources: {path} cannot be read: {_first_line(error)}") from error
+        raise read_error(f"data.sources: {path} cannot be read: {_first_line(error)}", error) from error
     named = len(root if folder else MAGIC.split(root)[0].rpartition("/")[0])
     chosen = [name for name in names if _kind(name) and "/." not in name[named:]]
     if "://" in path:
@@ -99,7 +100,7 @@ def _read_file(name: str) -> Iterator[Read]:
                 stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
             yield from KINDS[_kind(name)](io.BufferedReader(stream, BUFFER_BYTES), name)
     except (OSError, ImportError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"data.sources: {name} cannot be read: {_first_line(error)}") from error
+        raise read_error(f"data.sources: {name} cannot be read: {_first_line(error)}", error) from error
 
 
 def _has_card(path: str) -> bool:
@@ -113,7 +114,7 @@ def _split_files(source: Source) -> list[str]:
     try:
         known = datasets.load_dataset_builder(os.path.expanduser(source.path)).config.data_files or {}
     except Exception as error:  # datasets raises many kinds; each is about what the user named
-        raise ConfigError(f"data.sources: {source.path} cannot be read: {_first_line(error)}") from error
+        raise read_error(f"data.sources: {source.path} cannot be read: {_first_line(error)}", error) from error
     names = {part.split("[")[0].strip() for part in source.split.split("+")}
     if unknown := names - {str(name) for name in known}:
         raise ConfigError(f"data.sources: {source.path}: got split {unknown.pop()}, allowed: {', '.join(known)}")
@@ -132,7 +133,7 @@ def _read_hub(source: Source) -> Iterator[Read]:
         for number, row in enumerate(rows, 1):
             yield Read(Place(source.path, number), without_nulls(row))
     except Exception as error:  # datasets raises many kinds; each is about what the user named
-        raise ConfigError(f"data.sources: {source.path} cannot be read: {_first_line(error)}") from error
+        raise read_error(f"data.sources: {source.path} cannot be read: {_first_line(error)}", error) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from trainer.ds_config import zero_stage
 from trainer.metrics import replace_text
 from trainer.models.attention import is_plain, takes_borders, use_varlen
 from trainer.models.create import new_model, save_internlm2, train_tokenizer
+from trainer.models.experts import expert_parameters
 from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
 from trainer.models.split import Split, full_size, is_split
@@ -66,7 +67,9 @@ def parameters_line(model: Any) -> str:
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         total += math.prod(state.shape) if state is not None else full_size(parameter)
-    return f"model: {total:,} parameters, {trained_size(model):,} of them trained"
+    experts = expert_parameters(model) if hasattr(model, "peft_config") else 0
+    told = f"; {experts:,} are in experts, which stay as they are, without an adapter" if experts else ""
+    return f"model: {total:,} parameters, {trained_size(model):,} of them trained{told}"
 
 
 def trained_size(model: Any) -> int:

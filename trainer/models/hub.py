@@ -8,11 +8,14 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.xcomposer2_config import completed
+from trainer.passing import is_passing, read_error
 from trainer.xcomposer2_shape import is_xcomposer
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 # in this order: what the first finds is enough
 WEIGHTS = (["model.safetensors", "model-*-of-*.safetensors"], ["pytorch_model.bin", "pytorch_model-*-of-*.bin"])
+
+SEEING = ("llava", "internvl")  # model types of transformers that take images
 
 
 def may_be_on_hub(path: str) -> bool:
@@ -30,55 +33,75 @@ def require_folder(path: str) -> None:
     )
 
 
-def checkpoint_folder(path: str, revision: str | None = None, code: bool = False) -> Path:
-    """The folder of a checkpoint, downloaded first when `path` is a name on the hub: its default branch or `revision`,
-    with its Python files when `code` says so. Raises ConfigError."""
+def small_folder(path: str, revision: str | None = None, code: bool = False) -> Path:
+    """Where the config, the tokenizer and what else is small of a checkpoint lie; of a name on the hub they are
+    downloaded, at its default branch or `revision`, with its Python files when `code` says so. Raises ConfigError for
+    what is neither here nor there, UnreachableError when the hub does not answer."""
     folder = Path(path).expanduser()
-    if folder.is_dir() and revision is not None:
+    if not folder.is_dir():
+        require_folder(path)
+        return _downloaded(path, revision, [*SMALL, "*.py"] if code else SMALL)
+    if revision is not None:
         raise ConfigError(
             f"model.revision: got {revision} with {path}, a folder of this machine, allowed: a name on the hub",
             "remove revision and trust_remote_code, or name the model as the hub does",
         )
-    if (folder / "config.json").is_file():
+    return folder
+
+
+def config_folder(path: str, revision: str | None = None, code: bool = False) -> Path:
+    """As small_folder, of a checkpoint that has a config.json. Raises ConfigError, UnreachableError."""
+    folder = small_folder(path, revision, code)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path: {path} has no config.json, which says what model it is",
+                          "name the folder of a whole checkpoint, or a model of the hub")  # fmt: skip
+    return folder
+
+
+def checkpoint_folder(path: str, revision: str | None = None, code: bool = False) -> Path:
+    """As config_folder, with the weights. Raises ConfigError, UnreachableError."""
+    folder = config_folder(path, revision, code)
+    if Path(path).expanduser().is_dir():
         return folder
-    if folder.is_dir():
-        raise ConfigError(f"model.path: got {path}, a folder without config.json, allowed: the folder of a checkpoint")
-    require_folder(path)
-    try:
-        return _downloaded(path, revision, [*SMALL, "*.py"] if code else SMALL)
-    except Exception as error:  # many kinds; all of them mean that the name leads nowhere
-        at = f" at revision {revision}" if revision else ""
-        raise ConfigError(
-            f"model.path: got {path}{at}: not a folder here, and not on the hub: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _downloaded(name: str, revision: str | None, small: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=small))
     for patterns in WEIGHTS:
-        snapshot_download(name, revision=revision, allow_patterns=patterns)
+        _downloaded(path, revision, patterns)
         if any(found for pattern in patterns for found in folder.glob(pattern)):
             break
     return folder
 
 
+def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # many kinds; all of them mean that the name leads nowhere, now or for good
+        at = f" at revision {revision}" if revision else ""
+        where = "the hub does not answer" if is_passing(error) else "not on the hub"
+        message = f"model.path: got {name}{at}: not a folder here, and {where}: {str(error).splitlines()[0]}"
+        raise read_error(message, error) from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, completed for an XComposer2. Raises ConfigError."""
+    """config.json, completed for an XComposer2. Raises ConfigError, UnreachableError."""
     raw = read_raw_config(folder)
     return completed(raw, folder) if is_xcomposer(raw) else raw
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is. Raises ConfigError."""
-    path = folder / "config.json"
+    """config.json as it is. Raises ConfigError, UnreachableError."""
+    return read_fields(folder / "config.json")
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of one of a checkpoint's JSON files. Raises ConfigError, UnreachableError."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}", "download the checkpoint again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise read_error(f"{path}: cannot be read: {error}", error, "download the checkpoint again") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: got a {type(raw).__name__}, allowed: the fields of a model's config")
+        raise ConfigError(f"{path}: got a {type(raw).__name__}, allowed: named fields, as in {{...}}",
+                          "download the checkpoint again")  # fmt: skip
     return raw
 
 
@@ -101,3 +124,10 @@ def require_class(path: str, raw: dict[str, Any], trust_remote_code: bool) -> No
             "model.revision pins",
             "copy the model and its code into one repository",
         )
+
+
+def auto_class(raw: dict[str, Any]) -> Any:
+    """transformers' Auto class for the model of a config.json."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if raw.get("model_type") in SEEING else AutoModelForCausalLM

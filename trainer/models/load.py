@@ -9,7 +9,8 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.models.hub import checkpoint_folder, read_config, require_class
+from trainer.models.experts import require_quantisable
+from trainer.models.hub import SEEING, auto_class, checkpoint_folder, read_config, require_class
 from trainer.models.mover import Mover
 from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
 from trainer.models.registry import Family, find_family
@@ -19,7 +20,6 @@ from trainer.vision.parts import PATTERN
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
-SEEING = ("llava", "internvl")  # model types of transformers that take images
 
 
 def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
@@ -27,6 +27,8 @@ def load_model(config: TrainConfig, device: torch.device, split: Split | None = 
     rank has its part of each weight. Raises ConfigError."""
     model = config.model
     assert model.path is not None
+    if split is None:  # transformers would split what is made to count; the engine has asked before
+        require_quantisable(model)
     folder = checkpoint_folder(model.path, model.revision, model.trust_remote_code)
     raw = read_config(folder)
     family = find_family(raw)
@@ -34,7 +36,7 @@ def load_model(config: TrainConfig, device: torch.device, split: Split | None = 
     if family is None:
         require_class(model.path, raw, model.trust_remote_code)
         target = None if split else device
-        return keep_layout(_auto_model(folder, dtype, quantization, target, model.trust_remote_code))
+        return keep_layout(_auto_model(folder, raw, dtype, quantization, target, model.trust_remote_code))
     loaded = empty_model(family, family.config(raw))
     if quantization != "none":
         replace_linears(loaded, quantization, dtype, keep=HEAD)
@@ -166,14 +168,18 @@ def _with_generation(model: Any, folder: Path) -> Any:
 
 
 def _auto_model(
-    folder: Path, dtype: torch.dtype, quantization: str, device: torch.device | None, trust_remote_code: bool
+    folder: Path,
+    raw: dict[str, Any],
+    dtype: torch.dtype,
+    quantization: str,
+    device: torch.device | None,
+    trust_remote_code: bool,
 ) -> Any:
     """Through transformers' own class, or, trusted, one that the checkpoint brings. No `device`: in ZeRO-3, where
     transformers splits what is not quantised."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    seeing = read_config(folder).get("model_type") in SEEING
-    unquantised = [HEAD, PATTERN] if seeing else None
+    unquantised = [HEAD, PATTERN] if raw.get("model_type") in SEEING else None
     kinds = {
         "nf4": partial(
             BitsAndBytesConfig,
@@ -191,8 +197,7 @@ def _auto_model(
             llm_int8_skip_modules=unquantised,
         ),
     }
-    kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
-    return kind.from_pretrained(
+    return auto_class(raw).from_pretrained(
         folder,
         dtype=dtype,
         quantization_config=kinds[quantization]() if quantization in kinds else None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainer.errors import ConfigError
+from trainer.models.experts import blocks_of_experts
 from trainer.sections import Lora
 
 # what a head is called where the model itself does not say which layer it is
@@ -19,8 +20,12 @@ PREFIX = "base_model.model."  # before the names of weights in an adapter's file
 
 
 def target_names(model: torch.nn.Module) -> list[str]:
-    """Last names of all linear layers but the head and those of vision and audio towers, sorted."""
-    return sorted({name.rpartition(".")[2] for name in _linears(model) if not re.fullmatch(TOWERS, name)})
+    """Last names of all linear layers but the head, those of vision and audio towers, and those beside experts, sorted:
+    of a name that a block of experts has, PEFT would adapt the stacks instead of the linear layers."""
+    blocks = tuple(f"{name}." for name in blocks_of_experts(model))
+    names = [name for name in _linears(model) if not re.fullmatch(TOWERS, name)]
+    beside = {name.rpartition(".")[2] for name in names if name.startswith(blocks)}
+    return sorted({name.rpartition(".")[2] for name in names} - beside)
 
 
 def _linears(model: Any) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.hub import require_folder
+from trainer.models.hub import read_fields, read_raw_config, small_folder
+from trainer.passing import read_error
 from trainer.xcomposer2_shape import is_xcomposer
 
 # id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
@@ -33,35 +34,24 @@ UNUSED = re.compile(r"\[UNUSED_TOKEN_\d+\]|<TOKENS_UNUSED_\d+>")  # pieces witho
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """A fast tokenizer. Raises ConfigError when there is none, when its chat tokens are not at their slots, or when it
-    has more tokens than the model has embeddings (config.json)."""
+    has more tokens than the model has embeddings (config.json); UnreachableError when the hub does not answer."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    require_folder(path)
+    folder = small_folder(path, revision)
+    raw = read_raw_config(folder) if (folder / "config.json").is_file() else {}  # there may be a tokenizer alone
     try:
-        with _described(_here(path, revision)) as folder:
-            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        with _described(folder, raw) as described:
+            tokenizer = AutoTokenizer.from_pretrained(described, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is about what the user named
-        where = "a folder" if Path(path).is_dir() else "neither a folder here nor a name on the hub that can be reached"
-        raise ConfigError(f"model.path: got {path} ({where}): no tokenizer: {str(error).splitlines()[0]}") from error
+        raise read_error(f"model.path: got {path}: no tokenizer: {str(error).splitlines()[0]}", error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"model.path: got {path} with a {type(tokenizer).__name__}, allowed: a fast tokenizer")
-    raw = _raw_config(path, revision)
     _require_room(tokenizer, path, raw)
     of_internlm = str(raw.get("model_type")).startswith("internlm") and raw.get("vocab_size") in SLOTS
     return _with_slots(tokenizer, path, SLOTS.get(raw["vocab_size"] if of_internlm else len(tokenizer), {}))
-
-
-def _raw_config(path: str, revision: str | None) -> dict[str, Any]:
-    """config.json of a checkpoint; nothing where there is only a tokenizer."""
-    from transformers import PreTrainedConfig
-
-    try:
-        return dict(PreTrainedConfig.get_config_dict(path, revision=revision)[0])
-    except (OSError, ValueError):
-        return {}
 
 
 def _require_room(tokenizer: Any, path: str, raw: dict[str, Any]) -> None:
@@ -96,40 +86,25 @@ def _with_slots(tokenizer: Any, path: str, slots: dict[int, str]) -> Any:
     return tokenizer
 
 
-def _here(path: str, revision: str | None) -> str:
-    """`path`, or for an XComposer2 on the hub the folder with its tokenizer's files."""
-    if Path(path).expanduser().is_dir() or not is_xcomposer(_raw_config(path, revision)):
-        return path
-    from huggingface_hub import snapshot_download
-
-    return str(snapshot_download(path, revision=revision, allow_patterns=["config.json", "tokenizer*"]))
-
-
 @contextmanager
-def _described(path: str) -> Iterator[str]:
-    """`path`, or for a bare `tokenizer.model` a passing folder that says what the library must know of it; an
-    XComposer2's files say it, but name classes that only the makers' code has."""
-    model = Path(path).expanduser() / "tokenizer.model"
-    if not model.is_file() or _is_described(model.parent):
-        yield path
+def _described(folder: Path, raw: dict[str, Any]) -> Iterator[Path]:
+    """`folder`, or for a bare `tokenizer.model` a passing folder that says what the library must know of it; an
+    XComposer2's files say it, but name classes that only the makers' code has. `raw`: its config.json."""
+    model = folder / "tokenizer.model"
+    says = bool(raw) or (folder / "tokenizer_config.json").exists()
+    if not model.is_file() or (says and not is_xcomposer(raw)):
+        yield folder
         return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / model.name).symlink_to(model.absolute())
+    with tempfile.TemporaryDirectory() as passing:
+        (Path(passing) / model.name).symlink_to(model.absolute())
         special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-        own = model.with_name("tokenizer_config.json")
-        told = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else special
+        own = folder / "tokenizer_config.json"
+        told = read_fields(own) if own.is_file() else special
         told.pop("auto_map", None)
         config = {**told, "tokenizer_class": "InternLM2Tokenizer", "add_bos_token": True}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
-        (Path(folder) / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
-        yield folder
-
-
-def _is_described(folder: Path) -> bool:
-    config = folder / "config.json"
-    if config.is_file() and is_xcomposer(json.loads(config.read_text(encoding="utf-8"))):
-        return False
-    return config.exists() or (folder / "tokenizer_config.json").exists()
+        (Path(passing) / "tokenizer_config.json").write_text(json.dumps(config))
+        (Path(passing) / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
+        yield Path(passing)
 
 
 def _named(tokenizer: Any, slots: dict[int, str]) -> Any:

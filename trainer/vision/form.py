@@ -1,11 +1,9 @@
 """How a checkpoint's model takes an image, from its config files. [I/O]"""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
-from trainer.models.hub import read_config
+from trainer.models.hub import config_folder, read_config, read_fields
 from trainer.vision.image_form import ImageForm, ImageTokens
 from trainer.xcomposer2_shape import MODEL_TYPE, vision_sizes
 
@@ -17,42 +15,16 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def find_form(path: str | None, tokenizer: Any) -> ImageForm | None:
-    """The form of a checkpoint, by its folder or its name on the hub; None for a model that reads text alone. Raises
-    ConfigError for an XComposer that this project cannot load."""
-    folder = _config_folder(path)
-    if folder is None:
+def find_form(path: str | None, tokenizer: Any, revision: str | None = None) -> ImageForm | None:
+    """The form of a checkpoint, by its folder or its name on the hub; None for a model that reads text alone, and for
+    one that is yet to be made (no `path`). Raises ConfigError for a config that is missing or malformed and for an
+    XComposer that this project cannot load, UnreachableError for what cannot be read now."""
+    if path is None:
         return None
+    folder = config_folder(path, revision)
     raw = read_config(folder)
     reader = FORMS.get(str(raw.get("model_type")))
     return reader(raw, folder, tokenizer) if reader else None
-
-
-def _config_folder(path: str | None) -> Path | None:
-    """Where the config.json of a checkpoint lies."""
-    folder = Path(path or "").expanduser()
-    if path and (folder / "config.json").is_file():
-        return folder
-    if path is None or folder.is_dir() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        for name in PROCESSORS:
-            _if_there(path, name)
-        return Path(hf_hub_download(path, "config.json")).parent
-    except Exception:  # many kinds; whoever loads the model says what is wrong with the name
-        return None
-
-
-def _if_there(path: str, name: str) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(path, name)
-    except EntryNotFoundError:
-        return
 
 
 def _xcomposer2(raw: dict[str, Any], folder: Path, tokenizer: Any) -> ImageForm:
@@ -87,13 +59,11 @@ def _internvl(raw: dict[str, Any], folder: Path, tokenizer: Any) -> ImageForm:
 
 
 def _processor(folder: Path) -> dict[str, Any]:
-    """What the checkpoint says of preparing images; newer ones have it inside the processor's config."""
+    """What the checkpoint says of preparing images; newer ones have it inside the processor's config. Nothing where
+    there is neither: the family's usual values hold. Raises ConfigError, UnreachableError."""
     for name in PROCESSORS:
         if (folder / name).is_file():
-            try:
-                found = json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(f"{folder / name}: not JSON: {error}") from error
+            found = read_fields(folder / name)
             return dict(found.get("image_processor", found))
     return {}
 

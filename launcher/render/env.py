@@ -9,6 +9,7 @@ def job_env(plan: Plan) -> dict[str, str]:
     """What is the same on every node. The user's own `env` comes last, so it wins."""
     return {
         "LAUNCH_RUN_ID": plan.run_id,
+        "LAUNCH_JOB_NAME": plan.name,
         "LAUNCH_NODES": str(plan.nodes),
         "LAUNCH_GPUS_PER_NODE": str(plan.gpus_per_node),
         "LAUNCH_PROCESSES_PER_NODE": str(plan.processes_per_node),

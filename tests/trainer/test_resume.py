@@ -209,6 +209,38 @@ def test_steps_in_a_row_that_are_not_finite_end_with_70_and_name_their_samples(b
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_without_one_good_step_ends_with_70_and_leaves_no_result(base, tmp_path, ranks):
+    """Fewer steps than max_bad_steps."""
+    config = job(tmp_path, tmp_path / "bad", optimizer__max_steps=2, optimizer__batch_size=8 // ranks)
+    poison(base, tmp_path / "bad", config, commonest=True)
+    run = warm.start(tmp_path, config, ranks)
+    assert run.codes() == [70] * ranks, run.text
+    assert "error: step 2: loss or gradient is not a number, in every step of this run" in run.text
+    assert [one["step"] for one in json.loads((tmp_path / "out/diverged.json").read_text())["steps"]] == [1, 2]
+    assert not (tmp_path / "out/adapter").exists() and checkpoints(tmp_path) == []
+
+
+def test_bad_steps_at_the_end_cost_nothing_of_the_good_ones_and_are_said(base, tmp_path):
+    config = job(tmp_path, tmp_path / "bad", runtime__save_every=1, runtime__keep=9)
+    poison(base, tmp_path / "bad", config, commonest=False)
+    [bad] = [row["step"] for row in measured_by(tmp_path, config) if row["loss"] is None][:1]
+    shutil.rmtree(tmp_path / "out")
+    config["optimizer"]["max_steps"] = bad
+    run = warm.start(tmp_path, config)
+    assert run.codes() == [0], run.text
+    assert f"warning: the loss or gradient of the last 1 step(s) is not a number: they changed nothing, and the " \
+           f"result is that of step {bad - 1}" in run.text  # fmt: skip
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").exists()
+
+
+def measured_by(folder, config):
+    """The rows of metrics.jsonl of a whole run."""
+    run = warm.start(folder, config)
+    assert run.codes() == [0], run.text
+    return metrics(folder)
+
+
 def test_a_save_that_does_not_fit_leaves_the_older_ones_valid(tmp_path):
     config = job(tmp_path, runtime__save_every=20, optimizer__max_steps=60)
     run = warm.start(tmp_path, config)

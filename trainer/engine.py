@@ -115,11 +115,10 @@ class Run:
         end(code, text)
 
     def _run(self) -> None:
-        done = self._claim_output()
         self.deepspeed = self._deepspeed_config()
         set_seed(self.config.settings.seed)
-        args = self._arguments(self.deepspeed)  # waits for all ranks
-        if from_main(int(done), self.place.device):
+        args = self._arguments(self.deepspeed)  # from here on ranks hear of each other
+        if from_main(int(self._claim_output()), self.place.device):
             return
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
@@ -194,7 +193,7 @@ class Run:
         return deepspeed
 
     def _claim_output(self) -> bool:
-        """Have the output folder, on rank 0, before any rank begins; whether all results are there already."""
+        """Have the output folder, on rank 0, while the others wait; whether all results are there already."""
         if not self.place.is_main:
             return False
         self.folder.claim()

@@ -20,6 +20,6 @@ def command(environ: Mapping[str, str], *words: str) -> str:
 def undoing(environ: Mapping[str, str], changes: Sequence[Change], *words: str) -> str:
     """The command with `words` behind it and the old values of the fields that were changed; without these values where
     they would be too long to type."""
-    settings = [f"--set=train.{change.field}={json.dumps(change.old, ensure_ascii=False)}" for change in changes]
-    full = command(environ, *settings, *words)
+    old = (f"train.{change.field}={json.dumps(change.old, ensure_ascii=False)}" for change in changes)
+    full = command(environ, *(word for setting in old for word in ("--set", setting)), *words)
     return full if len(full) <= LONGEST else f"{command(environ, *words)} (without these changes)"

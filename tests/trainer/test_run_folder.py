@@ -219,7 +219,7 @@ def test_a_changed_configuration_is_refused_by_field_with_both_commands(folder, 
     checkpoint(output, 3)
     with refused(folder, "which holds run other-1", "  optimizer.lr: 0.001 -> 0.0005",
                  "a new run in a folder of its own: launch local job.yaml --new",
-                 "launch local job.yaml --set=train.optimizer.lr=0.001 --resume other-1", output=output):
+                 "launch local job.yaml --set train.optimizer.lr=0.001 --resume other-1", output=output):
         folder(optimizer__lr=5e-4).claim()
     folder(optimizer__lr=1e-3, optimizer__batch_size=2).claim()
 

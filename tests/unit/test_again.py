@@ -1,4 +1,4 @@
-"""Going on with a run, a new folder, and the commands that are told: the real command with a trainer without a model."""
+"""Going on with a run, new folders, and the commands that are told: the real command with a trainer without a model."""
 
 import json
 import shlex

@@ -30,7 +30,6 @@ from trainer.callbacks import (
     from_main,
 )
 from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, publish, remove_parts
-from trainer.command import command
 from trainer.config import TrainConfig
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
@@ -44,7 +43,7 @@ from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config, fill_buckets
 from trainer.errors import PreemptedError, TrainError
 from trainer.evaluate import Validation
-from trainer.finish import RUN_ID, mark_finished
+from trainer.finish import mark_finished
 from trainer.flops import flops_of
 from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
 from trainer.loop import CheckedTrainer
@@ -152,7 +151,7 @@ class Run:
             trainer.add_callback(BeforeCallback(lambda: before.extend(self._before(sampler, model, resumed))))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
-            raise PreemptedError(f"told to stop: {steps.saved}", self._going_on())
+            raise PreemptedError(f"told to stop: {steps.saved}", self.folder.going_on())
         if warning := steps.divergence.warning():
             self.tell(warning)
         self._require_folder()
@@ -341,11 +340,6 @@ class Run:
         if self.place.is_main:
             self.folder.lock.verify()
 
-    def _going_on(self) -> str:
-        """What to type after a stop."""
-        run = os.environ.get(RUN_ID)
-        return f"to go on from there: {command(os.environ, '--resume', run)}" if run else "start it again to go on"
-
     def _collator(self, tokenizer: Any) -> Collator:
         data = self.config.data
         length = data.max_length if data.pack else None
@@ -378,7 +372,7 @@ class Run:
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
         after = self._ask(sampler, model, step)
         if any_rank([self.stop.told], self.place.device)[0]:
-            raise PreemptedError("told to stop after the last step", self._going_on())
+            raise PreemptedError("told to stop after the last step", self.folder.going_on())
         if not self.place.is_main:
             return
         lines = comparison(

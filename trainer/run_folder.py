@@ -68,6 +68,11 @@ class RunFolder:
         """Whoever comes next may have the folder."""
         self.lock.release()
 
+    def going_on(self) -> str:
+        """What to type after a stop."""
+        run = self.lock.me.run
+        return f"to go on from there: {command(self.environ, '--resume', run)}" if run else "start it again to go on"
+
     def finished(self) -> str | None:
         """What is to be said when the results of this very configuration are there; None when something is left to do.
         """

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from launcher import __version__
@@ -38,6 +39,7 @@ class Plan:
     profile: ClusterProfile
     command: tuple[str, ...] | None = None
     train_yaml: str | None = None
+    output_dir: str | None = None
     code_digest: str | None = None
     code_archive: bytes | None = field(default=None, repr=False)
 
@@ -53,10 +55,13 @@ def default_profile(backend: BackendName) -> ClusterProfile:
 
 
 def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest: str | None = None,
-             code_archive: bytes | None = None) -> Plan:
-    """Fill in a checked job for a cluster that it fits (see `misfits`)."""
+             code_archive: bytes | None = None, new_folder: bool = False) -> Plan:
+    """Fill in a checked job for a cluster that it fits (see `misfits`). `new_folder`: the output folder is the run's
+    own, although the job names one."""
     resources = job.resources
     memory = size_bytes(resources.memory_per_node) if resources.memory_per_node else None
+    mounts = all_mounts(job, profile)
+    output_dir = _output_dir(job, run_id, mounts, new=new_folder) if job.train else None
     return Plan(
         run_id=run_id,
         name=job.name,
@@ -69,12 +74,13 @@ def plan_run(job: JobSpec, profile: ClusterProfile, *, run_id: str, code_digest:
         time_limit_s=duration_s(resources.time_limit) if resources.time_limit else None,
         grace_s=duration_s(profile.grace),
         restarts=job.restarts,
-        mounts=all_mounts(job, profile),
+        mounts=mounts,
         env={**profile.env, **job.env},
         secrets=tuple(job.secrets),
         profile=profile,
         command=tuple(job.run) if job.run else None,
-        train_yaml=_train_yaml(job.train, job.name) if job.train else None,
+        train_yaml=_train_yaml(job.train, output_dir) if job.train else None,
+        output_dir=output_dir,
         code_digest=code_digest,
         code_archive=code_archive,
     )
@@ -139,12 +145,29 @@ def _shm(resources: Resources, memory: int | None) -> int:
     return min(MAX_SHM, memory // 4) if memory else 2**30
 
 
-def _train_yaml(train: TrainConfig, name: str) -> str:
+def _output_dir(job: JobSpec, run_id: str, mounts: Iterable[Mount], *, new: bool) -> str:
+    """Where a run of a `train` job writes, as the trainer sees it: what the job names, else a folder of the run's own;
+    with `new` such a one beside what the job names, or within it where that is a whole volume."""
+    assert job.train is not None  # noqa: S101
+    named = job.train.settings.output_dir
+    if named is None:
+        return f"outputs/{run_id}"
+    return beside(named, run_id, mounts) if new else named
+
+
+def beside(folder: str, name: str, mounts: Iterable[Mount]) -> str:
+    """A folder of that name beside `folder`, on the same volume."""
+    path = PurePosixPath(folder)
+    is_volume = path in {PurePosixPath(mount.path) for mount in mounts}
+    return str((path if is_volume else path.parent) / name)
+
+
+def _train_yaml(train: TrainConfig, output_dir: str | None) -> str:
     """The five sections as the trainer will read them: every default written out, so that a run explains itself."""
     import json
 
     sections = json.loads(json.dumps(train, default=dict))
-    sections["settings"]["output_dir"] = train.settings.output_dir or f"outputs/{name}"
+    sections["settings"]["output_dir"] = output_dir
     if train.model.init is None:
         del sections["model"]["shape"]
     return config_text(sections)

@@ -18,13 +18,16 @@ from launcher.spec import BackendName, ClusterProfile, JobSpec
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line."""
+    """What was asked for on the command line. `output_dir`: of the run that is to be gone on with; `new_folder`: one of
+    its own for the run, whatever the job names."""
 
     path: Path
     overrides: tuple[str, ...] = ()
     clusters: Path | None = None
     backend: BackendName | None = None
     container: bool = False
+    output_dir: str | None = None
+    new_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Prepared:
     snapshot: Snapshot | None
     base_id: str
     cluster: str | None
+    new_folder: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -55,7 +59,7 @@ class Prepared:
         """The plan under a run id; by default the hash of all that the render depends on."""
         packed = archive(self.snapshot) if self.snapshot and self.profile.backend == "kubernetes" else None
         return plan_run(self.job, self.profile, run_id=run_id or self.base_id, code_archive=packed,
-                        code_digest=self.snapshot.digest if self.snapshot else None)
+                        code_digest=self.snapshot.digest if self.snapshot else None, new_folder=self.new_folder)
 
 
 def on_this_machine(request: Request, *, container: bool = False) -> Request:
@@ -79,10 +83,11 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
+    job = _in_folder(job, request)
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
-    return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster)
+    return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster, request.new_folder)
 
 
 def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str]) -> ClusterProfile:
@@ -98,6 +103,20 @@ def checked_run_id(text: str | None) -> str | None:
     if text is not None and not is_run_id(text):
         raise SpecError(f"--run-id: got {text!r}, allowed: lower-case letters, digits and '-', 53 characters at most")
     return text
+
+
+def _in_folder(job: JobSpec, request: Request) -> JobSpec:
+    """The job with the output folder that the command line asks for; what was trained there is gone on with. Raises
+    SpecError for a job that has none."""
+    if request.output_dir is None and not request.new_folder:
+        return job
+    if job.train is None:
+        raise SpecError("--resume, --new: got a job with `run`, allowed: a job with `train` (it has an output folder)")
+    if request.output_dir is None:
+        return job
+    settings = job.train.settings.model_copy(update={"output_dir": request.output_dir})
+    runtime = job.train.runtime.model_copy(update={"resume": "auto"})
+    return job.model_copy(update={"train": job.train.model_copy(update={"settings": settings, "runtime": runtime})})
 
 
 def _runtime(profile: ClusterProfile) -> str:

@@ -24,6 +24,7 @@ from typing import cast
 
 from launcher.errors import LaunchError, NotFoundError
 from launcher.spec import BACKENDS
+from trainer.config import MARKER
 
 SMALL_FILE = 4 * 2**20
 SHOWN_MATCHES, SHOWN_REASON = 10, 300
@@ -167,15 +168,25 @@ class RunStore:
         return {run_id: record for run_id, record in found.items() if record is not None}
 
     def collect_results(self, run: Run) -> None:
-        """Copy the small files of the trainer's output folder into the run folder, where they can be reached."""
+        """Copy the small files of the trainer's output folder into the run folder, where they can be reached; not of
+        a folder that another run has written last."""
         source = Path(run.output_dir) if run.output_dir else None
-        if source is None or not source.is_dir():
+        if source is None or not source.is_dir() or _owner(source) not in (None, run.run_id):
             return
         for path in {path for pattern in RESULTS for path in source.glob(pattern)}:
             if path.is_file() and path.stat().st_size <= SMALL_FILE:
                 target = self.folder(run.run_id) / "results" / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
+
+
+def _owner(output_dir: Path) -> str | None:
+    """The run that an output folder belongs to; None when that cannot be known."""
+    try:
+        found = json.loads((output_dir / MARKER).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(found)
 
 
 def launch_home(environ: Mapping[str, str]) -> Path:

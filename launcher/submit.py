@@ -18,12 +18,12 @@ happens in between:
 """
 
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from launcher.backends.base import Artifact, Backend, Submission
@@ -118,7 +118,7 @@ class _Submit:
         sending = False
         try:
             with self.stops.held():
-                run_id = _claim(self.store, wanted, tried)
+                run_id = _claim(self.store, wanted, tried, self.prepared)
             tried.add(run_id)
             self.stops.obey()
             plan, artifact = self._recorded(run_id)
@@ -144,7 +144,7 @@ class _Submit:
         write_whole(folder / f"render{artifact.suffix}", artifact.text)
         if plan.train_yaml:
             write_whole(folder / "train.yaml", plan.train_yaml)
-        self.store.save(_with_place(_foreseen(plan, self.prepared), self.prepared))
+        self.store.save(_with_place(_foreseen(plan, self.prepared), plan, self.prepared))
         return plan, artifact
 
     def _sent(self, plan: Plan, artifact: Artifact) -> Run:
@@ -152,7 +152,7 @@ class _Submit:
         folder = self.store.folder(plan.run_id)
         submission = Submission(self.secrets, folder, self.prepared.job_dir, self.prepared.snapshot)
         try:
-            run = _with_place(self.backend.submit(plan, artifact, submission), self.prepared)
+            run = _with_place(self.backend.submit(plan, artifact, submission), plan, self.prepared)
         except KeyboardInterrupt:
             self.stops.tell(f"interrupted; see what was sent: launch status {plan.run_id}; remove it: launch cancel "
                             f"{plan.run_id}")
@@ -189,17 +189,36 @@ def _foreseen(plan: Plan, prepared: Prepared) -> Run:
                kind=profile.kubernetes_kind if is_kubernetes else None, repair=profile.repair)
 
 
-def _claim(store: RunStore, wanted: str, tried: set[str]) -> str:
+def first_free(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
+    """The first run id that is not in use and that left no output folder: a record may be gone before what its run has
+    trained. Those that did are added to `tried`."""
     while True:
         run_id = store.first_free(wanted, tried)
+        if not _left_folder(prepared, run_id):
+            return run_id
+        tried.add(run_id)
+
+
+def _left_folder(prepared: Prepared, run_id: str) -> bool:
+    """Whether there is a folder that would be the run's own; on a cluster's volume nobody can look."""
+    train = prepared.job.train
+    if train is None or prepared.profile.backend == "kubernetes":
+        return False
+    if train.settings.output_dir is not None and not prepared.new_folder:
+        return False
+    return os.path.lexists(prepared.job_dir / str(prepared.plan(run_id).output_dir))
+
+
+def _claim(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
+    while True:
+        run_id = first_free(store, wanted, tried, prepared)
         if store.claim(run_id):
             return run_id
 
 
-def _with_place(run: Run, prepared: Prepared) -> Run:
+def _with_place(run: Run, plan: Plan, prepared: Prepared) -> Run:
     """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
     run = dataclasses.replace(run, cluster=prepared.cluster)
-    if prepared.job.train is None or run.backend == "kubernetes":
+    if plan.output_dir is None or run.backend == "kubernetes":
         return run
-    folder = Path(prepared.job.train.settings.output_dir or f"outputs/{prepared.job.name}")
-    return dataclasses.replace(run, output_dir=str(prepared.job_dir / folder))
+    return dataclasses.replace(run, output_dir=str(prepared.job_dir / plan.output_dir))

@@ -146,6 +146,17 @@ class BeforeCallback(TrainerCallback):  # type: ignore[misc]
         self.act()
 
 
+class StepEndCallback(TrainerCallback):  # type: ignore[misc]
+    """What comes first at the end of every step, before anything is written."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Now."""
+        self.act()
+
+
 class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Answers the questions every so many steps."""
 
@@ -199,8 +210,10 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
         self.saved = "nothing saved"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """From here on a signal waits for the end of a step."""
+        """From here on a signal waits for the end of a step. Only good steps are saved, so a run that goes on has
+        some."""
         self.stop.wait_for_step_end()
+        self.divergence.has_good = state.global_step > 0
         if self.peers:
             self.peers.ready()
 
@@ -216,7 +229,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
         if told:
             self._stop(state, control)
             control.should_save = True
-        self.divergence.judge(state.global_step, self.ledger, bad=bad)
+        self.divergence.judge(state.global_step, self.ledger, bad=bad, last=state.global_step >= state.max_steps)
         if bad:
             control.should_save = False
 

@@ -26,7 +26,7 @@ def part_folder(output_dir: Path) -> Path:
 
 
 def remove_parts(output_dir: Path) -> None:
-    """Remove what a killed save has left."""
+    """Remove what a killed save has left, and checkpoints that were moved there."""
     shutil.rmtree(part_folder(output_dir), ignore_errors=True)
 
 
@@ -40,13 +40,14 @@ class Writers(NamedTuple):
 
 
 def publish(output_dir: Path, step: int, writers: Writers, keep: int) -> None:
-    """Seal the checkpoint that all ranks have written, give it its name, and remove older ones beyond `keep`."""
-    name = f"checkpoint-{step}"
-    part = part_folder(output_dir) / name
+    """Seal the checkpoint that all ranks have written, give it its name, and remove older ones beyond `keep`. Raises
+    OSError, also where a folder of that name is not ours."""
+    checkpoint = output_dir / f"checkpoint-{step}"
+    part = part_folder(output_dir) / checkpoint.name
     seal(part, writers)
-    if (output_dir / name).exists():  # of this step, but damaged: it was passed over when we resumed
-        (output_dir / name).rename(part_folder(output_dir) / f"old-{name}")
-    part.rename(output_dir / name)
+    if is_sealed(checkpoint):  # of this step, but damaged: it was passed over when we resumed
+        _discard(checkpoint)
+    part.rename(checkpoint)
     _rotate(output_dir, step, keep)
     remove_parts(output_dir)
 
@@ -59,6 +60,11 @@ def seal(checkpoint: Path, writers: Writers) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     replace_text(checkpoint / MANIFEST, json.dumps({**writers._asdict(), "files": files}, indent=1) + "\n")
+
+
+def is_sealed(checkpoint: Path) -> bool:
+    """Whether a trainer of ours has written it; one without the seal is somebody else's, and is never touched."""
+    return (checkpoint / MANIFEST).is_file()
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -113,16 +119,22 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def _by_age(output_dir: Path) -> list[Path]:
-    return sorted(output_dir.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    named = (path for path in output_dir.glob("checkpoint-*") if checkpoint_step(path) >= 0)
+    return sorted(named, key=checkpoint_step, reverse=True)
 
 
 def _rotate(output_dir: Path, step: int, keep: int) -> None:
     """Keep the one just written and the newest older ones; one with a higher step was passed over when we resumed."""
-    older = [checkpoint for checkpoint in _by_age(output_dir) if checkpoint_step(checkpoint) < step]
-    newer = [checkpoint for checkpoint in _by_age(output_dir) if checkpoint_step(checkpoint) > step]
+    ours = [checkpoint for checkpoint in _by_age(output_dir) if is_sealed(checkpoint)]
+    older = [checkpoint for checkpoint in ours if checkpoint_step(checkpoint) < step]
+    newer = [checkpoint for checkpoint in ours if checkpoint_step(checkpoint) > step]
     for checkpoint in [*newer, *older[keep - 1 :]]:
-        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not count
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        _discard(checkpoint)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Among the parts, which are removed: half a checkpoint never counts."""
+    checkpoint.rename(part_folder(checkpoint.parent) / f"old-{checkpoint.name}")
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from trainer.sections import Section as Section
 from trainer.sections import Shape as Shape
 
 SCHEMA_VERSION = 1
+MARKER = ".launch-run.json"  # in every output folder: launch has made it, and for which run
 
 # name -> what a row of the format holds; the functions that read them are in trainer/data/formats
 FORMATS = {
@@ -69,8 +70,8 @@ class Settings(Section):
     output_dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder for checkpoints, adapter, metrics and samples. Relative to the job's "
-        "working directory. Default: outputs/NAME.",
+        description="Folder for checkpoints, adapter, metrics and samples of one run at a time: empty, or "
+        "made by launch. Relative to the job's working directory. Default: outputs/RUN, a new one for every run.",
     )
     device: Literal["auto", "cpu"] = Field(
         "auto", description="`auto`: the GPUs when the job asks for any, else the CPU. `cpu`: never a GPU."
@@ -335,7 +336,7 @@ class Runtime(Section):
     resume: Literal["auto", "never"] = Field(
         "auto",
         description="`auto`: go on from the newest complete checkpoint in "
-        "output_dir, if any. `never`: start over, in an empty output_dir only.",
+        "output_dir, if any. `never`: start over, in an output_dir in which nothing was trained.",
     )
 
 

@@ -9,11 +9,11 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments, set_seed
 
 from trainer.callbacks import (
@@ -23,14 +23,14 @@ from trainer.callbacks import (
     RowsCallback,
     SampleCallback,
     StepCallback,
+    StepEndCallback,
     ValidationCallback,
     any_rank,
     barrier,
     from_main,
 )
-from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, remove_parts
-from trainer.config import TrainConfig, config_text
-from trainer.config_file import changed_sections
+from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, publish, remove_parts
+from trainer.config import TrainConfig
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
@@ -41,7 +41,7 @@ from trainer.data.templates import find_template
 from trainer.dist import Place, alone_environment, find_peers, find_place
 from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config, fill_buckets
-from trainer.errors import ConfigError, PreemptedError, TrainError
+from trainer.errors import PreemptedError, TrainError
 from trainer.evaluate import Validation
 from trainer.finish import mark_finished
 from trainer.flops import flops_of
@@ -55,6 +55,7 @@ from trainer.models.lora import keep_start
 from trainer.models.split import is_split
 from trainer.optimizer_states import optimizer_name
 from trainer.output import show
+from trainer.run_folder import RunFolder
 from trainer.samples import Sample, Sampler, append_samples, comparison, score
 from trainer.saver import Saver
 from trainer.stop import Stop
@@ -75,17 +76,18 @@ class Run:
     def __init__(self, config: TrainConfig, stop: Stop, end: Callable[[int, str], None]) -> None:
         self.config, self.stop = config, stop
         self.place: Place = find_place(config)
-        self.output = Path(config.settings.output_dir or "outputs")
-        self.deepspeed: dict[str, Any] | None = None
         self.tell: Callable[[str], None] = _teller(self.place)
-        self.peers = find_peers(self.place, end)
+        self.folder = RunFolder(config, os.environ, self.tell)
+        self.output = self.folder.path
+        self.deepspeed: dict[str, Any] | None = None
+        self.peers = find_peers(self.place, partial(self._end, end))
 
     def run(self) -> None:
         """Train and write the results. Raises a TrainError of any kind; a peer that is gone is the reason for whatever
         else failed, and is named."""
         code, why = 1, "unexpected error"
+        self.stop.farewell = self._leave
         if self.peers:
-            self.stop.farewell = self.peers.leave
             self.peers.start()
         try:
             self._run()
@@ -100,26 +102,31 @@ class Run:
             code, why = lost.exit_code, lost.message
             raise lost from error
         finally:
-            if self.peers:
-                self.peers.leave(code, why)
+            self._leave(code, why)
+
+    def _leave(self, code: int, why: str) -> None:
+        """The peers hear how this rank ends, and the output folder is free."""
+        if self.peers:
+            self.peers.leave(code, why)
+        self.folder.release()
+
+    def _end(self, end: Callable[[int, str], None], code: int, text: str) -> None:
+        self.folder.release()
+        end(code, text)
 
     def _run(self) -> None:
         require_quantisable(self.config.model)  # before the data, which may take hours
         self.deepspeed = self._deepspeed_config()
-        self._prepare_output()
         set_seed(self.config.settings.seed)
-        args = self._arguments(self.deepspeed)
+        args = self._arguments(self.deepspeed)  # from here on ranks hear of each other
+        if from_main(int(self._claim_output()), self.place.device):
+            return
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
         tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
-        model = build_model(self.config, self.place.device, self.deepspeed)
-        # with a cache transformers does not look for the borders of packed samples
-        model.config.use_cache = model.config.get_text_config().use_cache = False
-        self.tell(parameters_line(model))
-        samples = rows["train"].samples.lengths[rows["train"].members]
-        self.flops = flops_of(model, samples, self.place.device)
+        model = self._model(rows["train"])
         args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
         if self.deepspeed:
             fill_buckets(args.hf_deepspeed_config.config, trained_size(model))
@@ -142,12 +149,25 @@ class Run:
             trainer.callback_handler.callbacks.insert(0, answer)  # while a signal still ends the process at once
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if steps.stopped:
-            raise PreemptedError(f"told to stop: {steps.saved}", "start it again; it goes on from there")
+            raise PreemptedError(f"told to stop: {steps.saved}", self.folder.going_on())
+        if warning := steps.divergence.warning():
+            self.tell(warning)
+        self._require_folder()
         save_result(trainer, self.config, tokenizer, self.output, self.place.is_main)
         self._after(sampler, model, before, trainer.state.global_step)
+        self._require_folder()
         if self.place.is_main:
             mark_finished(self.output, os.environ)
         barrier()  # no rank is done before the results are written: a scheduler does not start it again
+
+    def _model(self, train: Rows) -> Any:
+        """The model, and how many operations a step of these rows takes."""
+        model = build_model(self.config, self.place.device, self.deepspeed)
+        # with a cache transformers does not look for the borders of packed samples
+        model.config.use_cache = model.config.get_text_config().use_cache = False
+        self.tell(parameters_line(model))
+        self.flops = flops_of(model, train.samples.lengths[train.members], self.place.device)
+        return model
 
     def _rows(self, tokenizer: Any) -> dict[str, Rows]:
         """The rows for training and validation, from the cache or encoded now, and what is to be said of them."""
@@ -178,32 +198,17 @@ class Run:
             alone_environment()
         return deepspeed
 
-    def _prepare_output(self) -> None:
-        """Make the folder; refuse to mix two configurations in one."""
-        mine = self.config.model_dump(mode="json")
-        path = self.output / "config.yaml"
-        if path.exists() and any(self.output.glob("checkpoint-*")):
-            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = changed_sections(theirs, mine)
-            if self.config.runtime.resume == "never" or changed:
-                why = (
-                    f"another {' and '.join(changed)} section"
-                    if changed
-                    else "checkpoints, and runtime.resume is never"
-                )
-                raise ConfigError(
-                    f"settings.output_dir: got {self.output}, which holds a run with {why}",
-                    "choose another output_dir, or remove that folder",
-                )
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            if self.place.is_main:
-                replace_text(path, config_text(mine))
-        except OSError as error:
-            raise ConfigError(
-                f"settings.output_dir: {self.output} cannot be written: {error.strerror}",
-                "choose a folder that this user may write, on a mounted volume",
-            ) from error
+    def _claim_output(self) -> bool:
+        """Have the output folder, on rank 0, while the others wait; whether all results are there already."""
+        if not self.place.is_main:
+            return False
+        self.folder.claim()
+        finished = self.folder.finished()
+        if finished is None:
+            return False
+        self.tell(finished)
+        mark_finished(self.output, os.environ)
+        return True
 
     def _resume_point(self) -> Path | None:
         """The checkpoint to go on from. Rank 0 reads and compares it, for all."""
@@ -215,11 +220,10 @@ class Run:
                 self.tell(f"not resumed from {problem}")
             step = checkpoint_step(checkpoint) if checkpoint else -1
         step = from_main(step, self.place.device)
-        if step < 0:
-            return None
-        checkpoint = self.output / f"checkpoint-{step}"
-        check_writers(checkpoint, self._writers)
-        self.tell(f"resuming from {checkpoint} (step {step})")
+        checkpoint = self.output / f"checkpoint-{step}" if step >= 0 else None
+        if checkpoint:
+            check_writers(checkpoint, self._writers)
+            self.tell(f"resuming from {checkpoint} (step {step})")
         if self.place.is_main:
             MetricsFile(self.output / "metrics.jsonl").keep_up_to(step)
         return checkpoint
@@ -290,7 +294,7 @@ class Run:
         settle = torch.cuda.synchronize if not self.place.on_cpu else lambda: None
         ledger, train = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"]
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
-        saver = Saver(self.output, self._writers, self.config.runtime.keep, self.place, barrier, self.tell)
+        saver = Saver(self.output, self._publish, self.place, barrier, self.tell)
         collator = self._collator(tokenizer)
         trainer = CheckedTrainer(
             model=model,
@@ -311,6 +315,8 @@ class Run:
         watch = begin_watch(self.place, self.config.model.dtype, self.tell)
         log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), self.flops)
         trainer.callback_handler.callbacks.insert(0, log)  # before the reports, which get what it measures
+        if self.place.is_main:
+            trainer.callback_handler.callbacks.insert(0, StepEndCallback(self.folder.lock.require))
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
@@ -332,6 +338,14 @@ class Run:
         steps = StepCallback(self.place, self.stop, ledger, divergence, saver, self.peers)
         trainer.add_callback(steps)
         return trainer, steps
+
+    def _publish(self, step: int) -> None:
+        self.folder.lock.verify()
+        publish(self.output, step, self._writers, self.config.runtime.keep)
+
+    def _require_folder(self) -> None:
+        if self.place.is_main:
+            self.folder.lock.verify()
 
     def _collator(self, tokenizer: Any) -> Collator:
         data = self.config.data
@@ -364,7 +378,7 @@ class Run:
         asked = before or [Sample(0, one.prompt, "(resumed: not asked)", one.expect) for one in sampler.prompts]
         after = self._ask(sampler, model, step, asked)
         if any_rank([self.stop.told], self.place.device)[0]:
-            raise PreemptedError("told to stop after the last step", "start it again for the answers")
+            raise PreemptedError("told to stop after the last step", self.folder.going_on())
         if not self.place.is_main:
             return
         if after:

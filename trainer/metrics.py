@@ -76,7 +76,9 @@ class MetricsFile:
         self.path = path
 
     def keep_up_to(self, step: int) -> None:
-        """Forget what a run that is resumed at `step` will measure again."""
+        """Forget what a run that goes on after `step` will measure again."""
+        if not self.path.exists():
+            return
         rows = [row for row in self.read() if row["step"] <= step]
         replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -150,7 +150,7 @@ class Peers:
             "host": socket.gethostname(),
             "busy": self._busy,
             "code": self._code,
-            "why": self._why[:200],
+            "why": self._why[:1000],
         }
         self._store.set(f"launch/beat/{self.rank}", json.dumps(beat))
 

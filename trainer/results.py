@@ -67,6 +67,17 @@ def is_run(output: Path) -> bool:
     return {"settings:", "model:", "data:"} <= set(lines)
 
 
+def result_name(config: TrainConfig) -> str:
+    """The folder in the output folder that a run writes at its end."""
+    return "model" if config.model.lora is None else "adapter"
+
+
+def has_result(output: Path, config: TrainConfig) -> bool:
+    """Whether a run has written it."""
+    folder, written = output / result_name(config), MODEL if config.model.lora is None else ADAPTER
+    return (folder / written).is_file() and any(folder.glob("*.safetensors"))
+
+
 def find_result(path: Path, *, unfinished: bool = False) -> Found:
     """The part that `path` is, or the result in an output folder; without one and `unfinished`, its newest checkpoint
     that is whole. Raises ConfigError."""
@@ -116,8 +127,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def _result(output: Path, config: TrainConfig, unfinished: bool) -> Path:
-    name, written = ("model", MODEL) if config.model.lora is None else ("adapter", ADAPTER)
-    if (output / name / written).is_file() and any((output / name).glob("*.safetensors")):
+    name = result_name(config)
+    if has_result(output, config):
         return output / name
     if unfinished:
         checkpoint, problems = newest_valid(output)

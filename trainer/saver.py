@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import Writers, publish
 from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.host_memory import free_bytes
@@ -35,24 +34,24 @@ HOST_SHARE = 0.5
 
 
 class Saver:
-    """The saves of one rank. `barrier` waits for all ranks; `tell` prints a line, read by the launcher."""
+    """The saves of one rank. `publish` gives the checkpoint of a step its name; `barrier` waits for all ranks; `tell`
+    prints a line, read by the launcher."""
 
     def __init__(
         self,
         output: Path,
-        writers: Writers,
-        keep: int,
+        publish: Callable[[int], object],
         place: Place,
         barrier: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
-        self.output, self.writers, self.keep, self.place = output, writers, keep, place
-        self._barrier, self._tell = barrier, tell
+        self.output, self.place = output, place
+        self._publish, self._barrier, self._tell = publish, barrier, tell
         self._thread = ThreadPoolExecutor(1, "saver")
         self._step = 0
         self._jobs: list[Callable[[], object]] = []
         self._writing: Future[None] | None = None  # set on all ranks or on none
-        self._publishing: Future[None] | None = None  # on rank 0
+        self._publishing: Future[object] | None = None  # on rank 0
 
     @property
     def is_writing(self) -> bool:
@@ -96,7 +95,7 @@ class Saver:
         self._result(self._writing)
         self._writing = None
         if self.place.is_main:
-            self._publishing = self._thread.submit(publish, self.output, self._step, self.writers, self.keep)
+            self._publishing = self._thread.submit(self._publish, self._step)
 
     def wait(self) -> None:
         """Until the last checkpoint is published. All ranks take part. Raises SaveError when this rank has failed."""
@@ -108,12 +107,12 @@ class Saver:
             self._published(self._publishing)
         self._barrier()
 
-    def _published(self, done: "Future[None]") -> None:
+    def _published(self, done: "Future[object]") -> None:
         self._result(done)
         self._publishing = None
         self._tell(f"saved {self.output / f'checkpoint-{self._step}'} (step {self._step})")
 
-    def _result(self, done: "Future[None]") -> None:
+    def _result(self, done: "Future[Any]") -> None:
         with self._explained():
             done.result()
 

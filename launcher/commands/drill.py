@@ -49,7 +49,8 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, *
 
 def _prepared(request: Request, kind: Kind) -> Prepared:
     """The user's own file is checked first, so that its mistakes are told as it stands."""
-    own = drill_overrides(kind, prepare(request, os.environ).job, request.overrides)
+    given = prepare(request, os.environ)
+    own = drill_overrides(kind, given.job, (*given.job.mounts, *given.profile.mounts), request.overrides)
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 
 

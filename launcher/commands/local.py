@@ -1,37 +1,44 @@
 """launch local."""
 
+import dataclasses
 import os
 import signal
 
 import click
 
 from launcher import ui
+from launcher.again import COMMAND, command_of
 from launcher.backends.registry import load_backend
-from launcher.commands.options import job_options, run_store
+from launcher.commands.options import folder_options, job_options, prepared_run, run_store
 from launcher.commands.watch import watch
-from launcher.prepare import Request, on_this_machine, prepare
+from launcher.prepare import Request, on_this_machine
 from launcher.submit import submit_run
 
 
 @click.command("local")
 @job_options
+@folder_options
 @click.option("--container", is_flag=True, help="In the job's image, by podman or docker.")
-def command(request: Request, container: bool) -> None:
+def command(request: Request, resume: str | None, new_folder: bool, container: bool) -> None:
     """Ctrl-C ends the job, after time for a last checkpoint; a second Ctrl-C ends it at once. The job's cluster is
     not looked at: each of its nodes becomes a group of processes here."""
     store = run_store()
-    backend = load_backend("local", store, dict(os.environ))
     with store.refusal_noted(request.path):
-        prepared = prepare(on_this_machine(request, container=container), os.environ)
+        prepared = prepared_run(on_this_machine(request, container=container), store, resume, new_folder=new_folder)
+        typed = command_of("local", dataclasses.replace(request, container=container))
+        backend = load_backend("local", store, {**os.environ, COMMAND: typed})
         run = submit_run(prepared, backend, store, os.environ)
     ui.note(f"run {run.run_id}")
+    again = f"{typed} --resume {run.run_id}" if prepared.job.train else None
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        watch(backend, store, run)
+        watch(backend, store, run, again)
     except KeyboardInterrupt:
         ui.note("stopping; again to stop at once")
         backend.cancel(run)
+        if again:
+            ui.note(f"stopped; to go on: {again}")
         raise
 
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import dataclasses
 import functools
 import os
 import sys
@@ -15,6 +16,7 @@ from launcher.prepare import Request
 from launcher.spec import BACKENDS
 
 if TYPE_CHECKING:
+    from launcher.prepare import Prepared
     from launcher.runs import RunStore
 
 Command = Callable[..., Any]
@@ -37,6 +39,30 @@ def job_options(command: Command) -> Command:
     ):
         decorated = decorate(decorated)
     return decorated
+
+
+def folder_options(command: Command) -> Command:
+    """--resume and --new, of commands that start a training."""
+    resume = click.option("--resume", metavar="RUN", help="Go on in the output folder of this run, from its newest "
+                          "checkpoint. RUN: an id or a handle.")
+    new = click.option("--new", "new_folder", is_flag=True, help="Train anew in a folder of this run's own, beside the "
+                       "output_dir that the job names.")
+    return resume(new(command))
+
+
+def prepared_run(request: Request, store: "RunStore", resume: str | None, *, new_folder: bool) -> "Prepared":
+    """The job with the output folder that --resume or --new ask for. Raises SpecError, NotFoundError."""
+    from launcher.again import folder_of, refuse_elsewhere
+    from launcher.prepare import prepare
+
+    if resume is None:
+        return prepare(dataclasses.replace(request, new_folder=new_folder), os.environ)
+    if new_folder:
+        raise SpecError("--resume, --new: got both, allowed: one of the two")
+    run = store.find(resume)
+    prepared = prepare(dataclasses.replace(request, output_dir=folder_of(run, store, request)), os.environ)
+    refuse_elsewhere(run, prepared)
+    return prepared
 
 
 def backend_option(help_text: str) -> Callable[[Command], Command]:

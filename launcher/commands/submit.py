@@ -3,38 +3,43 @@
 import dataclasses
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import click
 
 from launcher import ui
+from launcher.again import COMMAND, command_of
 from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, job_options, run_store
-from launcher.prepare import Prepared, Request, checked_run_id, prepare
+from launcher.commands.options import backend_option, folder_options, job_options, prepared_run, run_store
+from launcher.prepare import Prepared, Request, checked_run_id
 from launcher.spec import BackendName
-from launcher.submit import rendered, submit_run
+from launcher.submit import first_free, rendered, submit_run
 
 
 @click.command("submit")
 @job_options
+@folder_options
 @backend_option("Send to this back end with plain defaults. Default: the job's cluster.")
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash; -2, -3, ... when it is taken.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent, and send nothing.")
 @click.option("--follow", is_flag=True, help="Go on to the logs; the exit code is then the job's: 0 or 5.")
 @click.option("--even-if-too-big", is_flag=True, help="Send a job that `launch estimate` says does not fit, too.")
 def command(request: Request, backend: BackendName | None, run_id: str | None, dry_run: bool, follow: bool,
-            even_if_too_big: bool) -> None:
+            even_if_too_big: bool, **folder: Any) -> None:
     """Prints the run's handle alone on stdout. Without a cluster the job starts detached on this machine. A job that
     cannot fit its GPUs (gpu_memory of the cluster's profile) or the memory it asks for is refused."""
     store = run_store()
+    request = dataclasses.replace(request, backend=backend)
+    typed = command_of("submit", request)
     with nullcontext() if dry_run else store.refusal_noted(request.path):
-        prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
+        prepared = prepared_run(request, store, **folder)
         if not even_if_too_big:
             _refuse_too_big(request, prepared)
-        target = load_backend(prepared.profile.backend, store, dict(os.environ))
+        target = load_backend(prepared.profile.backend, store, {**os.environ, COMMAND: typed})
         if dry_run:
             for note in prepared.notes:
                 ui.note(note)
-            free = store.first_free(checked_run_id(run_id) or prepared.base_id)
+            free = first_free(store, checked_run_id(run_id) or prepared.base_id, set(), prepared)
             ui.raw(rendered(prepared, target, free)[1].text)
             return
         run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
@@ -42,7 +47,7 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
     if follow:
         from launcher.commands.watch import watch
 
-        watch(target, store, run)
+        watch(target, store, run, f"{typed} --resume {run.run_id}" if prepared.job.train else None)
     else:
         ui.note(f"follow it: launch logs -f {run.run_id}")
 

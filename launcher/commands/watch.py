@@ -15,8 +15,12 @@ from launcher.runs import Run, RunStore
 PENDING_LOOK_S, RUNNING_LOOK_S = 2.0, 15.0
 
 
-def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
-    """Show the run until it ends. Raises JobFailedError when it failed or was cancelled."""
+WRONG_CONFIG = 78  # trainer/errors.py: the same job would fail again
+
+
+def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None) -> JobStatus:
+    """Show the run until it ends. `again`: the command that goes on with it, if it trains. Raises JobFailedError when
+    it failed or was cancelled."""
     query = LogQuery(follow=True, live=ui.is_terminal(sys.stderr))
     with waiting_told(backend, run):
         ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
@@ -24,9 +28,15 @@ def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     store.collect_results(run)
     if status.state is not State.SUCCEEDED:
         raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",
-                             f"read it again: launch logs --tail 50 {run.run_id}")
+                             f"read it again: launch logs --tail 50 {run.run_id}" + _going_on(again, status))
     ui.note(f"{run.run_id} succeeded; its files: {store.folder(run.run_id)}")
+    if again and run.output_dir:
+        ui.note(f"results: {run.output_dir}; talk with the model: launch chat {run.run_id}")
     return status
+
+
+def _going_on(again: str | None, status: JobStatus) -> str:
+    return f"; go on with it: {again}" if again and status.exit_code != WRONG_CONFIG else ""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +16,9 @@ from launcher.drill.harm import Harm
 from launcher.drill.record import Record
 from launcher.errors import JobFailedError, SpecError
 from launcher.logs.line import LogQuery
-from launcher.plan import Plan
+from launcher.plan import Plan, beside
 from launcher.runs import Run
-from launcher.spec import JobSpec
+from launcher.spec import JobSpec, Mount
 
 Kind = Literal["preempt", "kill-rank"]
 KINDS: tuple[Kind, ...] = ("preempt", "kill-rank")
@@ -62,11 +62,12 @@ class Course:
     recovered_s: float | None
 
 
-def drill_overrides(kind: Kind, job: JobSpec, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The job as a drill: short unless the user says otherwise, in an output folder of its own below the job's."""
+def drill_overrides(kind: Kind, job: JobSpec, mounts: Iterable[Mount], overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The job as a drill: short unless the user says otherwise, in an output folder of its own beside the job's, which
+    would not be empty any more. `mounts`: those of the job and its cluster."""
     if job.train is None:
         raise SpecError("got a job with `run`, allowed: a job with `train` (a drill checks steps and rows)")
-    output = f"{job.train.settings.output_dir or f'outputs/{job.name}'}/drill-{secrets.token_hex(4)}"
+    output = beside(job.train.settings.output_dir or "outputs/x", f"drill-{secrets.token_hex(4)}", mounts)
     return (*SHORT, *overrides, f"train.settings.output_dir={json.dumps(output)}", "train.runtime.log_rows=true",
             "train.runtime.resume=auto", f"restarts={RESTARTS[kind]}")
 

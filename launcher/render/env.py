@@ -12,6 +12,7 @@ def job_env(plan: Plan) -> dict[str, str]:
     return {
         **safe,
         "LAUNCH_RUN_ID": plan.run_id,
+        "LAUNCH_JOB_NAME": plan.name,
         "LAUNCH_NODES": str(plan.nodes),
         "LAUNCH_GPUS_PER_NODE": str(plan.gpus_per_node),
         "LAUNCH_PROCESSES_PER_NODE": str(plan.processes_per_node),

@@ -259,7 +259,7 @@ def _apptainer(plan: Plan) -> list[str]:
 
 
 def _env_names(plan: Plan) -> list[str]:
-    rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK"]
+    rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_JOB_ID", "LAUNCH_COMMAND"]
     extra = ["CUDA_VISIBLE_DEVICES"] if plan.gpus_per_node else []
     return sorted({*job_env(plan), *plan.secrets}) + rank + extra
 

@@ -27,4 +27,4 @@ def test_a_drill_passes(hpc, kind):
     assert kind == "kill-rank" or report["steps_lost"] == 0
     status = hpc.json("status")[0]
     assert (status["state"], [node["restarts"] for node in status["nodes"]]) == ("succeeded", [1, 1])
-    assert not (hpc.cwd / "outputs/toy").exists() or list((hpc.cwd / "outputs/toy").iterdir()) == []
+    assert list(hpc.cwd.glob("outputs/*")) == []

@@ -18,6 +18,8 @@ exec bash -c 'echo "$HOME" $(date) $$'
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=0
 export LAUNCH_GRACE_S=120
+export LAUNCH_JOB_NAME='Hello, 世界
+#SBATCH --nodes=9'
 export LAUNCH_NODES=1
 export LAUNCH_PROCESSES_PER_NODE=1
 export LAUNCH_RUN_ID=demo-0123abcd

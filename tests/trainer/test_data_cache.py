@@ -9,8 +9,7 @@ import time
 import pytest
 
 from tests.trainer.conftest import load_tokenizer
-from trainer.data.cache import DataCache
-from trainer.data.lock import Lock
+from trainer.data.cache import DataCache, one_at_a_time
 from trainer.data.store import ids_of
 from trainer.errors import ConfigError
 
@@ -120,7 +119,7 @@ def test_processes_that_start_together_encode_once(make_config, tmp_path, small_
 
 
 def hold(path, ready):
-    with Lock(path, lambda: False, print):
+    with one_at_a_time(path, lambda: False, print):
         ready.set()
         time.sleep(PATIENCE_S)
 
@@ -133,22 +132,21 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_said(tmp_path):
     assert ready.wait(PATIENCE_S)
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with Lock(path, lambda: False, told.append, dead_s=0.5) as lock:
-        assert lock.held
-    assert f"process {holder.pid}, which is encoding this data set" in told[0]
-    assert f"process {holder.pid} is gone" in told[1]
+    with one_at_a_time(path, lambda: False, told.append) as is_mine:
+        assert is_mine
+    assert [line for line in told if f"process {holder.pid} on host" in line and " is gone; " in line] == told
     assert not path.exists()
 
 
 def test_a_living_lock_is_waited_for_longer_than_a_dead_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.data.lock.BEAT_S", 0.1)
+    monkeypatch.setattr("trainer.lock.BEAT_S", 0.1)
     path, ready, done = tmp_path / "x.lock", FORK.Event(), []
     holder = FORK.Process(target=hold, args=(path, ready))
     holder.start()
     assert ready.wait(PATIENCE_S)
     deadline = time.monotonic() + 4
-    with Lock(path, lambda: bool(done) or time.monotonic() > deadline, lambda text: None, dead_s=2) as lock:
-        assert not lock.held
+    with one_at_a_time(path, lambda: bool(done) or time.monotonic() > deadline, lambda text: None, 2) as is_mine:
+        assert not is_mine
     assert path.exists()
     holder.kill()
     holder.join()

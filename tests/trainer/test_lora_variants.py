@@ -95,10 +95,7 @@ def test_lora_plus_moves_b_faster(tiny_base, tmp_path, stage):
 def test_a_variant_goes_on_where_it_stopped(tiny_base, tmp_path, name):
     whole, part = tmp_path / "whole", tmp_path / "part"
     losses, adapter = warm.trained(whole, job(whole, tiny_base, stage=2, **VARIANTS[name]))
-    (part / "out").mkdir(parents=True)
-    (whole / "out/checkpoint-3").rename(part / "out/checkpoint-3")
-    if name == "pissa":
-        (whole / "out/pissa_start").rename(part / "out/pissa_start")
+    warm.stopped_at(whole, part, 3, *(["pissa_start"] if name == "pissa" else []))
     again, other = warm.trained(part, job(part, tiny_base, stage=2, **VARIANTS[name]))
     assert again == losses[3:]
     assert all(adapter[key].equal(other[key]) for key in adapter)

@@ -35,8 +35,7 @@ def test_a_run_with_8_bit_states_goes_on_where_it_stopped(tiny_base, tmp_path, l
     whole, part = tmp_path / "whole", tmp_path / "part"
     losses, adapter = warm.trained(whole, job(whole, tiny_base, **lora))
     assert losses[-1] < losses[0]
-    (part / "out").mkdir(parents=True)
-    (whole / "out/checkpoint-2").rename(part / "out/checkpoint-2")
+    warm.stopped_at(whole, part, 2)
     again, other = warm.trained(part, job(part, tiny_base, **lora))
     assert again == losses[2:]
     assert all(adapter[key].equal(other[key]) for key in adapter)

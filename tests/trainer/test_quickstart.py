@@ -18,7 +18,9 @@ from tests.trainer import warm
 
 REPO = Path(__file__).parents[2]
 QUICKSTART = REPO / "examples" / "quickstart"
+OUTPUT = "train.settings.output_dir=outputs/quickstart"
 SHORT = (
+    OUTPUT,
     "train.optimizer.max_steps=6",
     "train.runtime.log_every=1",
     "train.runtime.save_every=100",
@@ -39,11 +41,12 @@ def launch(*words, cwd, home, check=True):
     return done
 
 
-def local(folder, *settings, job="job.yaml", check=True):
+def local(folder, *settings, job="job.yaml", words=(), check=True):
     return launch(
         "local",
         job,
         *(word for setting in settings for word in ("--set", setting)),
+        *words,
         cwd=folder,
         home=folder / "home",
         check=check,
@@ -60,7 +63,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(QUICKSTART, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("outputs"))
     local(folder, job="base.yaml")
-    local(folder)
+    local(folder, OUTPUT)
     return folder
 
 
@@ -201,8 +204,15 @@ def test_another_configuration_does_not_touch_an_output_folder_in_use(copy, shor
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     done = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", check=False)
     assert done.returncode == 5
-    assert "another optimizer section" in done.stderr
+    assert "optimizer.lr: 0.002 -> 0.001" in done.stderr
+    typed = f"launch local job.yaml {' '.join(f'--set {word}' for word in SHORT)} --set train.optimizer.lr=1.0e-3"
+    typed = typed.replace("--set train.runtime.sample_prompts=[]", "--set 'train.runtime.sample_prompts=[]'")
+    assert f"a new run in a folder of its own: {typed} --new" in done.stderr
+    assert f"{typed} --set train.optimizer.lr=0.002 --resume quickstart-" in done.stderr
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    changed = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", words=["--new"])
+    assert "talk with the model: launch chat quickstart-" in changed.stderr
+    assert len(list((copy / "outputs").glob("quickstart-*/adapter"))) == 1
 
 
 def test_launch_data_shows_rows_on_stdout_and_counts_on_stderr(copy):

@@ -68,8 +68,7 @@ def test_a_resumed_run_sees_the_rows_it_would_have_seen(base, tmp_path, ranks):
     assert sorted(run.rows()) == list(range(1, STEPS + 1))
     assert checkpoints(whole) == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]
     for step in (2, 4):
-        part = tmp_path / f"from-{step}"
-        shutil.copytree(whole / "out" / f"checkpoint-{step}", part / "out" / f"checkpoint-{step}")
+        part = warm.stopped_at(whole, tmp_path / f"from-{step}", step)
         again = warm.start(part, job(part, base, **changes), ranks)
         assert again.codes() == [0] * ranks, again.text
         assert again.rows() == {number: rows for number, rows in run.rows().items() if number > step}
@@ -84,6 +83,7 @@ def test_another_number_of_ranks_goes_on_with_the_remaining_rows(base, tmp_path)
     wanted = by_step(run)
     shutil.rmtree(tmp_path / "out/checkpoint-7")
     shutil.rmtree(tmp_path / "out/checkpoint-6")
+    (tmp_path / "out/finished.json").unlink()
     alone = warm.start(tmp_path, job(tmp_path, base, **{**two, "optimizer__batch_size": 8}))
     assert alone.codes() == [0], alone.text
     assert "resuming from" in alone.text
@@ -209,6 +209,38 @@ def test_steps_in_a_row_that_are_not_finite_end_with_70_and_name_their_samples(b
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_without_one_good_step_ends_with_70_and_leaves_no_result(base, tmp_path, ranks):
+    """Fewer steps than max_bad_steps."""
+    config = job(tmp_path, tmp_path / "bad", optimizer__max_steps=2, optimizer__batch_size=8 // ranks)
+    poison(base, tmp_path / "bad", config, commonest=True)
+    run = warm.start(tmp_path, config, ranks)
+    assert run.codes() == [70] * ranks, run.text
+    assert "error: step 2: loss or gradient is not a number, in every step of this run" in run.text
+    assert [one["step"] for one in json.loads((tmp_path / "out/diverged.json").read_text())["steps"]] == [1, 2]
+    assert not (tmp_path / "out/adapter").exists() and checkpoints(tmp_path) == []
+
+
+def test_bad_steps_at_the_end_cost_nothing_of_the_good_ones_and_are_said(base, tmp_path):
+    config = job(tmp_path, tmp_path / "bad", runtime__save_every=1, runtime__keep=9)
+    poison(base, tmp_path / "bad", config, commonest=False)
+    [bad] = [row["step"] for row in measured_by(tmp_path, config) if row["loss"] is None][:1]
+    shutil.rmtree(tmp_path / "out")
+    config["optimizer"]["max_steps"] = bad
+    run = warm.start(tmp_path, config)
+    assert run.codes() == [0], run.text
+    assert f"warning: the loss or gradient of the last 1 step(s) is not a number: they changed nothing, and the " \
+           f"result is that of step {bad - 1}" in run.text  # fmt: skip
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").exists()
+
+
+def measured_by(folder, config):
+    """The rows of metrics.jsonl of a whole run."""
+    run = warm.start(folder, config)
+    assert run.codes() == [0], run.text
+    return metrics(folder)
+
+
 def test_a_save_that_does_not_fit_leaves_the_older_ones_valid(tmp_path):
     config = job(tmp_path, runtime__save_every=20, optimizer__max_steps=60)
     run = warm.start(tmp_path, config)
@@ -232,3 +264,60 @@ def test_a_killed_rank_is_named_by_the_other(tmp_path):
     assert run.codes() == [1, -signal.SIGKILL]
     assert f"error: rank 1 on host {socket.gethostname()} is gone (no sign of life for " in run.text
     assert "Traceback" not in run.text
+
+
+NAMED = {"LAUNCH_RUN_ID": "first-1"}
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_harms_nothing(tmp_path):
+    """The same job twice at once: on one rank and on two, where the other rank ends with rank 0."""
+    config = job(tmp_path, **{**LONG, "optimizer__max_steps": 100_000, "runtime__save_every": 5})
+    first = warm.start(tmp_path, config, **NAMED)
+    first.wait_for("^step 2/")
+    for ranks, codes in ((1, [78]), (2, [78, 1])):
+        second = warm.start(tmp_path, config, ranks, LAUNCH_RUN_ID="second-1")
+        assert second.codes() == codes, second.text
+        assert f"got {tmp_path}/out, where run first-1 (process {first.processes[0].pid} on host " in second.text
+        assert "Traceback" not in second.text
+    first.tell()
+    assert first.codes() == [75], first.text
+    steps = [row["step"] for row in metrics(tmp_path)]
+    assert steps == list(range(1, len(steps) + 1)) and saved_step(tmp_path) == steps[-1]
+    assert not list((tmp_path / "out").glob(".launch-run.lock*"))
+
+
+def test_a_run_that_loses_its_folder_ends_before_it_writes_again(tmp_path):
+    config = job(tmp_path, **{**LONG, "optimizer__max_steps": 100_000, "runtime__save_every": 10_000})
+    run = warm.start(tmp_path, config)
+    run.wait_for("^step 2/")
+    (tmp_path / "out/.launch-run.lock").unlink()
+    assert run.codes() == [1], run.text
+    assert "the lock of this run was removed; nothing more is written" in run.text and "Traceback" not in run.text
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_killed_runs_folder_is_taken_over_at_once_and_said(tmp_path):
+    config = job(tmp_path)
+    run = warm.start(tmp_path, {**config, "optimizer": {**config["optimizer"], "max_steps": 100_000}}, **NAMED)
+    run.wait_for("^step 2/")
+    run.kill()
+    run.codes()
+    again = warm.start(tmp_path, config)
+    assert again.codes() == [0], again.text
+    assert "run first-1 (process " in again.text and "is gone without an end; this run takes over" in again.text
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_was_trained_already_is_said_and_no_model_is_loaded(tmp_path, ranks):
+    config = job(tmp_path, optimizer__batch_size=8 // ranks)
+    run = warm.start(tmp_path, config, ranks, **NAMED)
+    assert run.codes() == [0] * ranks, run.text
+    before = {path: path.read_bytes() for path in (tmp_path / "out/model").rglob("*")}
+    again = warm.start(tmp_path, config, ranks, LAUNCH_RUN_ID="second-1")
+    assert again.codes() == [0] * ranks, again.text
+    assert f"nothing is left to train: run first-1 has written {tmp_path}/out/model" in again.text
+    assert "model: " not in again.text.replace("/model; ", "") and "data: " not in again.text
+    assert {path: path.read_bytes() for path in (tmp_path / "out/model").rglob("*")} == before
+    assert json.loads((tmp_path / "out/finished.json").read_text()) == {"run": "second-1"}
+    assert not list((tmp_path / "out").glob(".launch-run.lock*"))

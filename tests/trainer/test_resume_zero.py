@@ -2,7 +2,6 @@
 with another number of ranks. Real training on the CPU."""
 
 import json
-import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -35,18 +34,12 @@ def trained(folder, config, ranks, kept="adapter/adapter_model"):
     return measured, load_file(folder / f"out/{kept}.safetensors")
 
 
-def going_on(whole, part):
-    """A folder that has the checkpoint of the middle only."""
-    shutil.copytree(whole / f"out/checkpoint-{STOP}", part / f"out/checkpoint-{STOP}")
-    return part
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_resumed_run_ends_with_the_same_bits(tiny_base, tmp_path, stage, ranks):
     whole, part = tmp_path / "whole", tmp_path / "part"
     measured, adapter = trained(whole, job(whole, tiny_base, stage, ranks), ranks)
-    again, other = trained(going_on(whole, part), job(part, tiny_base, stage, ranks), ranks)
+    again, other = trained(warm.stopped_at(whole, part, STOP), job(part, tiny_base, stage, ranks), ranks)
     assert again == {step: found for step, found in measured.items() if step > STOP}
     assert list(adapter) == list(other)
     assert all(adapter[name].equal(other[name]) for name in adapter)
@@ -60,7 +53,7 @@ def test_float32_copies_of_bf16_weights_come_back(tiny_base, tmp_path, stage):
     config["model"]["dtype"] = "bf16"
     measured, adapter = trained(whole, config, 1)
     config["settings"]["output_dir"] = str(part / "out")
-    again, other = trained(going_on(whole, part), config, 1)
+    again, other = trained(warm.stopped_at(whole, part, STOP), config, 1)
     assert again == {step: found for step, found in measured.items() if step > STOP}
     assert all(adapter[name].equal(other[name]) for name in adapter)
 
@@ -76,7 +69,8 @@ def test_states_on_the_host_come_back(tiny_base, tmp_path):
     try:
         for lock in locks:
             lock.touch()
-        again, _ = trained(going_on(whole, part), job(part, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
+        warm.stopped_at(whole, part, STOP)
+        again, _ = trained(part, job(part, tiny_base, 2, 1, deepspeed={"offload": "cpu"}), 1)
     finally:
         for lock in locks:
             lock.unlink(missing_ok=True)
@@ -90,7 +84,7 @@ def test_another_number_of_ranks_goes_on_as_the_first_would_have(tiny_base, tmp_
     whole, part = tmp_path / "whole", tmp_path / "part"
     measured, adapter = trained(whole, job(whole, tiny_base, stage, ranks, dropout=0.0), ranks)
     config = job(part, tiny_base, stage, other_ranks, dropout=0.0)
-    again, other = trained(going_on(whole, part), config, other_ranks)
+    again, other = trained(warm.stopped_at(whole, part, STOP), config, other_ranks)
     assert sorted(again) == list(range(STOP + 1, STEPS + 1))
     for step, found in again.items():
         assert found == pytest.approx(measured[step], rel=1e-5)
@@ -101,7 +95,7 @@ def test_another_number_of_ranks_goes_on_as_the_first_would_have(tiny_base, tmp_
 def test_zero3_refuses_another_number_of_ranks(tiny_base, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     trained(whole, job(whole, tiny_base, 3, 1), 1)
-    run = warm.start(going_on(whole, part), job(part, tiny_base, 3, 2), 2)
+    run = warm.start(warm.stopped_at(whole, part, STOP), job(part, tiny_base, 3, 2), 2)
     assert run.codes() == [78, 78], run.text
     assert "resources: got 2 processes, but" in run.text and "was written by 1" in run.text
 
@@ -142,7 +136,7 @@ def test_states_on_a_disk_come_back(tmp_path, weights, ranks):
     measured = trained(whole, on_disk(whole), ranks, kept="model/model")
     files = {path.name.split("-")[0] for path in (whole / "out" / f"checkpoint-{STOP}").rglob("*.tensor.swp")}
     assert {"exp_avg", "exp_avg_sq"} < files
-    again = trained(going_on(whole, part), on_disk(part), ranks, kept="model/model")
+    again = trained(warm.stopped_at(whole, part, STOP), on_disk(part), ranks, kept="model/model")
     assert sorted(again[0]) == list(range(STOP + 1, STEPS + 1))
     for step, found in again[0].items():
         assert found == pytest.approx(measured[0][step], rel=1e-5)

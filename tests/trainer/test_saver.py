@@ -6,7 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from trainer.checkpoint import Writers, newest_valid, part_folder
+from trainer.checkpoint import Writers, newest_valid, part_folder, publish
 from trainer.dist import Place
 from trainer.errors import SaveError
 from trainer.host_memory import free_bytes
@@ -27,7 +27,8 @@ def saver(tmp_path, told):
 
 def saver_of(rank, world, output, told):
     place = Place(rank, rank, world, torch.device("cpu"))
-    return Saver(output, Writers(world, 8, split=True), 2, place, lambda: None, told.append)
+    writers = Writers(world, 8, split=True)
+    return Saver(output, lambda step: publish(output, step, writers, 2), place, lambda: None, told.append)
 
 
 def written_by(saver, step, state, gate=None):

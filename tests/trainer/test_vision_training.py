@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -93,9 +92,9 @@ def test_an_image_that_is_gone_after_encoding_is_named(checkpoint, colours, tmp_
     images.mkdir()
     for file in colours.iterdir():
         (images / file.name).write_bytes(file.read_bytes())
-    config = job(tmp_path, checkpoint, images, data__image_dir=str(images))
+    config = job(tmp_path, checkpoint, images, data__image_dir=str(images), data__cache_dir=str(tmp_path / "cache"))
     tokenizer = load_tokenizer(str(checkpoint))
-    DataCache(tmp_path / "out/data", print).samples(TrainConfig.model_validate(config), tokenizer)
+    DataCache(tmp_path / "cache", print).samples(TrainConfig.model_validate(config), tokenizer)
     (images / "red.png").unlink()
     run = warm.start(tmp_path, config)
     assert run.codes() == [78], run.text
@@ -130,7 +129,7 @@ def test_a_resumed_run_trains_on_the_images_it_would_have_had(checkpoint, colour
     whole, part = tmp_path / "whole", tmp_path / "part"
     run = warm.start(whole, job(whole, checkpoint, colours, **changes))
     assert run.codes() == [0], run.text
-    shutil.copytree(whole / "out/checkpoint-2", part / "out/checkpoint-2")
+    warm.stopped_at(whole, part, 2)
     again = warm.start(part, job(part, checkpoint, colours, **changes))
     assert again.codes() == [0], again.text
     assert "resuming from" in again.text and losses(part) == losses(whole)[2:]

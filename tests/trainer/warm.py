@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from trainer.config import MARKER
 
 PATIENCE_S = 240
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as trainer.cli does before torch is loaded
@@ -86,6 +89,17 @@ def start(folder, config, ranks=1, **environ):
         process.start()
         run.processes.append(process)
     return run
+
+
+def stopped_at(whole, part, step, *more):
+    """Make the output folder in `part` that the run in `whole` would have left, had it been stopped at this step: with
+    copies of this checkpoint, of what says whose the folder is, and of `more`."""
+    (part / "out").mkdir(parents=True)
+    for name in ("config.yaml", MARKER):
+        shutil.copy(whole / "out" / name, part / "out" / name)
+    for name in (f"checkpoint-{step}", *more):
+        shutil.copytree(whole / "out" / name, part / "out" / name)
+    return part
 
 
 def trained(folder, raw):

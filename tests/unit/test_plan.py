@@ -48,7 +48,7 @@ def test_the_jobs_own_env_and_mounts_win():
 def test_the_trainer_gets_every_default_written_out():
     sections = train_sections()
     assert list(sections) == ["settings", "model", "data", "optimizer", "runtime"]
-    assert sections["settings"] == {"seed": 42, "output_dir": "outputs/a", "device": "auto"}
+    assert sections["settings"] == {"seed": 42, "output_dir": "outputs/a-1", "device": "auto"}
     assert sections["optimizer"]["deepspeed"]["zero_stage"] == 2
     assert "shape" not in sections["model"]
     assert sections["runtime"]["sample_prompts"] == []
@@ -60,12 +60,22 @@ def test_what_the_trainer_gets_is_valid_and_means_the_same():
     new = {"init": "internlm2", "quantization": "none", "lora": None, "shape": {"num_layers": 2}}
     for changed in ({"model": new}, {"optimizer": {"deepspeed": {"config": "ds.json"}}}, {}):
         read = TrainConfig.model_validate(train_sections(**changed))
-        want = TrainConfig.model_validate({**TRAIN, **changed, "settings": {"output_dir": "outputs/a"}})
+        want = TrainConfig.model_validate({**TRAIN, **changed, "settings": {"output_dir": "outputs/a-1"}})
         assert read == want
 
 
 def test_an_output_dir_is_kept():
     assert train_sections(settings={"output_dir": "/out"})["settings"]["output_dir"] == "/out"
+
+
+@pytest.mark.parametrize(("named", "mounts", "own"), [
+    (None, [], "outputs/a-1"), ("outputs/x", [], "outputs/a-1"), ("/out/x", [], "/out/a-1"), ("x", [], "a-1"),
+    ("/out", [{"path": "/out", "host_path": "/h"}], "/out/a-1"),
+    ("/out/x/", [{"path": "/out", "host_path": "/h"}], "/out/a-1")])
+def test_a_new_folder_lies_beside_the_one_that_is_named_on_the_same_volume(named, mounts, own):
+    job = JobSpec.model_validate({"name": "a", "train": {**TRAIN, "settings": {"output_dir": named}}, "mounts": mounts})
+    found = plan_run(job, ClusterProfile.model_validate({"backend": "slurm"}), run_id="a-1", new_folder=True)
+    assert found.output_dir == yaml.safe_load(found.train_yaml)["settings"]["output_dir"] == own
 
 
 def test_default_profile_is_a_valid_one():

@@ -11,8 +11,8 @@ import importlib.util
 import json
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from fsspec.core import url_to_fs
 
 from trainer.config import Source, TrainConfig
 from trainer.data.conversations import all_sources
-from trainer.data.lock import Lock
 from trainer.data.pipeline import Pipeline
 from trainer.data.rows import Rows, plan_rows
 from trainer.data.sources import source_files
 from trainer.data.store import Samples, SampleWriter
 from trainer.errors import ConfigError
+from trainer.lock import DEAD_S, Holder, Lock, Sign
 from trainer.metrics import replace_text
 from trainer.vision.form import find_form
 
@@ -44,8 +44,8 @@ class DataCache:
         one works. Raises ConfigError as Pipeline does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         home = self.folder / self._key(config, tokenizer)
-        with Lock(home.with_suffix(".lock"), done=home.exists, tell=self.tell) as lock:
-            if lock.held and not home.exists():
+        with one_at_a_time(home.with_suffix(".lock"), home.exists, self.tell) as is_mine:
+            if is_mine and not home.exists():
                 self._encode(home, config, tokenizer)
         return Samples(home)
 
@@ -115,6 +115,30 @@ class DataCache:
         memory.parent.mkdir(exist_ok=True)
         replace_text(memory, content)
         return content
+
+
+@contextmanager
+def one_at_a_time(
+    path: Path, done: Callable[[], bool], tell: Callable[[str], None], dead_s: float = DEAD_S
+) -> Iterator[bool]:
+    """Within it this process holds the lock at `path`, unless nothing was left to do, `done()`, while it waited: it is
+    given whether it does. `tell` hears who is waited for."""
+    lock, told = Lock(path, Holder.me(), dead_s), None
+    for holder, sign in () if done() else lock.acquire():
+        if done():
+            break
+        gone = sign is Sign.DEAD
+        if told != (holder, gone):
+            told = (holder, gone)
+            tell(
+                f"data: {holder} is gone; its work is done again"
+                if gone
+                else f"data: waiting for {holder}, which is encoding this data set"
+            )
+    try:
+        yield lock.is_held
+    finally:
+        lock.release()
 
 
 def _function(name: str) -> str:

@@ -23,6 +23,8 @@ from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
 from trainer.models.split import Split, full_size, is_split
 from trainer.models.tokenizer import load_tokenizer
+from trainer.results import result_name
+from trainer.run_folder import own
 
 
 def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: Callable[[], None]) -> Any:
@@ -32,7 +34,7 @@ def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: C
         return load_tokenizer(config.model.path, config.model.revision)
     folder = output / "model"
     if is_main and not (folder / "tokenizer.model").exists():
-        train_tokenizer(_texts(config), config.model.shape.vocab_size, folder)
+        train_tokenizer(_texts(config), config.model.shape.vocab_size, own(folder))
     barrier()
     return load_tokenizer(str(folder))
 
@@ -86,6 +88,7 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
     if not is_main:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    own(output / result_name(config))
     if config.model.lora is not None:
         save_adapter(model, weights, output)
         return

@@ -190,7 +190,7 @@ def test_spans_by_landmarks_are_those_by_character_offsets(real_internlm2):
             slow = Found(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False), offsets=True)
             assert not quick.offsets
             straddles = first.startswith("\n")  # joined with the line end before it: left to the stretches
-            assert (find_spans(segments, quick.result.ids, encoder._specials, encoder._lead_ids) is None) == straddles
+            assert (find_spans(segments, quick.result.ids, encoder._controls, encoder._lead_ids) is None) == straddles
             assert encoder.read(text, segments, quick) == encoder.read(text, segments, slow)
 
 

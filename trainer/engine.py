@@ -35,6 +35,7 @@ from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
 from trainer.data.order import Order
+from trainer.data.recognise import with_template
 from trainer.data.report import Report, packing_line
 from trainer.data.rows import Rows
 from trainer.data.templates import find_template
@@ -49,7 +50,7 @@ from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
-from trainer.models.build import build_model, build_tokenizer, parameters_line, save_result, trained_size
+from trainer.models.build import build_model, new_tokenizer, open_tokenizer, parameters_line, save_result, trained_size
 from trainer.models.lora import keep_start
 from trainer.models.split import is_split
 from trainer.optimizer_states import optimizer_name
@@ -104,12 +105,17 @@ class Run:
 
     def _run(self) -> None:
         self.deepspeed = self._deepspeed_config()
+        tokenizer = open_tokenizer(self.config)
+        self.config, line = with_template(self.config, tokenizer)  # config.yaml names what was trained with
         self._prepare_output()
+        if line:
+            self.tell(line)
         set_seed(self.config.settings.seed)
         args = self._arguments(self.deepspeed)
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
-        tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
+        if tokenizer is None:
+            tokenizer = new_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
         model = build_model(self.config, self.place.device, self.deepspeed)

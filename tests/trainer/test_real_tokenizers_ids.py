@@ -15,11 +15,11 @@ from trainer.data.encode import IGNORED, Encoder
 from trainer.data.message import Message, RowError, ToolCall
 from trainer.data.pieces import decode
 from trainer.data.segment import render_text
-from trainer.data.templates import TEMPLATES, find_template
+from trainer.data.templates import find_template
 from trainer.data.text_stream import read_segments
 
-# every template whose tokens the tokenizer has and that a model of it is trained with; gpt-oss has none of ours, and its
-# archive has no chat_template
+# the templates that models with a tokenizer are trained with; gpt-oss has none of ours, and its archive no
+# chat_template
 PAIRS = [
     ("internlm", "internlm"), ("internlm2", "internlm2"), ("internlm2", "internlm3"), ("internlm2", "chatml"),
     ("qwen3", "qwen"), ("qwen3", "chatml"), ("llama2", "llama2"), ("llama2", "vicuna"), ("llama2", "alpaca"),
@@ -71,7 +71,7 @@ def pair(request, pair_of):
     return pair_of(*request.param)
 
 
-every_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair), indirect=True)
+every_pair = pytest.mark.parametrize("pair", PAIRS, ids="-".join, indirect=True)
 
 
 def own_ids(tokenizer, text):

@@ -78,7 +78,7 @@ class Encoder:
         if missing:
             raise ConfigError(
                 f"model.chat_template: got {template.name}, but the tokenizer has no token {', '.join(missing)}",
-                "choose the template that belongs to the model",
+                "leave it out: the template that belongs to the model is then chosen",
             )
 
     @cached_property

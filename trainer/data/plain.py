@@ -8,6 +8,9 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 UNKNOWN = "\0unknown\0"
+# settings of steps that put a blank in front of a text -> the value with which they do not: those of Metaspace, of
+# Prepend, which older Llama tokenizers have instead, and of ByteLevel
+PREFIXES = {"prepend_scheme": "never", "prepend": "", "add_prefix_space": False}
 
 
 class PlainTokenizer:
@@ -31,16 +34,17 @@ class PlainTokenizer:
     def _unprefixed(self) -> Any:
         state = json.loads(json.dumps(self._state))
         for step in _prefixing(state):
-            step.update({"prepend_scheme": "never"} if "prepend_scheme" in step else {"add_prefix_space": False})
+            step |= {key: value for key, value in PREFIXES.items() if key in step}
         return Tokenizer.from_str(json.dumps(state))
 
 
 def _prefixing(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The steps that put a blank in front of a text."""
-    first = state["pre_tokenizer"] or {}
-    for step in first.get("pretokenizers", [first]):
-        if step.get("prepend_scheme", "never") != "never" or step.get("add_prefix_space"):
-            yield step
+    for part, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        first = state[part] or {}
+        for step in first.get(inner, [first]):
+            if any(step.get(key, value) != value for key, value in PREFIXES.items()):
+                yield step
 
 
 def _without(state: dict[str, Any], controls: Collection[str]) -> dict[str, Any]:

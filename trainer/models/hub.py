@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.xcomposer2_config import completed
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 from trainer.xcomposer2_shape import is_xcomposer
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
@@ -68,6 +69,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, completed for an XComposer2. Raises ConfigError."""
     raw = read_raw_config(folder)
     return completed(raw, folder) if is_xcomposer(raw) else raw
+
+
+def read_model_type(path: str, revision: str | None = None) -> str:
+    """What config.json calls the model of a folder, or of a name on the hub, of which nothing else is downloaded; ""
+    in a folder with a tokenizer alone. Raises ConfigError."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            return ""
+    else:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(path, "config.json", revision=revision))
+        except Exception as error:  # many kinds; all of them mean that the name leads nowhere
+            raise ConfigError(f"model.path: got {path}: no config.json: {str(error).splitlines()[0]}") from error
+    raw = read_raw_config(file.parent)
+    return XCOMPOSER2 if is_xcomposer(raw) else str(raw.get("model_type", ""))
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:

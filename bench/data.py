@@ -158,7 +158,10 @@ def encode(rows: Path, cache: Path) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(str(SHARED / "data/tokenizers/internlm2"))
     config = TrainConfig.model_validate(
-        {"model": {"path": "unused"}, "data": {"sources": [{"path": str(rows)}], "max_length": LENGTH}}
+        {
+            "model": {"path": "unused", "chat_template": "internlm2"},
+            "data": {"sources": [{"path": str(rows)}], "max_length": LENGTH},
+        }
     )
     began = time.perf_counter()
     store = DataCache(cache, lambda text: None)

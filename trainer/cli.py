@@ -176,6 +176,7 @@ def _add_new_model(command: argparse.ArgumentParser) -> None:
 def _data(config: Any, arguments: argparse.Namespace) -> None:
     from trainer.data.first_rows import Look
     from trainer.data.inspect import inspect_data
+    from trainer.data.recognise import with_template
     from trainer.data.show import Progress
     from trainer.models.tokenizer import load_tokenizer
 
@@ -188,6 +189,8 @@ def _data(config: Any, arguments: argparse.Namespace) -> None:
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"{option}: got {path}, allowed: a file in a folder that exists")
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    config, line = with_template(config, tokenizer)
+    sys.stderr.write(f"{line}\n" if line else "")
     look = Look(arguments.rows, arguments.dump or 0)
     with tempfile.TemporaryDirectory() as folder:
         with Progress(sys.stderr) as progress:

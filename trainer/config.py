@@ -107,9 +107,11 @@ class Model(Section):
     lora: Lora | None = Field(
         default_factory=Lora.model_construct, description="Adapter to train; null trains every parameter."
     )
-    chat_template: TemplateName = Field(
-        "internlm2",
-        description="Text format of a conversation; `tokenizer`: the Jinja template that comes with the tokenizer.",
+    chat_template: TemplateName | None = Field(
+        None,
+        description="Text format of a conversation; `tokenizer`: the Jinja template that comes with the tokenizer. "
+        "Default: the one that belongs to the model, by its tokenizer's own template and its family (docs/models.md); "
+        "the log and `launch data` say which, and why.",
     )
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16",

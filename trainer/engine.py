@@ -35,6 +35,7 @@ from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
 from trainer.data.encode import Encoder
 from trainer.data.order import Order
+from trainer.data.recognise import with_template
 from trainer.data.report import Report, packing_line
 from trainer.data.rows import Rows
 from trainer.data.templates import find_template
@@ -49,7 +50,7 @@ from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
 from trainer.loop import CheckedTrainer
 from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
 from trainer.models.activations import prepare_layers
-from trainer.models.build import build_model, build_tokenizer, parameters_line, save_result, trained_size
+from trainer.models.build import build_model, new_tokenizer, open_tokenizer, parameters_line, save_result, trained_size
 from trainer.models.experts import require_quantisable
 from trainer.models.lora import keep_start
 from trainer.models.split import is_split
@@ -117,13 +118,14 @@ class Run:
     def _run(self) -> None:
         require_quantisable(self.config.model)  # before the data, which may take hours
         self.deepspeed = self._deepspeed_config()
+        tokenizer = self._tokenizer()
         set_seed(self.config.settings.seed)
         args = self._arguments(self.deepspeed)  # from here on ranks hear of each other
         if from_main(int(self._claim_output()), self.place.device):
             return
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
-        tokenizer = build_tokenizer(self.config, self.output, self.place.is_main, barrier)
+        tokenizer = tokenizer or new_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
         model = self._model(rows["train"])
@@ -159,6 +161,15 @@ class Run:
         if self.place.is_main:
             mark_finished(self.output, os.environ)
         barrier()  # no rank is done before the results are written: a scheduler does not start it again
+
+    def _tokenizer(self) -> Any | None:
+        """That of the job's model, None of a new one. Which template fits it is settled here: config.yaml names it."""
+        tokenizer = open_tokenizer(self.config)
+        self.config, line = with_template(self.config, tokenizer)
+        self.folder.config = self.config
+        if line:
+            self.tell(line)
+        return tokenizer
 
     def _model(self, train: Rows) -> Any:
         """The model, and how many operations a step of these rows takes."""

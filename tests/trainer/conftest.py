@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,25 @@ def real_internlm2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real_internlm(tmp_path_factory):
     return real_folder("internlm", tmp_path_factory.mktemp("real") / "internlm")
+
+
+@pytest.fixture(scope="session")
+def maker_folder(tmp_path_factory):
+    """The folder of a maker's tokenizer by its name: qwen3, gemma3, llama3_1, ... and InternLM's two. Archives are
+    unpacked once."""
+
+    @functools.cache
+    def folder(name):
+        if name.startswith("internlm"):
+            return real_folder(name, tmp_path_factory.mktemp("real") / name)
+        archive = SHARED / "tokenizers" / f"{name}.tar.xz"
+        if not archive.exists():
+            pytest.skip(f"no real {name} tokenizer: {archive} is absent")
+        with tarfile.open(archive) as file:
+            file.extractall(target := tmp_path_factory.mktemp("maker"), filter="data")
+        return target / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def write_run(folder, base, **sections):
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.model_validate({
         "settings": {"output_dir": folder.name},
-        "model": {"path": str(base), "quantization": "none", "dtype": "fp32"},
+        "model": {"path": str(base), "quantization": "none", "dtype": "fp32", "chat_template": "internlm2"},
         "data": {"sources": [{"path": "rows.jsonl"}]},
         "runtime": {"sampling": {"temperature": 0.0, "max_new_tokens": 60}},
         **sections,

@@ -1,15 +1,18 @@
 """Ids and labels with InternLM's real tokenizers, against SentencePiece and spans written by hand."""
 
+import copy
 import json
 
 import pytest
 import sentencepiece
+from tokenizers import AddedToken, Tokenizer
 
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.cli import main
 from trainer.data.encode import IGNORED, Encoder, Found
 from trainer.data.landmarks import find_spans
 from trainer.data.message import Message, ToolCall
+from trainer.data.plain import PlainTokenizer
 from trainer.data.segment import render_text
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
@@ -190,7 +193,7 @@ def test_spans_by_landmarks_are_those_by_character_offsets(real_internlm2):
             slow = Found(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False), offsets=True)
             assert not quick.offsets
             straddles = first.startswith("\n")  # joined with the line end before it: left to the stretches
-            assert (find_spans(segments, quick.result.ids, encoder._specials, encoder._lead_ids) is None) == straddles
+            assert (find_spans(segments, quick.result.ids, encoder._controls, encoder._lead_ids) is None) == straddles
             assert encoder.read(text, segments, quick) == encoder.read(text, segments, slow)
 
 
@@ -233,3 +236,47 @@ def test_small_tokenizer_has_the_six_chat_tokens_as_specials(small_tokenizer):
     encoded = one(small_tokenizer, "internlm2", [Message("user", "Hi"), Message("assistant", "Yes, I can.")])
     assert small_tokenizer.decode(encoded.ids, skip_special_tokens=True) == "user\nHi\nassistant\nYes, I can.\n"
     assert trained_text(small_tokenizer, encoded) == "Yes, I can.<|im_end|>"
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+LEGACY = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+          {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "behind_a_token"),
+    [
+        ({"pre_tokenizer": {**METASPACE, "prepend_scheme": "always"}}, " a"),
+        ({"pre_tokenizer": {**METASPACE, "prepend_scheme": "first"}}, "a"),
+        ({"normalizer": LEGACY}, " a"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}}, "a"),
+    ],
+    ids=["always", "first", "legacy", "never"],
+)
+def test_a_part_of_a_text_gets_sentencepieces_blank_where_the_tokenizer_puts_one(
+    steps, behind_a_token, small_tokenizer
+):
+    state = json.loads(small_tokenizer.backend_tokenizer.to_str())
+    fast = Tokenizer.from_str(json.dumps({**state, "normalizer": None, "pre_tokenizer": None, **steps}))
+    plain = PlainTokenizer(fast, {"</s>"})
+
+    def pieces(ids):
+        return "".join(fast.id_to_token(number) for number in ids).replace("▁", " ")
+
+    assert pieces(plain.ids("a", "text")) == "a" and pieces(plain.ids(" a", "text")) == " a"
+    assert pieces(plain.ids("a", "token")) == behind_a_token
+    own = fast.encode("<s>a", add_special_tokens=False).ids
+    assert [small_tokenizer.bos_token_id, *plain.ids("a", "token")] == own
+    assert plain.ids("a", "nothing") == fast.encode("a", add_special_tokens=False).ids
+
+
+def test_a_token_that_takes_the_blanks_behind_it_does_so_on_both_ways(small_tokenizer):
+    """As Phi-3's, which have rstrip."""
+    tokenizer = copy.deepcopy(small_tokenizer)
+    tokens = [AddedToken(token, special=True, normalized=False, rstrip=True) for token in TEMPLATES["phi3"].required]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    usual, escaped = (one(tokenizer, "phi3", [Message("user", text), Message("assistant", "a")])
+                      for text in ("b", "b</s>"))  # fmt: skip
+    assert escaped.escaped and usual.ids == tokenizer(usual.text, add_special_tokens=False).input_ids
+    place = usual.ids.index(tokenizer.convert_tokens_to_ids("<|end|>"))
+    assert escaped.ids[:place] == usual.ids[:place] and escaped.ids[-3:] == usual.ids[-3:]

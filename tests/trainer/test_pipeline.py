@@ -44,7 +44,10 @@ def test_counts_what_it_keeps_and_what_it_leaves_out(make_config, run):
         "untrained": 1, "escaped": 1, "duplicates": 1}  # fmt: skip
     assert report.tokens == sum(map(len, samples))
     assert report.trained_tokens == sum((labels_of(one) >= 0).sum() for one in samples)
-    assert "data: 1 conversations hold the text of a special token; it stays ordinary text" in report.lines()
+    assert (
+        "data: 1 conversations hold the text of a control token (a turn's end, a role); it was encoded as ordinary text"
+        in report.lines()
+    )
     assert Report.load(json.loads(json.dumps(report.values()))) == report
 
 

@@ -9,12 +9,12 @@ from transformers import set_seed
 
 from trainer.answer import Answerer, Drawing, context_limit
 from trainer.chat.adapter import put_adapter, refuse_quantised
-from trainer.chat.recognise import recognise
 from trainer.chat.replay import can_replay, replay_steps
 from trainer.chat.speaker import Speaker
 from trainer.chat.target import Target
 from trainer.config import Data, TrainConfig
 from trainer.data.encode import Encoder
+from trainer.data.recognise import recognise
 from trainer.data.templates import find_template
 from trainer.errors import ConfigError
 from trainer.models.hub import checkpoint_folder, read_config
@@ -73,7 +73,7 @@ def open_speaker(
     tokenizer = load_tokenizer(target.tokenizer, target.revision_of(target.tokenizer))
     name, source = target.template, target.source
     if name is None:
-        name, source = recognise(tokenizer, str(raw.get("model_type", "")))
+        name, source = recognise(tokenizer, str(raw.get("model_type", "")), "--template")
     encoder = Encoder(tokenizer, find_template(name, tokenizer), find_form(str(folder), tokenizer))
     adapter = "" if target.adapter is None else f", adapter {target.adapter}"
     tell(f"* model: {target.path}, {_precision(target)}{adapter}")

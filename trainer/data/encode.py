@@ -1,8 +1,8 @@
 """Segments -> ids and trained spans. The whole conversation is tokenised at once and masked by landmarks
 (trainer.data.landmarks) or character offsets, so the ids are those that a server computes for the same text.
 
-Two things make a conversation take the second path, which tokenises the stretches between special tokens one by one:
-content that holds the text of a special token (it stays ordinary text: nobody can close a turn from inside a message),
+Two things make a conversation take the second path, which tokenises the stretches between control tokens one by one:
+content that holds the text of a control token (it stays ordinary text: nobody can close a turn from inside a message),
 and a token that would straddle the start of an answer (a prompt ends exactly there at inference). Conversations with
 images take it, too: the text before and after an image is tokenised by itself.
 """
@@ -14,8 +14,9 @@ from itertools import compress
 from operator import not_
 from typing import Any, NamedTuple
 
+from trainer.data.control import control_ids
 from trainer.data.landmarks import find_spans, has_landmarks
-from trainer.data.plain import plain_tokenizer
+from trainer.data.plain import PlainTokenizer
 from trainer.data.segment import Segment, render_text
 from trainer.data.templates import Template
 from trainer.errors import ConfigError
@@ -35,7 +36,7 @@ class ImageSpan(NamedTuple):
 
 class Encoded(NamedTuple):
     """One sample: `ids`, of which those in `spans` (start, end) are trained. `turn_ends` are the numbers of tokens
-    after which it may be cut; `escaped`: its content held the text of a special token; `images`: where these are."""
+    after which it may be cut; `escaped`: its content held the text of a control token; `images`: where these are."""
 
     text: str
     ids: list[int]
@@ -66,21 +67,23 @@ class Encoder:
     def __init__(self, tokenizer: Any, template: Template, form: ImageForm | None = None) -> None:
         self.template, self.form = template, form
         self._fast = tokenizer.backend_tokenizer
-        self._specials = special_ids(tokenizer)
-        self._pattern = _special_pattern(self._specials)
-        self._may_hold = _special_finder(self._specials, self._pattern)
+        self._controls = control_ids(tokenizer, (*template.required, *template.stop))
+        self._pattern = _control_pattern(self._controls)
+        self._may_hold = _control_finder(self._controls, self._pattern)
+        # Phi-3's take the blanks behind them
+        self._strip = {token.content for token in tokenizer.added_tokens_decoder.values() if token.rstrip}
         self._leads: dict[tuple[str, str], list[int]] = {}
         self._ends = (_control(tokenizer.bos_token), _control(tokenizer.eos_token))
-        missing = [token for token in template.required if token not in self._specials]
+        missing = [token for token in template.required if token not in self._controls]
         if missing:
             raise ConfigError(
                 f"model.chat_template: got {template.name}, but the tokenizer has no token {', '.join(missing)}",
-                "choose the template that belongs to the model",
+                "leave it out: the template that belongs to the model is then chosen",
             )
 
     @cached_property
-    def _plain(self) -> Any:
-        return plain_tokenizer(self._fast)  # takes a second for 100,000 pieces, and few data sets need it
+    def _plain(self) -> PlainTokenizer:
+        return PlainTokenizer(self._fast, self._controls)  # takes seconds, and few data sets need it
 
     def document(self, text: str) -> list[Segment]:
         """A document for pre-training, between the tokenizer's own begin and end; all but the begin is trained."""
@@ -110,7 +113,7 @@ class Encoder:
         result = found.result
         if not found.offsets:
             ids = result.ids
-            if places := find_spans(segments, ids, self._specials, self._lead_ids):
+            if places := find_spans(segments, ids, self._controls, self._lead_ids):
                 return _sample(text, ids, *places)
             result = self._fast.encode(text, add_special_tokens=False)
         spans, turn_ends = _places(segments, result)
@@ -119,7 +122,7 @@ class Encoder:
         return _sample(text, result.ids, spans, turn_ends)
 
     def _lead_ids(self, token: str, lead: str) -> list[int]:
-        """Ids of a template's text behind a special token (or at the start); the templates have a handful of them."""
+        """Ids of a template's text behind a control token (or at the start); the templates have a handful of them."""
         known = self._leads.get((token, lead))
         if known is None:
             if len(self._leads) > MAX_LEADS:
@@ -136,9 +139,11 @@ class Encoder:
         ids: list[int] = []
         spans, turn_ends = [], []
         images: list[ImageSpan] = []
+        before: Segment | None = None
         for stretch in _joined(part for segment in segments for part in self._parts(segment)):
             start = len(ids)
-            ids += self._ids(stretch)
+            ids += self._ids(stretch, before)
+            before = stretch
             if stretch.trained:
                 spans.append((start, len(ids)))
             if stretch.image:
@@ -149,46 +154,43 @@ class Encoder:
                 turn_ends.append(len(ids))
         return _sample(text, ids, spans, turn_ends, escaped)._replace(images=tuple(images))
 
-    def _ids(self, stretch: Segment) -> list[int]:
+    def _ids(self, stretch: Segment, before: Segment | None) -> list[int]:
         if stretch.control:
-            return [self._specials[stretch.text]]
+            return [self._controls[stretch.text]]
         if stretch.image:
             assert self.form
-            fill, number, before, after = self.form.tokens
-            return [*before, *[fill] * number, *after]
-        ids: list[int] = self._plain.encode(stretch.text, add_special_tokens=False).ids
-        return ids
+            fill, number, before_image, after_image = self.form.tokens
+            return [*before_image, *[fill] * number, *after_image]
+        if before is None:
+            return self._plain.ids(stretch.text, "nothing")
+        text = stretch.text.lstrip() if before.control and before.text in self._strip else stretch.text
+        return self._plain.ids(text, "token" if before.control or before.image else "text")
 
     def _parts(self, segment: Segment) -> Iterator[Segment]:
-        """A segment as the tokenizer would see it on the first path: a special token that stands in a template's text
+        """A segment as the tokenizer would see it on the first path: a control token that stands in a template's text
         (Zephyr's <|user|>, where it is one) is a token, and one that the tokenizer does not know is text."""
-        if segment.control and segment.text not in self._specials:
+        if segment.control and segment.text not in self._controls:
             yield segment._replace(control=False)
         elif segment.control or segment.content or not self._may_hold(segment.text):
             yield segment
         else:
             for part in filter(None, self._pattern.split(segment.text)):
-                yield segment._replace(text=part, control=part in self._specials)
-
-
-def special_ids(tokenizer: Any) -> dict[str, int]:
-    """Text -> id of the tokens that are never made from ordinary text."""
-    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+                yield segment._replace(text=part, control=part in self._controls)
 
 
 def _control(token: str | None) -> list[Segment]:
     return [Segment(token, control=True)] if token else []
 
 
-def _special_pattern(specials: dict[str, int]) -> re.Pattern[str]:
-    """Finds special tokens in a text; `split` keeps them."""
-    longest_first = sorted(specials, key=len, reverse=True)
+def _control_pattern(controls: Iterable[str]) -> re.Pattern[str]:
+    """Finds control tokens in a text; `split` keeps them."""
+    longest_first = sorted(controls, key=len, reverse=True)
     return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
 
-def _special_finder(specials: dict[str, int], pattern: re.Pattern[str]) -> Callable[[str], object]:
-    """Says whether a text holds the text of a special token; most texts lack even its first letter."""
-    signs = sorted({token[0] for token in specials})
+def _control_finder(controls: Iterable[str], pattern: re.Pattern[str]) -> Callable[[str], object]:
+    """Says whether a text holds the text of a control token; most texts lack even its first letter."""
+    signs = sorted({token[0] for token in controls})
     if len(signs) > 4:
         return pattern.search
     return lambda text: any(sign in text for sign in signs) and pattern.search(text)

@@ -135,7 +135,7 @@ def inspect_data(
         rows=first.found(tokenizer),
         lengths=_lengths(samples.lengths, report),
         epoch=epoch,
-        template=check_template(config.model.chat_template, pipeline.encoder, tokenizer, first.chats),
+        template=check_template(pipeline.template.name, pipeline.encoder, tokenizer, first.chats),
         problem=problem,
     )
 

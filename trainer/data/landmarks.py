@@ -1,6 +1,6 @@
 """Trained spans among ids without character offsets, which cost the tokenizer a third of its speed. Pure.
 
-Special tokens are landmarks: they are found by their ids, which no content can make. An answer begins right behind one,
+Control tokens are landmarks: they are found by their ids, which no content can make. An answer begins right behind one,
 or behind a short text of the template ("assistant" and a line end) whose own ids are known: if these stand there, the
 answer's tokens begin behind them, since an id is always the same text.
 """
@@ -15,7 +15,7 @@ Spans = tuple[list[tuple[int, int]], list[int]]
 
 
 def has_landmarks(segments: Sequence[Segment]) -> bool:
-    """Whether every answer comes behind a special token and at most a text of the template."""
+    """Whether every answer comes behind a control token and at most a text of the template."""
     after_content = False
     for segment in segments:
         if segment.control:
@@ -29,13 +29,14 @@ def has_landmarks(segments: Sequence[Segment]) -> bool:
 
 
 def find_spans(
-    segments: Sequence[Segment], ids: list[int], specials: dict[str, int], lead_ids: Callable[[str, str], list[int]]
+    segments: Sequence[Segment], ids: list[int], controls: dict[str, int], lead_ids: Callable[[str, str], list[int]]
 ) -> Spans | None:
     """Trained spans and turn ends in tokens, or None when a place is not where these landmarks could show it.
-    `lead_ids(token, text)`: the ids of a text right behind a special token."""
-    walk = _Walk(ids, specials, lead_ids)
+    `lead_ids(token, text)`: the ids of a text right behind a control token."""
+    walk = _Walk(ids, controls, lead_ids)
     for segment in segments:
-        seen = walk.special(segment) if segment.control else walk.ordinary(segment)
+        # a template marks tokens that the model writes as text, too (Qwen's <tool_call>): content can make these
+        seen = walk.control(segment) if segment.control and segment.text in controls else walk.ordinary(segment)
         if not seen:
             return None
     if walk.begin >= 0:
@@ -44,19 +45,19 @@ def find_spans(
 
 
 class _Walk:
-    """Along the segments: `place` is the number of tokens up to the last special one, `token` that one, `lead` what
+    """Along the segments: `place` is the number of tokens up to the last control token, `token` that one, `lead` what
     stands behind it, `begin` where a trained span began (-1 outside)."""
 
-    def __init__(self, ids: list[int], specials: dict[str, int], lead_ids: Callable[[str, str], list[int]]) -> None:
-        self.ids, self.specials, self.lead_ids = ids, specials, lead_ids
+    def __init__(self, ids: list[int], controls: dict[str, int], lead_ids: Callable[[str, str], list[int]]) -> None:
+        self.ids, self.controls, self.lead_ids = ids, controls, lead_ids
         self.begin, self.place, self.token, self.lead = -1, 0, "", ""
         self.spans: list[tuple[int, int]] = []
         self.turn_ends: list[int] = []
 
-    def special(self, segment: Segment) -> bool:
+    def control(self, segment: Segment) -> bool:
         try:
-            found = self.ids.index(self.specials[segment.text], self.place)
-        except (KeyError, ValueError):
+            found = self.ids.index(self.controls[segment.text], self.place)
+        except ValueError:
             return False
         if segment.trained and self.begin < 0:
             self.begin = found
@@ -82,7 +83,7 @@ class _Walk:
             self.begin = self.place + len(behind)
             seen = self.ids[self.place : self.begin] == behind
         else:
-            seen = self.begin < 0 or not self.lead  # a span that ends elsewhere than behind a special token
+            seen = self.begin < 0 or not self.lead  # a span that ends elsewhere than behind a control token
             if self.begin >= 0:
                 self.spans.append((self.begin, self.place))
                 self.begin = -1

@@ -2,9 +2,9 @@
 
 Jinja gives one text and does not say what is whose, so two things are found out here:
 - Which text is an answer: the conversation before it, rendered with the generation prompt, is the start of the whole
-  text; the answer goes from there to the special token that ends it. Templates with {% generation %} tags say it
+  text; the answer goes from there to the control token that ends it. Templates with {% generation %} tags say it
   themselves.
-- Which special tokens are the template's: those in a message are rendered as private-use characters, and put back as
+- Which control tokens are the template's: those in a message are rendered as private-use characters, and put back as
   ordinary text afterwards.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from trainer.data.control import MODEL_MARKS, control_ids
 from trainer.data.message import Conversation, Message, RowError
 from trainer.data.segment import Segment, render_text
 from trainer.data.tools import Tools
@@ -23,6 +24,7 @@ from trainer.errors import ConfigError
 WRITTEN_FIELDS = ("role", "content", "tool_calls", "tool_call_id")  # what is in the text is looked at elsewhere
 # what a template that meets an unexpected conversation fails with, besides Jinja's own errors
 JINJA_BUGS = (TypeError, ValueError, AttributeError, LookupError)
+NONE = re.compile("(?!)")  # matches nowhere
 
 
 class Span(NamedTuple):
@@ -36,18 +38,16 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnTemplate(Template):
-    """`special` are the tokens that no message can write. `control` are those and the other added tokens: <think> and
-    the like in a message are what the model writes there, so they stay tokens. `begin` is the token that the tokenizer
-    puts before every text, if any."""
+    """`control` finds the tokens that no message can write; `required` are those that the template writes. `begin` is
+    the token that the tokenizer puts before every text, if any."""
 
     source: str
     variables: Mapping[str, str] = field(repr=False)
-    special: frozenset[str] = field(repr=False)
-    control: re.Pattern[str] = field(repr=False)
+    control: re.Pattern[str] = field(repr=False, default=NONE)
     begin: str = ""
 
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Segment]:
-        """`content` is set only where a message holds the text of a special token: elsewhere Jinja does not tell."""
+        """`content` is set only where a message holds the text of a control token: elsewhere Jinja does not tell."""
         chat, schemas, marks = self._marked(messages, tools)
         text, generated = self._text(chat, schemas, tracked=True)
         spans = (
@@ -96,6 +96,18 @@ class OwnTemplate(Template):
     def jinja(self) -> str:
         return self.source
 
+    def written(self, tokenizer: Any) -> tuple[str, ...]:
+        """The added tokens that stand around messages: none of these may come out of one. Line ends and the model's own
+        marks may."""
+        chat = openai_messages([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
+        try:
+            text, _ = self._text(chat, None)
+        except RowError:
+            return ()
+        added, ids = tokenizer.added_tokens_decoder, tokenizer(text, add_special_tokens=False).input_ids
+        found = dict.fromkeys(added[number].content for number in ids if number in added)
+        return tuple(token for token in found if token.strip() and token not in MODEL_MARKS)
+
     def _text(
         self, chat: list[dict[str, Any]], schemas: Any, *, asks: bool = False, tracked: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
@@ -117,11 +129,11 @@ class OwnTemplate(Template):
     def _marked(
         self, messages: Sequence[Message], tools: Tools
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, dict[str, str]]:
-        """The conversation as apply_chat_template takes it, with special tokens replaced; {mark: token}."""
+        """The conversation as apply_chat_template takes it, with control tokens replaced; {mark: token}."""
         chat = openai_messages(messages)
         schemas = [{"type": "function", "function": tool} for tool in tools] or None
         texts = list(_strings([chat, schemas]))
-        held = {token for text in texts for token in self.control.findall(text) if token in self.special}
+        held = {token for text in texts for token in self.control.findall(text)}
         if not held:
             return chat, schemas, {}
         written = set("".join(texts))
@@ -182,8 +194,8 @@ class OwnTemplate(Template):
             return ""
 
     def _last_end(self, text: str, start: int, end: int) -> int:
-        """The end of the last special token in a part of the text, or `start`."""
-        found = [match.end() for match in self.control.finditer(text, start, end) if match.group() in self.special]
+        """The end of the last control token in a part of the text, or `start`."""
+        found = [match.end() for match in self.control.finditer(text, start, end)]
         return found[-1] if found else start
 
     def _only_ends(self, text: str) -> bool:
@@ -203,7 +215,7 @@ class OwnTemplate(Template):
         return parts
 
     def _parts(self, text: str, spans: Sequence[Span], marks: dict[str, str]) -> Iterator[Segment]:
-        """The text cut at the borders of spans and around special tokens."""
+        """The text cut at the borders of spans and around control tokens."""
         place = 0
         for start, end, trained, ends_turn in [*spans, Span(len(text), len(text), False, False)]:
             yield from self._cut(text[place:start], False, marks)
@@ -235,12 +247,11 @@ def own_template(tokenizer: Any) -> OwnTemplate:
             "model.chat_template: got tokenizer, but the tokenizer has no chat template",
             "choose a template by name: internlm2, chatml, llama3, ...",
         ) from error
-    added = tokenizer.added_tokens_decoder.values()
-    special = frozenset(token.content for token in added if token.special)
-    longest_first = sorted((token.content for token in added), key=len, reverse=True)
-    control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-    variables = dict(tokenizer.special_tokens_map)
-    template = OwnTemplate("tokenizer", (), (), source, variables, special, control, _begin(tokenizer))
+    template = OwnTemplate("tokenizer", (), (), source, dict(tokenizer.special_tokens_map), begin=_begin(tokenizer))
+    written = template.written(tokenizer)
+    longest_first = sorted(control_ids(tokenizer, written), key=len, reverse=True)
+    control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else NONE
+    template = replace(template, required=written, control=control)
     return replace(template, stop=_stop(template, tokenizer))
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from trainer.data.encode import IGNORED, special_ids
+from trainer.data.control import shown_ids
+from trainer.data.encode import IGNORED
 from trainer.data.segment import Segment
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one kind. `special`: of special tokens, which no ordinary text becomes."""
+    """Text of one kind. `special`: of tokens that are shown apart from ordinary text."""
 
     text: str
     trained: bool
@@ -30,7 +31,7 @@ def segment_pieces(segments: Sequence[Segment]) -> list[Piece]:
 
 def token_pieces(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> list[Piece]:
     """As the tokens are, which is what the model is trained on."""
-    specials = set(special_ids(tokenizer).values())
+    specials = set(shown_ids(tokenizer).values())
     kinds = [(label != IGNORED, token in specials) for token, label in zip(ids, labels, strict=True)]
     pieces = []
     before = start = 0

@@ -11,7 +11,7 @@ MEANINGS = {
     "filtered": "rows outside min and max left out",
     "untrained": "conversations with nothing to train on left out",
     "unseen": "conversations have images, which this model does not see; their marks stay text",
-    "escaped": "conversations hold the text of a special token; it stays ordinary text",
+    "escaped": "conversations hold the text of a control token (a turn's end, a role); it was encoded as ordinary text",
     "split": "documents longer than max_length split into pieces",
     "shortened": "conversations longer than max_length lost trailing turns",
     "truncated": "conversations longer than max_length cut",

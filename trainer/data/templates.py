@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.data.tools import CHATGLM3, HERMES, INTERNLM2, LLAMA3, MISTRAL, QWEN
 from trainer.data.turns import Answer, Around, System, Template, TurnTemplate
+from trainer.errors import ConfigError
 
 __all__ = ["TEMPLATES", "Template", "find_template"]
 
@@ -164,8 +165,11 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def find_template(name: str, tokenizer: Any) -> Template:
-    """The template of a name; `tokenizer`: the one that comes with the tokenizer. Raises ConfigError."""
+def find_template(name: str | None, tokenizer: Any) -> Template:
+    """The template of a name, `tokenizer`: the one that comes with the tokenizer. A job without a name has had one
+    chosen before (trainer.data.recognise). Raises ConfigError."""
+    if name is None:
+        raise ConfigError("model.chat_template: not set", f"name the one that was trained with: {', '.join(TEMPLATES)}")
     if name == "tokenizer":
         from trainer.data.own_template import own_template
 

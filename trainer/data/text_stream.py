@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trainer.data.encode import special_ids
+from trainer.data.control import shown_ids
 from trainer.data.pieces import decode
 from trainer.data.segment import Segment
 
@@ -12,12 +12,12 @@ INCOMPLETE = "\ufffd"  # what decoders write for bytes that are no character, or
 
 
 class TextStream:
-    """The text of ids that come one after the other behind `before`. Special and other added tokens come out as
-    segments of their own (`control`), however a text that only looks like one does not."""
+    """The text of ids that come one after the other behind `before`. Special tokens and the model's own marks come
+    out as segments of their own (`control`); a text that only looks like one, or another added token, does not."""
 
     def __init__(self, tokenizer: Any, before: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._names = {number: token for token, number in special_ids(tokenizer).items()}
+        self._names = {number: token for token, number in shown_ids(tokenizer).items()}
         self._window = list(before[-CONTEXT:])
         self._known = len(self._window)  # ids of the window whose text is out
 

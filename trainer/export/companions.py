@@ -17,7 +17,7 @@ UNSAID = ("auto_map", "backend", "is_local", "local_files_only", "name_or_path")
 PROBES = ("Hello world", " two  blanks", "line\nend\n", "3.14 and 100,000", "你好,世界", "é ü ß", "a<s>b", "\t{}<|x|>")
 
 
-def write_companions(folder: Path, config: dict[str, Any], base: Path, chat_template: str) -> None:
+def write_companions(folder: Path, config: dict[str, Any], base: Path, chat_template: str | None) -> None:
     """Write config.json, generation_config.json, the tokenizer's files and chat_template.jinja. `base`: the folder of
     the checkpoint that was merged into. Raises ConfigError when the written tokenizer gives other ids."""
     tokenizer = load_tokenizer(str(base))

@@ -27,11 +27,13 @@ from trainer.results import result_name
 from trainer.run_folder import own
 
 
-def build_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: Callable[[], None]) -> Any:
-    """The model's tokenizer; a new model's is trained on the job's texts first, by rank 0. Raises ConfigError."""
-    if config.model.init is None:
-        assert config.model.path is not None
-        return load_tokenizer(config.model.path, config.model.revision)
+def open_tokenizer(config: TrainConfig) -> Any | None:
+    """The tokenizer of the job's model, None for a new model, which has none yet. Raises ConfigError."""
+    return None if config.model.path is None else load_tokenizer(config.model.path, config.model.revision)
+
+
+def new_tokenizer(config: TrainConfig, output: Path, is_main: bool, barrier: Callable[[], None]) -> Any:
+    """A new model's tokenizer, which rank 0 trains on the job's texts first. Raises ConfigError."""
     folder = output / "model"
     if is_main and not (folder / "tokenizer.model").exists():
         train_tokenizer(_texts(config), config.model.shape.vocab_size, own(folder))
@@ -93,14 +95,14 @@ def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path,
         save_adapter(model, weights, output)
         return
     weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in weights.items()}
+    template = find_template(config.model.chat_template, tokenizer)
     if config.model.init == "internlm2":
-        template = find_template(config.model.chat_template, tokenizer)
         save_internlm2(weights, model.config, output / "model", stop_ids(tokenizer, template.stop))
-        # servers and launch data find the text form of training here
-        replace_text(output / "model/chat_template.jinja", template.jinja())
     else:
         model.save_pretrained(output / "model", state_dict=weights)
         tokenizer.save_pretrained(output / "model")
+    # servers and launch data find the text form of training here
+    replace_text(output / "model/chat_template.jinja", template.jinja())
 
 
 def _texts(config: TrainConfig) -> Iterator[str]:

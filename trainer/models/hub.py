@@ -9,6 +9,7 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.models.xcomposer2_config import completed
 from trainer.passing import is_passing, read_error
+from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 from trainer.xcomposer2_shape import is_xcomposer
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
@@ -86,6 +87,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, completed for an XComposer2. Raises ConfigError, UnreachableError."""
     raw = read_raw_config(folder)
     return completed(raw, folder) if is_xcomposer(raw) else raw
+
+
+def read_model_type(path: str, revision: str | None = None) -> str:
+    """What config.json calls the model of a folder, or of a name on the hub; "" in a folder with a tokenizer alone.
+    Raises ConfigError, UnreachableError."""
+    folder = small_folder(path, revision)
+    if not (folder / "config.json").is_file():
+        return ""
+    raw = read_raw_config(folder)
+    return XCOMPOSER2 if is_xcomposer(raw) else str(raw.get("model_type", ""))
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:

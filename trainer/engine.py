@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
+from trainer.arguments import training_arguments
 from trainer.callbacks import (
     BeforeCallback,
     Journal,
@@ -54,7 +55,6 @@ from trainer.models.build import build_model, new_tokenizer, open_tokenizer, par
 from trainer.models.experts import require_quantisable
 from trainer.models.lora import keep_start
 from trainer.models.split import is_split
-from trainer.optimizer_states import optimizer_name
 from trainer.output import show
 from trainer.run_folder import RunFolder
 from trainer.samples import Sample, Sampler, append_samples, comparison, score
@@ -67,8 +67,6 @@ from trainer.vision.files import ImageFiles
 from trainer.vision.form import find_form
 from trainer.watch import begin_watch
 from trainer.zero_state import is_by_name
-
-PEER_TIMEOUT_S = 600  # a lost peer must not hold the others for torch's default of 30 minutes
 
 
 class Run:
@@ -120,12 +118,13 @@ class Run:
         self.deepspeed = self._deepspeed_config()
         tokenizer = self._tokenizer()
         set_seed(self.config.settings.seed)
-        args = self._arguments(self.deepspeed)  # from here on ranks hear of each other
+        args = self._arguments()
         if from_main(int(self._claim_output()), self.place.device):
             return
         resumed = self._resume_point()
         start = checkpoint_step(resumed) if resumed else 0
-        tokenizer = tokenizer or new_tokenizer(self.config, self.output, self.place.is_main, barrier)
+        if tokenizer is None:
+            tokenizer = new_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
         args = self._scheduled(args, len(rows["train"]))
         model = self._model(rows["train"])
@@ -239,42 +238,10 @@ class Run:
             MetricsFile(self.output / "metrics.jsonl").keep_up_to(step)
         return checkpoint
 
-    def _arguments(self, deepspeed: dict[str, Any] | None) -> TrainingArguments:
+    def _arguments(self) -> TrainingArguments:
         self.trackers = find_trackers(self.config.runtime.report_to, self.tell)
-        optimizer, runtime, model = self.config.optimizer, self.config.runtime, self.config.model
-        return TrainingArguments(
-            output_dir=str(self.output),
-            seed=self.config.settings.seed,
-            data_seed=self.config.settings.seed,
-            per_device_train_batch_size=optimizer.batch_size,
-            gradient_accumulation_steps=optimizer.accumulation,
-            learning_rate=optimizer.lr,
-            lr_scheduler_type=optimizer.schedule,
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.betas[0],
-            adam_beta2=optimizer.betas[1],
-            max_grad_norm=optimizer.max_grad_norm,
-            num_train_epochs=optimizer.epochs,
-            max_steps=optimizer.max_steps or -1,
-            optim=optimizer_name(optimizer.states, self.place),
-            bf16=model.dtype == "bf16",
-            use_cpu=self.place.on_cpu,
-            deepspeed=deepspeed,
-            ddp_timeout=PEER_TIMEOUT_S,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            logging_steps=runtime.log_every,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,  # ours does not wait for the device
-            accelerator_config={"non_blocking": True},
-            save_steps=runtime.save_every,
-            report_to=[name for name in self.trackers if name != TENSORBOARD],  # which gets a folder from us
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            ddp_find_unused_parameters=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=not self.place.on_cpu,
-            label_names=["labels"],
-        )
+        reports = [name for name in self.trackers if name != TENSORBOARD]  # which gets a folder from us
+        return training_arguments(self.config, self.place, self.output, self.deepspeed, reports)
 
     def _scheduled(self, args: TrainingArguments, rows: int) -> TrainingArguments:
         """How many steps, and how many of them warm up."""

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from launcher import ui
 from launcher.backends.base import Backend, JobStatus, State
@@ -26,6 +27,8 @@ def watch(backend: Backend, store: RunStore, run: Run) -> JobStatus:
         raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",
                              f"read it again: launch logs --tail 50 {run.run_id}")
     ui.note(f"{run.run_id} succeeded; its files: {store.folder(run.run_id)}")
+    if run.output_dir and Path(run.output_dir).is_dir():  # a training, whose result this machine sees
+        ui.note(f"talk with the result: launch chat {run.run_id}")
     return status
 
 

@@ -5,6 +5,7 @@ Real training on the CPU through the real `launch` command.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys

@@ -9,7 +9,7 @@ BIN := .venv/bin
 REQUIRE ?=
 APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap busybox g++
 
-.PHONY: venv demo test coverage lint test-deps bench-cli docs clean
+.PHONY: venv demo test test-real coverage lint test-deps bench-cli docs clean
 
 demo: venv
 	$(BIN)/launch local examples/quickstart/base.yaml
@@ -51,6 +51,11 @@ test: venv
 	$(foreach lane,$(wordlist 2,9,$(LANES)),wait $$$(lane) || failed="$$failed\n  pytest: $(lane)"; \
 	echo "== pytest: $(lane)"; cat .tests-$(lane).log; )\
 	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
+
+# Apart from `make test`: a real model, and minutes of training on it.
+test-real: export OMP_WAIT_POLICY := passive
+test-real: venv
+	$(BIN)/python -m pytest --durations=3 --require=$(REQUIRE) tests/real
 
 # Apart from `make test`: tracing makes it slower.
 coverage: venv

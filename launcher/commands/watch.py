@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from launcher import ui
 from launcher.backends.base import Backend, JobStatus, State
@@ -30,8 +31,9 @@ def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None)
         raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",
                              f"read it again: launch logs --tail 50 {run.run_id}" + _going_on(again, status))
     ui.note(f"{run.run_id} succeeded; its files: {store.folder(run.run_id)}")
-    if again and run.output_dir:
-        ui.note(f"results: {run.output_dir}; talk with the model: launch chat {run.run_id}")
+    if again and run.output_dir and Path(run.output_dir).is_dir():  # a training, whose result this machine sees
+        ui.note(f"results: {run.output_dir}")
+        ui.note(f"talk with the result: launch chat {run.run_id}")
     return status
 
 

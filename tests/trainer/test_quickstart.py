@@ -5,6 +5,7 @@ Real training on the CPU through the real `launch` command.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(QUICKSTART, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("outputs"))
     local(folder, job="base.yaml")
-    local(folder, OUTPUT)
+    (folder / "said").write_text(local(folder, OUTPUT).stderr)
     return folder
 
 
@@ -93,6 +94,16 @@ def test_ten_questions_are_answered_as_taught_after_and_none_before(trained):
     assert len(taught) == len(before) == len(after) == 10
     assert sum(sample["answer"] == taught[sample["prompt"]] for sample in before) == 0
     assert sum(sample["answer"] == taught[sample["prompt"]] for sample in after) >= 8
+
+
+def test_the_answers_are_told_as_they_come_and_the_end_names_the_next_command(trained):
+    said = (trained / "said").read_text()
+    places = [said.index(line) for line in ("answering 12 sample prompts before training", "\nstep 1/60",
+                                            "answering 12 sample prompts after training", "\nscore: 0/10 answered")]
+    assert places == sorted(places)
+    assert len(re.findall(r"^Q: .*\n   before: .*\n   after:  ", said, re.MULTILINE)) == 12
+    [run] = re.findall(r"^\* talk with the result: launch chat (\S+)$", said, re.MULTILINE)
+    assert f"* run {run}\n" in said
 
 
 def test_two_reworded_questions_are_in_no_data_file(trained):

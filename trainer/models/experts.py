@@ -11,6 +11,7 @@ from trainer.errors import ConfigError
 from trainer.experts import quantised_experts
 from trainer.models.hub import auto_class, config_folder, read_raw_config, require_class
 from trainer.models.registry import find_family
+from trainer.xcomposer2_shape import is_xcomposer
 
 # of a model's parameters; smaller stacks are gates (RecurrentGemma), not experts
 SMALLEST_SHARE = 0.1
@@ -25,7 +26,7 @@ def require_quantisable(model: Model) -> None:
         return
     folder = config_folder(model.path, model.revision, model.trust_remote_code)
     raw = read_raw_config(folder)
-    if find_family(raw) is not None:
+    if is_xcomposer(raw) or find_family(raw) is not None:  # of which only a completed config has the family's name
         return
     require_class(model.path, raw, model.trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)

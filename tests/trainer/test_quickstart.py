@@ -222,7 +222,7 @@ def test_another_configuration_does_not_touch_an_output_folder_in_use(copy, shor
     assert f"{typed} --set train.optimizer.lr=0.002 --resume quickstart-" in done.stderr
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     changed = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", words=["--new"])
-    assert "talk with the model: launch chat quickstart-" in changed.stderr
+    assert "talk with the result: launch chat quickstart-" in changed.stderr
     assert len(list((copy / "outputs").glob("quickstart-*/adapter"))) == 1
 
 

@@ -151,7 +151,7 @@ def test_a_good_run_ends_with_its_folder_and_the_chat(launch, job):
     job()
     done = launch.run("submit", "--follow", "job.yaml")
     run = launch.json("list")[-1]["run"]
-    assert f"results: {launch.cwd}/outputs/{run}; talk with the model: launch chat {run}\n" in done.stderr
+    assert f"results: {launch.cwd}/outputs/{run}\n* talk with the result: launch chat {run}\n" in done.stderr
 
 
 def test_ctrl_c_ends_with_the_command_that_goes_on(launch, job):

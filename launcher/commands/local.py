@@ -28,11 +28,11 @@ def command(request: Request, resume: str | None, new_folder: bool, container: b
         typed = command_of("local", dataclasses.replace(request, container=container))
         backend = load_backend("local", store, {**os.environ, COMMAND: typed})
         run = submit_run(prepared, backend, store, os.environ)
-    ui.note(f"run {run.run_id}")
     again = f"{typed} --resume {run.run_id}" if prepared.job.train else None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        ui.note(f"run {run.run_id}")
         watch(backend, store, run, again)
     except KeyboardInterrupt:
         ui.note("stopping; again to stop at once")

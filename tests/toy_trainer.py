@@ -3,6 +3,7 @@ at a stop, in a tenth of a second a step. TOY_FAULT breaks one promise: `skip`, 
 """
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ PEER_START_S, PEER_STEP_S = 60, 3
 def write_toy(folder: Path) -> Path:
     """This file as a program that takes the place of `python` in a profile."""
     program = folder / "toy-python"
-    program.write_text(f"#!{sys.executable}\n{Path(__file__).read_text(encoding='utf-8')}", encoding="utf-8")
+    here = map(shlex.quote, (sys.executable, __file__))
+    program.write_text(f'#!/bin/sh\nexec {" ".join(here)} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     return program
 

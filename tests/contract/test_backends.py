@@ -232,7 +232,7 @@ def test_code_reaches_the_job_as_it_is(site):
     (code / "ignored.py").write_text("")
     find = "import hello_code, pathlib, importlib.util as u; here = pathlib.Path(hello_code.__file__).parent; " \
            "print(hello_code.TEXT, (here / 'inner/data.txt').read_text().strip(), u.find_spec('ignored'))"
-    run_id = site.submit(f'exec {sys.executable} -c "{find}"', code="code")
+    run_id = site.submit(f'exec {shlex.quote(sys.executable)} -c "{find}"', code="code")
     site.wait(run_id, "succeeded")
     line = "fresh from the working folder data None"
     assert site.lines(run_id) == {0: [line], 1: [line]}

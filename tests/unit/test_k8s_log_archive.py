@@ -1,5 +1,6 @@
 """A copy of the log on a volume of the fake cluster fills what a node has thrown away."""
 
+import shlex
 import signal
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def folder(cluster):
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # a pod has a /tmp of its own
         cluster.shared_paths.append(Path(name))
         python = Path(name) / "python"
-        python.write_text(PYTHON.format(python=sys.executable, folder=name))
+        python.write_text(PYTHON.format(python=shlex.quote(sys.executable), folder=name))
         python.chmod(0o755)
         yield Path(name)
 

@@ -60,7 +60,7 @@ def config_of(job: dict[str, Any]) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "model": {"path": job["model"], "lora": {"dropout": dropout}, "gradient_checkpointing": job["policy"],
-                      "compute": compute},
+                      "compute": compute, "chat_template": "internlm2"},
             "data": {"sources": [{"path": path} for path in job["rows"]], "max_length": job["seq"], "bad_rows": "skip"},
             "optimizer": {"batch_size": job["batch"], "lr": 2e-4, "deepspeed": None},
         }

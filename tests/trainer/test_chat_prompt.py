@@ -26,7 +26,8 @@ CHAT = [
     Message("assistant", "2\n\n  two "),
 ]
 MANY = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00\ufffd"), max_size=12)
+# SentencePiece writes a blank as ▁, and takes that character of a text for a blank
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00\ufffd▁"), max_size=12)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def job(folder, base, path, *, stage, layout, pack):
     return {
         "settings": {"seed": 7, "output_dir": str(folder / "out")},
         "model": {"dtype": "fp32", "gradient_checkpointing": False, "path": str(base), "quantization": "none",
-                  "lora": None},
+                  "lora": None, "chat_template": "internlm2"},
         "data": {"sources": [{"path": str(path)}], "format": "messages", "max_length": 192, "pack": pack,
                  "cache_dir": str(path.parent / "cache")},
         "optimizer": {"lr": 1e-30, "epochs": 1.0, "batch_size": batch_size, "accumulation": accumulation,

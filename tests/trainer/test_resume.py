@@ -17,6 +17,7 @@ from tests.trainer.conftest import QUICKSTART
 from trainer.checkpoint import checkpoint_step, newest_valid
 from trainer.config import TrainConfig
 from trainer.data.cache import DataCache
+from trainer.data.recognise import with_template
 from trainer.data.store import ids_of
 from trainer.models.tokenizer import load_tokenizer
 
@@ -168,7 +169,8 @@ def poison(base, folder, config, commonest):
 
     shutil.copytree(base, folder)
     cache = DataCache(folder.parent / "cache", print)
-    samples = cache.samples(TrainConfig.model_validate(config), load_tokenizer(str(base)))
+    tokenizer = load_tokenizer(str(base))
+    samples = cache.samples(with_template(TrainConfig.model_validate(config), tokenizer)[0], tokenizer)
     found = {token: sum(token in ids_of(sample) for sample in samples) for token in range(400)}
     token = next(token for token, count in found.items() if count == (len(samples) if commonest else 1))
     weights = load_file(folder / "model.safetensors")

@@ -302,7 +302,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
 @pytest.mark.skipif(not SHARED.exists(), reason=f"no real data: {SHARED} is absent")
 def test_the_real_image_chats_are_read_whole(checkpoint, tmp_path):
     config = TrainConfig.model_validate({
-        "model": {"path": str(checkpoint)},
+        "model": {"path": str(checkpoint), "chat_template": "internlm2"},
         "data": {"sources": [{"path": str(SHARED / "sft/mllm_demo.json")}], "image_dir": str(SHARED / "images"),
                  "max_length": 1024},
     })  # fmt: skip

@@ -42,7 +42,7 @@ def colours(tmp_path_factory):
 def job(folder, base, images, **changes):
     sections = {
         "settings": {"seed": 7, "output_dir": str(folder / "out"), "device": "cpu"},
-        "model": {"path": str(base), "quantization": "none", "dtype": "fp32",
+        "model": {"path": str(base), "quantization": "none", "dtype": "fp32", "chat_template": "internlm2",
                   "lora": {"r": 8, "alpha": 16, "dropout": 0.0}},
         "data": {"sources": [{"path": str(images / "rows.jsonl")}, {"path": str(images / "llava.json")}],
                  "max_length": 96},

@@ -7,15 +7,17 @@ is written that a terminal would obey.
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from launcher.backends.base import JobStatus, LogLine, State
 from launcher.errors import LaunchError
 from launcher.logs.control import json_text, terminal_safe
-from launcher.logs.line import Batch
+from launcher.logs.line import Batch, LogLine
+
+if TYPE_CHECKING:
+    from launcher.backends.base import JobStatus
 
 _STATE_COLOURS: dict[str, str] = {
-    State.SUCCEEDED: "green", State.FAILED: "red", State.CANCELLED: "yellow", State.RUNNING: "cyan",
+    "succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan",
 }
 
 
@@ -132,7 +134,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         data("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def status_rows(status: JobStatus) -> list[list[str]]:
+def status_rows(status: "JobStatus") -> list[list[str]]:
     """One row per node, for `print_table`."""
     return [[str(node.node), node.state, node.host or "-", "-" if node.exit_code is None else str(node.exit_code),
              str(node.restarts), node.reason or ""] for node in status.nodes]

@@ -159,4 +159,4 @@ def test_a_run_says_the_template_and_keeps_its_name(tiny_base, tmp_path):
     train["model"]["chat_template"] = "internlm2"
     again = warm.start(tmp_path, train)
     assert again.codes() == [0], again.text
-    assert "resuming from" in again.text
+    assert "nothing is left to train" in again.text

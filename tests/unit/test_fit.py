@@ -195,7 +195,7 @@ def test_submit_refuses_what_cannot_fit(write, capsys, launch_home):
     assert first.endswith(" GB, allowed: 85.90 GB (gpu_memory of cluster big: 80Gi)")
     assert hint == ("hint:  nearest change that fits: --set train.model.gradient_checkpointing=auto; see launch "
                     "estimate job.yaml; to send it all the same: --even-if-too-big")
-    assert not launch_home.exists()
+    assert not (launch_home / "runs").exists()
     assert run(capsys, "estimate", "job.yaml")[0] == 2
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_run_waits_or_is_refused_with_slurms_words(hpc):
         submit(hpc, "true")
         status = hpc.json("status")[0]
         assert status["state"] == "pending"
-        hpc.ok("cancel")
+        hpc.ok("cancel", "--yes")
         assert hpc.json("status")[0]["state"] == "cancelled"
     finally:
         slurm(hpc, "scontrol", "update", "partitionname=main", "state=up")
@@ -183,10 +183,10 @@ def test_cancel_leaves_no_container(hpc, podman, small_image, handler):
     until(hpc, "[node 0] up", "[node 1] up")
     assert len(containers(podman)) == 2
     assert hpc.json("prune") == []  # the run lives
-    hpc.ok("cancel")
+    hpc.ok("cancel", "--yes")
     assert hpc.json("status")[0]["state"] == "cancelled"
     until_gone(lambda: containers(podman))
-    assert hpc.run("cancel").returncode == 0
+    assert hpc.run("cancel", "--yes").returncode == 0
     if handler:
         assert {"[node 0] saved", "[node 1] saved"} <= set(hpc.ok("logs").splitlines())
 
@@ -217,7 +217,7 @@ def test_cancel_while_the_image_is_pulled(hpc, podman):
         while not pulls():
             assert time.monotonic() < deadline, hpc.ok("logs")
             time.sleep(0.1)
-        hpc.ok("cancel")
+        hpc.ok("cancel", "--yes")
         assert hpc.json("status")[0]["state"] == "cancelled"
         until_gone(pulls)
         assert containers(podman) == []

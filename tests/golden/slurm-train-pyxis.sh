@@ -39,7 +39,7 @@ model:
     dora: false
     init: zero
     lr_ratio: 1.0
-  chat_template: internlm2
+  chat_template: null
   dtype: bf16
   compute: null
   gradient_checkpointing: auto

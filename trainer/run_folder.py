@@ -81,7 +81,7 @@ class RunFolder:
         again = command(self.environ, "--new")
         return (
             f"nothing is left to train: {self._owner(finished_by(self.path))} has written "
-            f"{self.path / result_name(self.config)}; to train anew: {again}"
+            f"{self.path / result_name(self.config)}; to start over: {again}"
         )
 
     def _refuse_place(self) -> None:

@@ -45,7 +45,7 @@ def folder_options(command: Command) -> Command:
     """--resume and --new, of commands that start a training."""
     resume = click.option("--resume", metavar="RUN", help="Go on in the output folder of this run, from its newest "
                           "checkpoint. RUN: an id or a handle.")
-    new = click.option("--new", "new_folder", is_flag=True, help="Train anew in a folder of this run's own, beside the "
+    new = click.option("--new", "new_folder", is_flag=True, help="Start over in a folder of this run's own, beside the "
                        "output_dir that the job names.")
     return resume(new(command))
 

@@ -241,7 +241,7 @@ def test_results_that_are_there_are_said_and_nothing_else_is_left(folder, output
     mark_finished(output, OTHER)
     assert one.finished() is None  # without weights
     (output / "adapter/adapter_model.safetensors").touch()
-    assert one.finished() == f"nothing is left to train: run other-1 has written {output}/adapter; to train anew: " \
+    assert one.finished() == f"nothing is left to train: run other-1 has written {output}/adapter; to start over: " \
                              "launch local job.yaml --new"  # fmt: skip
     one.release()
     with refused(folder, "optimizer.lr: 0.0002 -> 0.1", output=output):

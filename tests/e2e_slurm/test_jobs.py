@@ -77,7 +77,8 @@ def test_two_nodes_followed_while_they_run(hpc):
 
 @pytest.mark.needs("slurm")
 def test_a_failing_job_reports_its_own_code(hpc):
-    script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then echo sorry; exit 7; fi; sleep 600 & wait'
+    script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then echo sorry; exit 7; fi; ' \
+             'while true; do sleep 600 & wait; done'
     done = hpc.run("submit", "--follow", write_job(hpc, script))
     assert done.returncode == 5
     assert "[node 1] sorry" in done.stderr.splitlines()
@@ -89,7 +90,7 @@ def test_a_failing_job_reports_its_own_code(hpc):
 def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
     """Node 1 takes longer to save: node 0, which has, does not end it."""
     script = 'trap "sleep $((3 * NODE_RANK)); echo saved; exit 75" TERM; echo "attempt ${SLURM_RESTART_COUNT:-0}"; ' \
-             '[ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; }'
+             '[ -n "${SLURM_RESTART_COUNT:-}" ] || while true; do sleep 600 & wait; done'
     job_id = submit(hpc, script)
     until(hpc, "[node 0] attempt 0", "[node 1] attempt 0")
     slurm(hpc, "scancel", "--batch", "--signal=USR1", job_id)  # what Slurm does `grace` before the time limit

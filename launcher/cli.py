@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _report(error: Exception, *, debug: bool) -> int:
     from launcher.errors import LaunchError
-    from launcher.ui import show_error
+    from launcher.terminal.ui import show_error
 
     if debug:
         raise error

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher.backends.base import JobStatus, State, Submission
-from launcher.backends.k8s import KubernetesBackend
-from launcher.edge.kube import Kube
+from launcher.backends.base import Submission
+from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.backends.kubernetes.client import Kube
+from launcher.job.plan import Plan, plan_run
+from launcher.job.spec import ClusterProfile, JobSpec
 from launcher.logs.line import LogLine, LogQuery
-from launcher.plan import Plan, plan_run
-from launcher.runs import Run
-from launcher.spec import ClusterProfile, JobSpec
+from launcher.runs.status import JobStatus, State
+from launcher.runs.store import Run
 from tests.fakes.kubernetes import FakeCluster
 
 PATIENCE_S = 60

@@ -29,16 +29,16 @@ sys.path.insert(0, str(ROOT))
 
 from launcher import ui  # noqa: E402
 from launcher.backends.base import Backend  # noqa: E402
+from launcher.backends.faults import HARMS, Harm  # noqa: E402
 from launcher.backends.registry import load_backend  # noqa: E402
-from launcher.drill.check import check_record, steps_lost  # noqa: E402
-from launcher.drill.harm import HARMS, Harm  # noqa: E402
-from launcher.drill.record import Record  # noqa: E402
-from launcher.drill.run import Course, Kind, conduct, drill_overrides, plan_drill  # noqa: E402
 from launcher.errors import LaunchError  # noqa: E402
+from launcher.kinds.train.drill_check import check_record, steps_lost  # noqa: E402
+from launcher.kinds.train.drill_record import Record  # noqa: E402
 from launcher.logs.line import LogQuery  # noqa: E402
-from launcher.prepare import Request, prepare  # noqa: E402
-from launcher.runs import Run, RunStore  # noqa: E402
-from launcher.submit import submit_run  # noqa: E402
+from launcher.runs.store import Run, RunStore  # noqa: E402
+from launcher.services.drill import Course, Kind, conduct, drill_overrides, plan_drill  # noqa: E402
+from launcher.services.prepare import Request, prepare  # noqa: E402
+from launcher.services.submit import submit_run  # noqa: E402
 from tests import slurm_cluster  # noqa: E402
 from tests.fakes.kubernetes import FakeCluster  # noqa: E402
 

@@ -21,12 +21,12 @@ from typing import Any
 
 from log_server import make_log
 
-from launcher import ui
-from launcher.logs.files import LogFiles
+from launcher.backends.hosts.log_files import LogFiles
+from launcher.backends.kubernetes.logs.pods import read_logs
+from launcher.backends.kubernetes.logs.source import Pod
 from launcher.logs.line import LogQuery
-from launcher.logs.pods import read_logs
-from launcher.logs.source import Pod
-from launcher.runs import Run, RunStore, now
+from launcher.runs.store import Run, RunStore, now
+from launcher.terminal import ui
 
 NODES, LINES, REPLACED, BREAKS, SEED = 64, 20_000, 20, 200, 20261124
 DELAYS = 40

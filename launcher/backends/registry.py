@@ -4,22 +4,22 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from launcher.plan import Plan
-from launcher.spec import BackendName
+from launcher.job.plan import Plan
+from launcher.job.spec import BackendName
 
 if TYPE_CHECKING:
     from launcher.backends.base import Backend
-    from launcher.runs import RunStore
+    from launcher.runs.store import RunStore
 
 BACKEND_CLASSES: dict[BackendName, str] = {
-    "kubernetes": "launcher.backends.k8s:KubernetesBackend",
-    "slurm": "launcher.backends.slurm:SlurmBackend",
-    "local": "launcher.backends.local:LocalBackend",
+    "kubernetes": "launcher.backends.kubernetes.backend:KubernetesBackend",
+    "slurm": "launcher.backends.slurm.backend:SlurmBackend",
+    "local": "launcher.backends.local.backend:LocalBackend",
 }
 RENDERERS: dict[BackendName, str] = {
-    "kubernetes": "launcher.render.k8s:render_k8s",
-    "slurm": "launcher.render.slurm:render_slurm",
-    "local": "launcher.render.local:render_local",
+    "kubernetes": "launcher.backends.kubernetes.objects:render_k8s",
+    "slurm": "launcher.backends.slurm.script:render_slurm",
+    "local": "launcher.backends.local.script:render_local",
 }
 
 

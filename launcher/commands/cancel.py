@@ -6,13 +6,13 @@ import sys
 
 import click
 
-from launcher import ui
 from launcher.backends.registry import load_backend
 from launcher.commands.list import state_of
-from launcher.commands.options import agreed, run_argument, run_store, yes_option
 from launcher.errors import SpecError
-from launcher.quantities import rough_duration
-from launcher.runs import Run, RunStore
+from launcher.job.quantities import rough_duration
+from launcher.runs.store import Run, RunStore
+from launcher.services.options import agreed, run_argument, run_store, yes_option
+from launcher.terminal import ui
 
 NEWEST = 10  # runs that are looked at for a list of those that could be meant
 

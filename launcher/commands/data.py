@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from launcher.commands.options import job_options
-from launcher.commands.trainer import option_words, run_trainer
 from launcher.errors import SpecError
-from launcher.prepare import Prepared, Request, on_this_machine, prepare
+from launcher.job.prepared import Prepared
+from launcher.services.options import job_options
+from launcher.services.prepare import Request, on_this_machine, prepare
+from launcher.services.trainer_process import option_words, run_trainer
 
 COUNT = click.IntRange(min=0)
 FILE = click.Path(dir_okay=False, path_type=Path)

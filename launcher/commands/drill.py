@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
-from launcher import ui
 from launcher.backends.base import Backend
+from launcher.backends.faults import HARMS
 from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, job_options, json_option, run_store
-from launcher.drill.check import Check, check_record, steps_lost
-from launcher.drill.harm import HARMS
-from launcher.drill.run import KINDS, Course, Drill, Kind, conduct, drill_overrides, plan_drill
 from launcher.errors import JobFailedError
-from launcher.prepare import Prepared, Request, checked_run_id, prepare
-from launcher.runs import Run
-from launcher.spec import BackendName
-from launcher.submit import submit_run
+from launcher.job.prepared import Prepared
+from launcher.job.spec import BackendName
+from launcher.kinds.train.drill_check import Check, check_record, steps_lost
+from launcher.runs.store import Run
+from launcher.services.drill import KINDS, Course, Drill, Kind, conduct, drill_overrides, plan_drill
+from launcher.services.options import backend_option, job_options, json_option, run_store
+from launcher.services.prepare import Request, checked_run_id, prepare
+from launcher.services.submit import submit_run
+from launcher.terminal import ui
 
 
 @click.command("drill")

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from launcher import ui
-from launcher.commands.options import job_options, json_option
 from launcher.errors import SpecError
-from launcher.fit.assess import NO_CHANGE, Assessment, assess
-from launcher.fit.check import Limit, gigabytes
-from launcher.fit.remedy import Setup
-from launcher.prepare import Request, prepare
+from launcher.kinds.train.assess import NO_CHANGE, Assessment, assess
+from launcher.kinds.train.limits import Limit, gigabytes
+from launcher.kinds.train.remedy import Setup
+from launcher.services.options import job_options, json_option
+from launcher.services.prepare import Request, prepare
+from launcher.terminal import ui
 from trainer.estimate import GpuMemory
 
 # Parts of a GPU's memory, as people call them

@@ -4,12 +4,12 @@ import os
 
 import click
 
-from launcher import ui
-from launcher.backends.base import State
 from launcher.backends.registry import load_backend
-from launcher.commands.options import json_option, run_store
 from launcher.errors import LaunchError
-from launcher.runs import Run, RunStore
+from launcher.runs.status import State
+from launcher.runs.store import Run, RunStore
+from launcher.services.options import json_option, run_store
+from launcher.terminal import ui
 
 
 @click.command("list")

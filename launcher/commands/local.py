@@ -6,13 +6,13 @@ import signal
 
 import click
 
-from launcher import ui
-from launcher.again import COMMAND, command_of
 from launcher.backends.registry import load_backend
-from launcher.commands.options import folder_options, job_options, prepared_run, run_store
-from launcher.commands.watch import watch
-from launcher.prepare import Request, on_this_machine
-from launcher.submit import submit_run
+from launcher.services.follow import watch
+from launcher.services.options import folder_options, job_options, prepared_run, run_store
+from launcher.services.prepare import Request, on_this_machine
+from launcher.services.resume import COMMAND, command_of
+from launcher.services.submit import submit_run
+from launcher.terminal import ui
 
 
 @click.command("local")

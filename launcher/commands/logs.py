@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import json_option, run_argument, run_store
-from launcher.commands.watch import waiting_told
+from launcher.job.quantities import duration_s
 from launcher.logs.line import LogQuery
-from launcher.quantities import duration_s
+from launcher.services.follow import waiting_told
+from launcher.services.options import json_option, run_argument, run_store
+from launcher.terminal import ui
 
 
 def _since(context: click.Context, option: click.Parameter, text: str | None) -> datetime.datetime | None:

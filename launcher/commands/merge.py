@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from launcher.commands.options import run_argument, run_store
-from launcher.commands.trainer import find_place, option_words, run_trainer
 from launcher.errors import NotFoundError, SpecError
-from launcher.runs import Run
+from launcher.runs.store import Run
+from launcher.services.options import run_argument, run_store
+from launcher.services.trainer_process import find_place, option_words, run_trainer
 
 
 @click.command("merge")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from launcher.commands.trainer import option_words, run_trainer
+from launcher.services.trainer_process import option_words, run_trainer
 
 
 @click.command("new-model")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from launcher import ui
 from launcher.backends.base import Backend, Stray
 from launcher.backends.registry import BACKEND_CLASSES, load_backend
-from launcher.commands.options import agreed, json_option, run_store, yes_option
-from launcher.prepare import named_profile
-from launcher.runs import RunStore
+from launcher.runs.store import RunStore
+from launcher.services.options import agreed, json_option, run_store, yes_option
+from launcher.services.prepare import named_profile
+from launcher.terminal import ui
 
 HALF_SENT = "run folder"
 HALF_SENT_AGE_S = 3600

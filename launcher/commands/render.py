@@ -5,11 +5,11 @@ import os
 
 import click
 
-from launcher import ui
 from launcher.backends.registry import load_renderer
-from launcher.commands.options import backend_option, job_options
-from launcher.prepare import Request, checked_run_id, prepare
-from launcher.spec import BackendName
+from launcher.job.spec import BackendName
+from launcher.services.options import backend_option, job_options
+from launcher.services.prepare import Request, checked_run_id, prepare
+from launcher.terminal import ui
 
 
 @click.command("render")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from launcher.commands.model import answer, find_model, model_options
+from launcher.services.model_options import answer, find_model, model_options
 
 
 @click.command("sample")

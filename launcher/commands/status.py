@@ -5,9 +5,9 @@ import os
 
 import click
 
-from launcher import ui
 from launcher.backends.registry import load_backend
-from launcher.commands.options import json_option, run_argument, run_store
+from launcher.services.options import json_option, run_argument, run_store
+from launcher.terminal import ui
 
 
 @click.command("status")

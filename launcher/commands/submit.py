@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from launcher import ui
-from launcher.again import COMMAND, command_of
 from launcher.backends.registry import load_backend
-from launcher.commands.options import backend_option, folder_options, job_options, prepared_run, run_store
-from launcher.prepare import Prepared, Request, checked_run_id
-from launcher.spec import BackendName
-from launcher.submit import first_free, rendered, submit_run
+from launcher.job.prepared import Prepared
+from launcher.job.spec import BackendName
+from launcher.services.options import backend_option, folder_options, job_options, prepared_run, run_store
+from launcher.services.prepare import Request, checked_run_id
+from launcher.services.resume import COMMAND, command_of
+from launcher.services.submit import first_free, rendered, submit_run
+from launcher.terminal import ui
 
 
 @click.command("submit")
@@ -45,7 +46,7 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, d
         run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
     ui.data(run.handle)
     if follow:
-        from launcher.commands.watch import watch
+        from launcher.services.follow import watch
 
         watch(target, store, run, f"{typed} --resume {run.run_id}" if prepared.job.train else None)
     else:
@@ -56,7 +57,7 @@ def _refuse_too_big(request: Request, prepared: Prepared) -> None:
     """Raise SpecError with the nearest change. Where nobody can tell, the job is sent; a close call is told."""
     if prepared.job.train is None:
         return
-    from launcher.fit.assess import assess, misfit
+    from launcher.kinds.train.assess import assess, misfit
 
     found = assess(prepared, prepared.job.train)
     if found.fit.word == "does not fit":

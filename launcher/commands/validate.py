@@ -4,10 +4,10 @@ import os
 
 import click
 
-from launcher import ui
-from launcher.commands.options import job_options, json_option
 from launcher.errors import SpecError
-from launcher.prepare import Request, prepare
+from launcher.services.options import job_options, json_option
+from launcher.services.prepare import Request, prepare
+from launcher.terminal import ui
 
 
 @click.command("validate")

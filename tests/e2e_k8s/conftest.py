@@ -17,7 +17,7 @@ import kubernetes
 import pytest
 import yaml
 
-from launcher.plan import DEFAULT_IMAGE
+from launcher.job.plan import DEFAULT_IMAGE
 from tests.cli_runner import Launch
 
 PATIENCE_S = 600

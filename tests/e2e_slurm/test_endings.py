@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from launcher.runs import RunStore
+from launcher.runs.store import RunStore
 from tests import slurm_cluster
 from tests.cli_runner import Launch
 from tests.e2e_slurm.test_jobs import PATIENCE_S, slurm, submit, until, wait

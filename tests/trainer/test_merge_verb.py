@@ -13,7 +13,7 @@ import time
 import pytest
 from safetensors.torch import load_file, save_file
 
-from launcher.runs import Run, RunStore
+from launcher.runs.store import Run, RunStore
 from tests.trainer import apart_work, warm
 from tests.trainer.conftest import QUICKSTART, REPO
 from tests.trainer.merging import save_base, save_run, write_large

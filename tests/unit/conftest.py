@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.k8s import KubernetesBackend
-from launcher.runs import RunStore
+from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.runs.store import RunStore
 from tests.fakes.kubernetes import FakeCluster
 
 

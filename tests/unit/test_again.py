@@ -9,9 +9,9 @@ import time
 import pytest
 import yaml
 
-from launcher.again import command_of
-from launcher.prepare import Request
-from launcher.runs import RunStore
+from launcher.runs.store import RunStore
+from launcher.services.prepare import Request
+from launcher.services.resume import command_of
 from tests.contract.sites import kubernetes_at
 from tests.toy_trainer import write_toy
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.backends.base import State
-from launcher.backends.k8s import KubernetesBackend
-from launcher.edge.kube import Kube
+from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.backends.kubernetes.client import Kube
+from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects
 from launcher.errors import BackendError
-from launcher.plan import Plan
-from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects
+from launcher.job.plan import Plan
+from launcher.runs.status import State
 from tests.fakes.kubernetes import FakeCluster
 from tests.k8s_runs import (
     IDLE,

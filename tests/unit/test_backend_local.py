@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.local import LocalBackend
-from launcher.edge import shell
+from launcher.backends import processes as shell
+from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
-from launcher.runs import RunStore
+from launcher.runs.store import RunStore
 from tests.contract.sites import PATIENCE_S, local_at
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.base import State
-from launcher.backends.slurm_status import from_scontrol, slurm_status
+from launcher.backends.slurm.status import from_scontrol, slurm_status
+from launcher.runs.status import State
 from tests.cli_runner import Launch
 from tests.fakes.slurm.cluster import FakeSlurm
 

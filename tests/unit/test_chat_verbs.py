@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.runs import Run, RunStore
+from launcher.runs.store import Run, RunStore
 
 # stands for the trainer: says how it was called, and ends as asked
 TRAINER = """import os, signal, sys

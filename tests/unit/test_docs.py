@@ -35,7 +35,7 @@ def test_the_readme_is_short():
 
 def test_every_job_shown_is_valid(tmp_path):
     """Code blocks that name a job are whole job files."""
-    from launcher.load import read_document, validate_job
+    from launcher.job.load import read_document, validate_job
 
     shown = 0
     for page in PAGES:
@@ -49,7 +49,7 @@ def test_every_job_shown_is_valid(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_job_is_valid(path):
-    from launcher.load import read_document, validate_job
+    from launcher.job.load import read_document, validate_job
 
     document = read_document(path)
     if "name" in document.values:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.local import LocalBackend
-from launcher.drill.harm import LocalHarm
+from launcher.backends.faults import LocalHarm
+from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
-from launcher.runs import Run, RunStore, now
+from launcher.runs.store import Run, RunStore, now
 from tests.cli_runner import Launch
 from tests.contract.sites import Site, kubernetes_at, local_at, processes_of
 from tests.toy_trainer import write_toy

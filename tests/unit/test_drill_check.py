@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.drill.check import Expected, check_record, steps_lost
-from launcher.drill.record import read_record, spans
+from launcher.kinds.train.drill_check import Expected, check_record, steps_lost
+from launcher.kinds.train.drill_record import read_record, spans
 
 WORLD, ROWS, STEPS, EVERY = 2, 24, 12, 4
 

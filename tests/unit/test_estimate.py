@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.load import read_document, validate_job
+from launcher.job.load import read_document, validate_job
 from trainer import estimate as module
 from trainer.config import TrainConfig
 from trainer.estimate import HUB_SHAPES, Job, Placement, estimate, new_shape, shape_of_config

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.backends.hosts.log_files import LogFiles
 from launcher.errors import SpecError
-from launcher.logs.files import LogFiles
 from launcher.logs.line import LogQuery
 
 NODES = st.integers(0, 3)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.base import State
-from launcher.commands import watch
-from launcher.commands.watch import waiting_told
 from launcher.logs.line import LogQuery
+from launcher.runs.status import State
+from launcher.services import follow as watch
+from launcher.services.follow import waiting_told
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
 from tests.k8s_runs import PATIENCE_S, lines_of, plan_of, pod_of, rotate_while_away, submit, texts, wait_for, wait_state

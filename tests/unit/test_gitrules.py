@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.snapshot import take_snapshot
+from launcher.job.code.snapshot import take_snapshot
 from tests.cli_runner import Launch
 
 ROOT = Path(__file__).parents[2]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from launcher.image_form import image_problem
-from launcher.load import Document, validate_job
-from launcher.plan import plan_run
-from launcher.render.image import image_word, import_lines, pull_lines
-from launcher.spec import ClusterProfile
+from launcher.backends.hosts.image import image_word, import_lines, pull_lines
+from launcher.job.image import image_problem
+from launcher.job.load import Document, validate_job
+from launcher.job.plan import plan_run
+from launcher.job.spec import ClusterProfile
 
 HOST = "registry.example.com"
 BARE = f"{HOST}/team/trainer:0.1"

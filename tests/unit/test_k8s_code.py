@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from launcher.backends.base import State
-from launcher.plan import Plan
+from launcher.job.plan import Plan
+from launcher.runs.status import State
 from tests.k8s_runs import RUN_ID, plan_of, submit, texts, wait_state
 from trainer.finish import mark_finished
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.backends.base import State
 from launcher.errors import BackendError
+from launcher.runs.status import State
 from tests.k8s_runs import (
     IDLE,
     RUN_ID,

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends import k8s_archive
-from launcher.backends.base import State
+from launcher.backends.kubernetes.logs import volume as k8s_archive
+from launcher.backends.kubernetes.logs.reader_pod import archive_folder, reader_pod
+from launcher.backends.kubernetes.objects import k8s_objects
+from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.errors import SpecError
-from launcher.load import load_profiles, profile_of
-from launcher.render.k8s import k8s_objects
-from launcher.render.pod import RUN_LABEL
-from launcher.render.reader import archive_folder, reader_pod
+from launcher.job.load import load_profiles, profile_of
+from launcher.runs.status import State
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
 from tests.k8s_runs import PATIENCE_S, asking, lines_of, plan_of, rotate_while_away, submit, texts, wait_for, wait_state

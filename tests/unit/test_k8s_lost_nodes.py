@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.base import State
-from launcher.backends.k8s import KubernetesBackend
-from launcher.commands.repair import minding_lost_nodes
-from launcher.runs import Run
+from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.runs.status import State
+from launcher.runs.store import Run
+from launcher.services.lost_nodes import minding_lost_nodes
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes import FakeCluster
 from tests.k8s_runs import RUN_ID, asking, plan_of, pod_of, submit, wait_for, wait_reason, wait_state

@@ -4,10 +4,10 @@ from datetime import datetime
 
 import pytest
 
-from launcher.backends.base import State
-from launcher.backends.k8s_lost import lost_nodes
-from launcher.backends.k8s_status import INDEX, SET_RESTARTS, as_job, has_ended, job_status
-from launcher.render.pod import RUN_LABEL
+from launcher.backends.kubernetes.lost_nodes import lost_nodes
+from launcher.backends.kubernetes.pod import RUN_LABEL
+from launcher.backends.kubernetes.status import INDEX, SET_RESTARTS, as_job, has_ended, job_status
+from launcher.runs.status import State
 
 JOB = {"metadata": {"name": "demo"}, "spec": {"completions": 2}, "status": {}}
 

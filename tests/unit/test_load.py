@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import SpecError
-from launcher.load import load_profiles, profile_of, read_document, validate_job
-from launcher.spec import JobSpec
+from launcher.job.load import load_profiles, profile_of, read_document, validate_job
+from launcher.job.spec import JobSpec
 
 RUN = "name: a\nrun: ['true']\n"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.logs.fill import UnfilledError, missing_lines
+from launcher.backends.kubernetes.logs.fill import UnfilledError, missing_lines
 from launcher.logs.line import Gap
 
 WORDS = st.lists(st.tuples(st.integers(0, 2000), st.sampled_from(["a", "b", "c", "", "d\r"])), min_size=2, max_size=40)

@@ -81,7 +81,7 @@ sys.path.insert(0, "tests/unit")
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 from launcher.errors import BackendError
 from launcher.logs.line import LogQuery
-from launcher.logs.pods import read_logs
+from launcher.backends.kubernetes.logs.pods import read_logs
 from test_pod_logs import Script, pod
 pods = {pod(node, f"p{node}"): [(0, "line")] for node in range(450)}
 try:

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.names import default_run_id, is_run_id, slug
+from launcher.job.names import default_run_id, is_run_id, slug
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from launcher.plan import DEFAULT_IMAGE, MAX_SHM, default_profile, misfits, plan_run
-from launcher.spec import ClusterProfile, JobSpec, Mount
+from launcher.job.plan import DEFAULT_IMAGE, MAX_SHM, default_profile, misfits, plan_run
+from launcher.job.spec import ClusterProfile, JobSpec, Mount
 from trainer.config import config_text
 
 TRAIN = {"model": {"path": "m"}, "data": {"sources": [{"path": "x"}]}}

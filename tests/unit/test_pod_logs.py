@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.logs import source as timing
-from launcher.logs.archive import ArchivedPod, ArchiveWriter, archived_pods
+from launcher.backends.kubernetes.logs import source as timing
+from launcher.backends.kubernetes.logs.archive import ArchivedPod, ArchiveWriter, archived_pods
+from launcher.backends.kubernetes.logs.pods import read_logs
+from launcher.backends.kubernetes.logs.source import GoneError, Pod, Source, Unreachable
+from launcher.backends.kubernetes.logs.stamped import Position, Splitter, log_line
 from launcher.logs.line import LogQuery
-from launcher.logs.pods import read_logs
-from launcher.logs.source import GoneError, Pod, Source, Unreachable
-from launcher.logs.stamped import Position, Splitter, log_line
 
 
 def stamp(moment: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SpecError
-from launcher.prepare import Request, checked_run_id, on_this_machine, prepare
+from launcher.services.prepare import Request, checked_run_id, on_this_machine, prepare
 
 CLUSTERS = "one:\n  backend: slurm\n  partition: {partition}\n"
 

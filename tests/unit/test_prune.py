@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.base import State
-from launcher.runs import RunStore
+from launcher.runs.status import State
+from launcher.runs.store import RunStore
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes import FakeCluster
 from tests.k8s_runs import IDLE, RUN_ID, asking, objects_in, plan_of, submit, wait_for, wait_state

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.quantities import duration_s, size_bytes, slurm_mem, slurm_time
+from launcher.job.quantities import duration_s, size_bytes, slurm_mem, slurm_time
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90m", 5400), ("12h", 43200), ("1d12h", 129600), ("1d1h1m1s", 90061)])

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.backends.kubernetes.objects import k8s_objects
+from launcher.backends.slurm.script import render_slurm
 from launcher.errors import SpecError
-from launcher.plan import plan_run
-from launcher.prepare import Request, on_this_machine, prepare
-from launcher.render.k8s import k8s_objects
-from launcher.render.slurm import render_slurm
-from launcher.snapshot import archive, take_snapshot
-from launcher.spec import ClusterProfile, JobSpec
+from launcher.job.code.snapshot import archive, take_snapshot
+from launcher.job.plan import plan_run
+from launcher.job.spec import ClusterProfile, JobSpec
+from launcher.services.prepare import Request, on_this_machine, prepare
 from tests.unit.test_render_k8s import PROFILE, RUN_JOB, TRAIN_JOB
 
 TRAIN = {**TRAIN_JOB, "mounts": []}

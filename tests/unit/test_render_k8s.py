@@ -14,11 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects, render_k8s
+from launcher.backends.kubernetes.pod import literal, quantity
 from launcher.errors import SpecError
-from launcher.plan import Plan, plan_run
-from launcher.render.k8s import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects, render_k8s
-from launcher.render.pod import literal, quantity
-from launcher.spec import ClusterProfile, JobSpec
+from launcher.job.plan import Plan, plan_run
+from launcher.job.spec import ClusterProfile, JobSpec
 from tests import crds
 
 API_VERSION = kubernetes_validate.latest_version()

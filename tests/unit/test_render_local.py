@@ -9,10 +9,10 @@ import sys
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from launcher.plan import default_profile, plan_run
-from launcher.render.local import render_local
-from launcher.render.script import master_port
-from launcher.spec import JobSpec
+from launcher.backends.hosts.script import master_port
+from launcher.backends.local.script import render_local
+from launcher.job.plan import default_profile, plan_run
+from launcher.job.spec import JobSpec
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 NAMES = st.from_regex(r"JOB_[A-Z0-9_]{0,8}", fullmatch=True)

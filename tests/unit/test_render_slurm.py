@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.plan import Plan, misfits, plan_run
-from launcher.render.image import enroot_reference
-from launcher.render.slurm import render_slurm
-from launcher.spec import ClusterProfile, JobSpec
+from launcher.backends.hosts.image import enroot_reference
+from launcher.backends.slurm.script import render_slurm
+from launcher.job.plan import Plan, misfits, plan_run
+from launcher.job.spec import ClusterProfile, JobSpec
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RUNTIMES = ["none", "pyxis", "apptainer", "podman", "docker"]

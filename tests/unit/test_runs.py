@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import LaunchError, NotFoundError
-from launcher.runs import Run, RunStore, launch_home, write_whole
+from launcher.runs.store import Run, RunStore, launch_home, write_whole
 
 
 @pytest.fixture

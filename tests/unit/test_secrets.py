@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import SpecError
-from launcher.secrets import SHAPES, find_leaks, redact, secret_values, secrets_file
+from launcher.job.secrets import SHAPES, find_leaks, redact, secret_values, secrets_file
 
 
 def test_every_missing_secret_is_named():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import codefiles
 from launcher.errors import LaunchError, SpecError
-from launcher.snapshot import archive, copy_to, take_snapshot
+from launcher.job.code import files as codefiles
+from launcher.job.code.snapshot import archive, copy_to, take_snapshot
 
 
 def write(root, **files):

@@ -1,4 +1,4 @@
-"""Submitting, and every way in which it can be cut short: what launcher/submit.py's table promises.
+"""Submitting, and every way in which it can be cut short: what launcher/services/submit.py's table promises.
 
 The real steps run, on this machine and against the fake API server over HTTP. An interrupt comes at the N-th call of a
 launcher function, for many N, so that no step is left out because nobody thought of it.
@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.k8s import KubernetesBackend
-from launcher.backends.local import LocalBackend
+from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError, LaunchError
-from launcher.prepare import Request, prepare
-from launcher.runs import RunStore
-from launcher.submit import submit_run
+from launcher.runs.store import RunStore
+from launcher.services.prepare import Request, prepare
+from launcher.services.submit import submit_run
 from tests.cli_runner import Launch
 from tests.contract.sites import kubernetes_objects_of, processes_of
 from tests.fakes.kubernetes import FakeCluster
@@ -34,7 +34,8 @@ CLUSTERS = {"here": {"backend": "local", "grace": "1s"}, "fake": {"backend": "ku
 # Submits the job of the working folder, and sends itself a signal at the N-th call that `submit_run` makes.
 CUT_SHORT = """\
 import os, sys
-import launcher.backends.k8s, launcher.backends.local, launcher.commands.submit  # imports are calls, too
+import launcher.backends.kubernetes.backend, launcher.backends.local.backend  # imports are calls, too
+import launcher.commands.submit
 from launcher.cli import main
 launcher, stop_at, number, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 0
 def count(frame, event, _):

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import ui
-from launcher.backends.base import JobStatus, LogLine, NodeStatus, State
+from launcher.backends.base import LogLine
 from launcher.errors import SpecError
-from launcher.logs import control
-from launcher.logs.control import printable
 from launcher.logs.line import Gap, gap_line
+from launcher.runs.status import JobStatus, NodeStatus, State
+from launcher.terminal import control, ui
+from launcher.terminal.control import printable
 from trainer import output
 
 # what a terminal takes for orders, or for another direction of writing
@@ -62,7 +62,7 @@ def test_status_rows():
 
 
 SHOW = """
-from launcher import ui
+from launcher.terminal import ui
 from launcher.backends.base import LogLine
 ui.print_logs([[LogLine(0, b"a [b]c\\x1b[31mred\\x1b[2J\\x1b]0;title\\x07\\x1b[5A\\x08end")],
                [LogLine(1, b"half", live=True), LogLine(1, b"42%", live=True), LogLine(0, b"later")]], nodes=2)
@@ -84,7 +84,7 @@ STEP = "step 10/250  loss 2.3456  mfu 41.2%"
 
 
 BY_LAUNCHER = f"""
-from launcher import ui
+from launcher.terminal import ui
 from launcher.backends.base import LogLine
 ui.print_logs([[LogLine(0, b"{STEP}")]], nodes=1)
 """
@@ -175,7 +175,7 @@ def test_a_render_is_exact_for_a_program_and_safe_for_a_person(capsys):
 
 
 BAD_STEP = """
-from launcher import ui
+from launcher.terminal import ui
 from launcher.backends.base import LogLine
 ui.print_logs([[LogLine(0, b"step 1/2  loss \\x1b]0;title\\x07  lr [red]1[/red]")]], nodes=1, bar="[b]name[/b]")
 """

@@ -1,0 +1,28 @@
+"""The environment that every back end gives to a job. Pure."""
+
+from launcher.job.plan import CONTAINER_CODE, Plan
+
+DEFAULT_PORT = 29500
+
+
+def job_env(plan: Plan) -> dict[str, str]:
+    """What is the same on every node. The user's own `env` comes last, so it wins."""
+    # a training job's own Python never takes a module from the working directory, which other runs may write to
+    safe = {"PYTHONSAFEPATH": "1"} if plan.train_yaml is not None else {}
+    return {
+        **safe,
+        "LAUNCH_RUN_ID": plan.run_id,
+        "LAUNCH_JOB_NAME": plan.name,
+        "LAUNCH_NODES": str(plan.nodes),
+        "LAUNCH_GPUS_PER_NODE": str(plan.gpus_per_node),
+        "LAUNCH_PROCESSES_PER_NODE": str(plan.processes_per_node),
+        "LAUNCH_GRACE_S": str(plan.grace_s),
+        "PYTHONUNBUFFERED": "1",
+        "NCCL_DEBUG": "WARN",
+        **plan.env,
+    }
+
+
+def container_python_path(plan: Plan) -> str:
+    """PYTHONPATH in a container that has the job's code: the code, then what the job's `env` says."""
+    return ":".join(filter(None, [CONTAINER_CODE, plan.env.get("PYTHONPATH")]))

@@ -1,0 +1,301 @@
+"""The parts that the bash scripts of Slurm and of this machine share. Pure; every word is quoted by shlex."""
+
+import shlex
+
+from launcher.backends.env import container_python_path, job_env
+from launcher.backends.hosts.image import image_word, pull_lines
+from launcher.job.plan import CONFIG_PATH, CONTAINER_CODE, Plan
+
+RUN_DIR_LABEL = "launch-run-dir"
+CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
+
+
+FINISH = [
+    "finish() {",
+    '  rm -f "$RUN_DIR/secrets.env"',
+    '  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"',
+    '  exit "$1"',
+    "}",
+]
+
+
+CAUSE = [
+    "cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with",
+    "  local node one told first=0 ended=0",
+    '  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do',
+    "    one= told=",
+    '    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true',
+    "    ended=$((ended + 1))",
+    '    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi',
+    '    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi',
+    "  done",
+    "  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up",
+    "  # waiting for a node that does not end)",
+    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi',
+    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi',
+    '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
+    "}",
+]
+
+
+TIMES = [
+    "note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`",
+    "  local never now size file tick=0",
+    "  local -A known=()",
+    '  while read -r _ size file; do known[$file]=$size; done <"$RUN_DIR/logs/times"',
+    "  exec {never}<> <(:)",
+    '  while kill -0 "$$"; do',
+    "    if [ $((tick++ % 10)) = 0 ]; then",
+    "      while read -r size file; do",
+    "        printf -v now '%(%s)T' -1",
+    '        if [ "$size" -le "${known[$file]:-0}" ]; then continue; fi',
+    '        known[$file]=$size',
+    '        echo "$((now + 2)) $size $file" || true  # rounded up, as clocks differ',
+    '      done < <(cd "$RUN_DIR/logs" && stat --format="%s %n" node-*.log)',
+    "    fi",
+    '    read -r -t 1 -u "$never" || true  # a sleep of its own would outlive this',
+    "  done",
+    '} >>"$RUN_DIR/logs/times" 2>/dev/null',
+    "note_sizes & noting=$!",
+    "disown  # it is no node",
+    "trap 'kill \"$noting\" 2>/dev/null || true' EXIT",
+]
+
+
+# Between the well-known ports and the system's ephemeral ones.
+_FIRST_PORT, _PORTS = 20000, 10000
+
+
+def master_port(number: str) -> list[str]:
+    """Lines that export MASTER_PORT: drawn from `number`, or the next one at which nothing answers on node 0, where
+    the script runs."""
+    return [
+        f"export MASTER_PORT=$(({_FIRST_PORT} + ({number}) % {_PORTS}))",
+        'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done',
+    ]
+
+
+def attempt(number: str) -> list[str]:
+    """Lines that begin the attempt of that number: a folder and log files of its own, so that what an earlier one left
+    running on a lost node cannot be taken for it."""
+    return [
+        f"export ATTEMPT={number}",
+        'export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"',
+        'mkdir -p "$ATTEMPT_DIR/nodes"',
+    ]
+
+
+def node_log(node: str) -> str:
+    """The log of one node in this attempt, as a word of bash."""
+    return f'"$RUN_DIR/logs/node-{node}.r$ATTEMPT.log"'
+
+
+def task_script(*first: str, last: str = 'exit "$code"') -> list[str]:
+    """What is started once for every node; it needs NODE_RANK, from the lines `first` if need be. A stop signals all
+    its processes at once, so nothing is passed on here. The file that it leaves tells what the node ended with, and
+    whether it had been told to stop. `last`: the line that ends it."""
+    return [
+        "#!/bin/bash",
+        *first,
+        "told= code=0",
+        "trap 'told=told' TERM INT",
+        'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
+        "for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last",
+        '  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi',
+        "  sleep 0.3",
+        "done",
+        'echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
+        last,
+    ]
+
+
+def preamble(plan: Plan, *, log: str | None = None) -> list[str]:
+    """Where the run lies, its log, its files and its environment. The run folder is found at run time."""
+    lines = [
+        "set -euo pipefail",
+        f'RUN_DIR="${{LAUNCH_HOME:-$HOME/.local/share/launch}}/runs/{plan.run_id}"',
+        'mkdir -p "$RUN_DIR/logs"',
+    ]
+    if log:
+        lines.append(f'exec >>"$RUN_DIR/logs/{log}" 2>&1')
+    return [*lines, *_files(plan), *_exports(plan)]
+
+
+def _files(plan: Plan) -> list[str]:
+    lines = []
+    if plan.train_yaml is not None:
+        lines += heredoc('"$RUN_DIR/train.yaml"', plan.train_yaml)
+        lines.append('chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own')
+    lines += heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan)) + "\n")
+    return lines
+
+
+def _exports(plan: Plan) -> list[str]:
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(job_env(plan).items())]
+    lines.append("export RUN_DIR")
+    if plan.code_digest:
+        lines.append(f'export PYTHONPATH="$RUN_DIR/code${{PYTHONPATH:+:$PYTHONPATH}}"  # snapshot {plan.code_digest}')
+        lines.append('export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it')
+    if plan.secrets:
+        lines.append(f'. "$RUN_DIR/secrets.env"  # written by submit, mode 0600: {" ".join(plan.secrets)}')
+    return lines
+
+
+def node_script(plan: Plan) -> list[str]:
+    """What runs once on every node: the command, bare or in a container. Reads NODE_RANK and MASTER_*."""
+    head = ["#!/bin/bash", "set -euo pipefail"]
+    runtime = plan.profile.container_runtime
+    if runtime in ("podman", "docker"):
+        return head + _oci_container(plan, runtime)
+    if runtime == "apptainer":
+        return head + _apptainer(plan)
+    if runtime == "pyxis":
+        return head + _inside_pyxis(plan)
+    return [*head, f"exec {_command(plan, None)}"]
+
+
+def _inside_pyxis(plan: Plan) -> list[str]:
+    """pyxis starts the container around the task. The image's own variables win there, so the job's come again."""
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(plan.env.items())]
+    if plan.code_digest:
+        lines.append(f"export PYTHONPATH={shlex.quote(container_python_path(plan))}")
+    return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan, CONFIG_PATH)}"]
+
+
+def _command(plan: Plan, config: str | None) -> str:
+    if plan.command:
+        return shlex.join(plan.command)
+    where = shlex.quote(config) if config else '"$RUN_DIR/train.yaml"'
+    return f"{shlex.quote(plan.profile.python)} -m trainer.entrypoint --config {where}"
+
+
+def _oci_container(plan: Plan, runtime: str) -> list[str]:
+    """podman or docker. The container is outside the job's process tree: stopped, waited for, removed by name."""
+    words = ['--name "$name"', f'--label="{RUN_DIR_LABEL}=$RUN_DIR"', "--network=host", "--read-only",
+             f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all", "--security-opt=no-new-privileges",
+             f"--shm-size={plan.shm}", "--entrypoint="]
+    if plan.gpus_per_node:
+        words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
+    if plan.cpus_per_node and not _scheduled(plan):
+        words.append(f"--cpus={plan.cpus_per_node}")
+    words += [f"--env={name}" for name in _env_names(plan)]
+    words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
+    words += map(shlex.quote, plan.profile.container_args)
+    user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
+    command = [image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
+    return [
+        'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
+        "user=()",
+        f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
+        "told= code=0",
+        "not_begun() {  # whoever is told to stop has nothing to save",
+        '  if [ -n "$told" ]; then exit 75; fi',
+        '  exit "$code"',
+        "}",
+        f"trap 'told=told; {runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
+        *pull_lines(plan, runtime),
+        'if [ "$code" != 0 ] || [ -n "$told" ]; then not_begun; fi',
+        f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
+        *_lifeline(runtime),
+        *(_podman_run if runtime == "podman" else _docker_run)(['"${user[@]}"', *words, *command]),
+        f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
+        'exit "$code"',
+    ]
+
+
+def _podman_run(words: list[str]) -> list[str]:
+    """No client stays between the container and the log: Slurm's signals reach every process of a step, and a client
+    that is told to end takes the container's last lines and its exit code with it."""
+    state = "{{.State.Status}} {{.State.ExitCode}}"
+    return [
+        continued(["podman run --detach --log-driver=passthrough", *words]) + " || code=$?",
+        'if [ "$code" != 0 ]; then not_begun; fi',
+        "while true; do",
+        '  podman wait "$name" >/dev/null 2>&1 &',
+        '  wait "$!" || true  # it may have been signalled, too; only what inspect says counts',
+        "  asked=0",
+        f"""  found=$(podman inspect --format='{state}' "$name" 2>/dev/null) || asked=$?""",
+        '  case "$asked $found" in',
+        '    "0 exited "*) code=${found#* }; break ;;',
+        '    "125 "*) code=137; break ;;  # somebody has removed it',
+        "  esac",
+        "done",
+    ]
+
+
+def _docker_run(words: list[str]) -> list[str]:
+    """The client asks a daemon, which Slurm's signals do not reach; it ends with the container's code."""
+    return [
+        continued(["docker run --sig-proxy=false", *words]) + " &",
+        "pid=$!",
+        'while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
+        "code=0",
+        'wait "$pid" || code=$?',
+        'code=$(docker wait "$name" 2>/dev/null || echo "$code")  # without a container the client tells why',
+    ]
+
+
+def _lifeline(runtime: str) -> list[str]:
+    """Ends the container when this script is killed without a word; it polls once a second, from outside the job."""
+    watch = f'tail --pid="$1" -f /dev/null; {runtime} kill "$2"; {runtime} rm --force "$2"'
+    return [f"(setsid bash -c {shlex.quote(watch)} - $$ \"$name\" </dev/null >/dev/null 2>&1 &)"]
+
+
+def _apptainer(plan: Plan) -> list[str]:
+    words = ["exec apptainer exec", "--containall", "--no-home", '--pwd="$PWD"']
+    if plan.gpus_per_node:
+        words.append("--nv")
+    words += [f"--bind={volume}" for volume in binds(plan)]
+    words += map(shlex.quote, plan.profile.container_args)
+    # --env would split values at commas, and show them to `ps`
+    lines = [
+        f"for key in {' '.join(_env_names(plan))}; do",
+        '  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi',
+        "done",
+    ]
+    if plan.code_digest:
+        lines.append(f"export APPTAINERENV_PYTHONPATH={shlex.quote(container_python_path(plan))}")
+    return [*lines, continued([*words, image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
+
+
+def _env_names(plan: Plan) -> list[str]:
+    rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_JOB_ID", "LAUNCH_COMMAND"]
+    extra = ["CUDA_VISIBLE_DEVICES"] if plan.gpus_per_node else []
+    return sorted({*job_env(plan), *plan.secrets}) + rank + extra
+
+
+def _volumes(plan: Plan) -> list[str]:
+    words = [f"--volume={bind}" for bind in binds(plan)]
+    if plan.code_digest:
+        words.append(f"--env=PYTHONPATH={shlex.quote(container_python_path(plan))}")
+    return words
+
+
+def binds(plan: Plan) -> list[str]:
+    """What the container sees of the node: `source:target[:ro]`, quoted for the shell."""
+    found = ['"$PWD:$PWD"']
+    if plan.train_yaml is not None:
+        found.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
+    if plan.code_digest:
+        found.append(f'"$RUN_DIR/code:{CONTAINER_CODE}:ro"')
+    for mount in plan.mounts:
+        mode = ":ro" if mount.read_only else ""
+        found.append(shlex.quote(f"{mount.host_path}:{mount.path}{mode}"))
+    return found
+
+
+def _scheduled(plan: Plan) -> bool:
+    return plan.profile.backend == "slurm"
+
+
+def continued(words: list[str]) -> str:
+    """One command, a word a line."""
+    return " \\\n  ".join(words)
+
+
+def heredoc(target: str, text: str) -> list[str]:
+    """Lines that write `text` as it is: the quoted delimiter stops every expansion."""
+    end = "LAUNCH_END"
+    while end in text:
+        end += "_"
+    return [f"cat >{target} <<'{end}'", *text.rstrip("\n").split("\n"), end]

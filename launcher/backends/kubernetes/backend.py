@@ -1,0 +1,210 @@
+"""Kubernetes as a back end: sends what objects.py makes, and asks the API server for everything else."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from launcher.backends.base import Artifact, Backend, LostNode, Stray, Submission
+from launcher.backends.kubernetes.client import ApiError, Kube
+from launcher.backends.kubernetes.create import check_objects, create_objects, load_objects
+from launcher.backends.kubernetes.logs.kube_source import KubeSource
+from launcher.backends.kubernetes.logs.pods import read_logs
+from launcher.backends.kubernetes.lost_nodes import give_up, lost_nodes
+from launcher.backends.kubernetes.objects import render_k8s
+from launcher.backends.kubernetes.pod import RUN_LABEL, job_name
+from launcher.backends.kubernetes.status import as_job, has_ended, job_status
+from launcher.backends.kubernetes.strays import Place, find_strays, places_of
+from launcher.errors import BackendError, LaunchError, RunIdTakenError
+from launcher.job.plan import Plan
+from launcher.job.spec import ClusterProfile
+from launcher.logs.line import Batch, LogQuery
+from launcher.runs.status import JobStatus, State
+from launcher.runs.store import Run, RunStore, now, write_whole
+
+Object = dict[str, Any]
+
+DELETE_SPARE_S = 60
+
+
+class KubernetesBackend(Backend):
+    """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
+
+    def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
+        self.store = store
+        self.environ = environ
+        self._clients: dict[str | None, Kube] = {}
+
+    def render(self, plan: Plan) -> Artifact:
+        """The manifests that `submit` sends."""
+        return Artifact("kubernetes", plan.run_id, render_k8s(plan), suffix=".yaml")
+
+    def check(self, plan: Plan, artifact: Artifact) -> None:
+        """A dry run of every object, and of a pod: only a pod meets quotas, Pod Security and accounts."""
+        with _id_taken():
+            check_objects(self._kube(plan.profile.context), load_objects(artifact))
+
+    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+        """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
+        kube = self._kube(plan.profile.context)
+        with _id_taken():
+            create_objects(kube, load_objects(artifact), submission.secrets)
+        namespace = plan.profile.namespace
+        handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
+        return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
+                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), context=kube.context,
+                   namespace=namespace, kind=plan.profile.kubernetes_kind, repair=plan.profile.repair)
+
+    def status(self, run: Run) -> JobStatus:
+        """What the Job, its pods and their events say; of a Job that is gone, what was last known."""
+        folder = self.store.folder(run.run_id)
+        job = self._job(run)
+        if (folder / "cancelled").exists():
+            return JobStatus(State.CANCELLED, "cancelled by the user") if job is None else JobStatus(
+                State.RUNNING, "being cancelled")
+        if job is None:
+            return _read_end(folder) or JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old")
+        pods = self._pods(run)
+        found = job_status(job, pods, self._events(run, job, pods))
+        if found.state.ended:
+            _write_end(folder, found)
+        return found
+
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
+        """From the pods while there are any, and from the archive in the run folder."""
+        return self._read_logs(run, query, threading.Event())
+
+    def cancel(self, run: Run) -> None:
+        """Delete the Job and all that it owns, after its logs were read; waits for the pods' last lines."""
+        kube, namespace = self._cluster(run)
+        job = self._job(run)
+        if job is None or has_ended(job):
+            return
+        marker = self.store.folder(run.run_id) / "cancelled"
+        marker.touch()
+        self._archive(run, follow=False, limit_s=DELETE_SPARE_S)
+        grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        stop = threading.Event()
+        reader = threading.Thread(target=self._archive, args=(run,), daemon=True, kwargs={
+            "follow": True, "limit_s": grace_s + DELETE_SPARE_S, "stop": stop})
+        reader.start()  # before the pods are told to end: one that ends at once takes its log with it
+        try:
+            kube.delete(_kind(run), namespace, run.run_id, propagation="Foreground")
+        except BackendError:
+            marker.unlink(missing_ok=True)
+            stop.set()
+            raise
+        reader.join()
+
+    def lost(self, run: Run) -> list[LostNode]:
+        """Nodes that are to go from machines that do not answer: nobody replaces them (lost_nodes.py says why)."""
+        return lost_nodes(self._pods(run), time.time())
+
+    def repair(self, run: Run, lost: list[LostNode]) -> None:
+        """Give their pods up; the Job makes new ones."""
+        kube, namespace = self._cluster(run)
+        for node in lost:
+            give_up(kube, namespace, node)
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Labelled objects whose Job or JobSet is gone."""
+        found: dict[Stray, None] = {}  # the current context has a name, too, and may be looked at twice
+        for place in places_of(self.store.all(), profile):
+            try:
+                found |= dict.fromkeys(find_strays(self._kube(place.context), place.namespace, warn))
+            except BackendError as error:
+                warn(f"{place}: {error.message}")
+        return list(found)
+
+    def remove(self, stray: Stray) -> None:
+        """Delete the object that was seen, and what it owns."""
+        place, uid = Place(stray.key[0], stray.key[1]), stray.key[2]
+        self._kube(place.context).delete(stray.kind, place.namespace, stray.name, propagation="Background", uid=uid)
+
+    def _archive(self, run: Run, *, follow: bool, limit_s: float, stop: threading.Event | None = None) -> None:
+        """Read the logs into the run folder; with `follow` until the pods are gone. What cannot be read (the pod of
+        a lost machine) keeps nobody from cancelling."""
+        stop = stop or threading.Event()
+        timer = threading.Timer(limit_s, stop.set)
+        timer.start()
+        try:
+            with suppress(LaunchError):
+                for _ in self._read_logs(run, LogQuery(follow=follow), stop):
+                    pass
+        finally:
+            timer.cancel()
+
+    def _read_logs(self, run: Run, query: LogQuery, stop: threading.Event) -> Iterator[Batch]:
+        source = KubeSource(*self._cluster(run), run.run_id, _kind(run), stop)
+        nodes = query.nodes(run.nodes, run.processes_per_node)
+        folder = self.store.folder(run.run_id) / "logs"
+        return read_logs(source, folder, nodes, query, picks=query.picks(run.processes_per_node), stop=stop)
+
+    def _events(self, run: Run, job: Object, pods: list[Object]) -> list[Object]:
+        """Events of the Job, and of a pod that hangs before its start; none where they may not be read."""
+        if has_ended(job):
+            return []
+        kube, namespace = self._cluster(run)
+        hanging = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Pending"][:1]
+        try:
+            return [event for name in [job["metadata"]["name"], *hanging]
+                    for event in kube.list("Event", namespace, fields=f"involvedObject.name={name}")]
+        except ApiError as error:
+            if error.code == 403:
+                return []
+            raise
+
+    def _job(self, run: Run) -> Object | None:
+        """The run's Job; a JobSet in the shape of one."""
+        kube, namespace = self._cluster(run)
+        owner = kube.get(_kind(run), namespace, run.run_id)
+        if owner is None or _kind(run) == "Job":
+            return owner
+        return as_job(owner, kube.get("Job", namespace, job_name("JobSet", run.run_id)))
+
+    def _pods(self, run: Run) -> list[Object]:
+        kube, namespace = self._cluster(run)
+        return kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")
+
+    def _cluster(self, run: Run) -> tuple[Kube, str]:
+        return self._kube(run.context), run.namespace or "default"
+
+    def _kube(self, context: str | None) -> Kube:
+        if context not in self._clients:
+            self._clients[context] = Kube(self.environ, context)
+        return self._clients[context]
+
+
+def _kind(run: Run) -> str:
+    """Runs of an older launcher say nothing, and are Jobs."""
+    return run.kind or "Job"
+
+
+@contextmanager
+def _id_taken() -> Iterator[None]:
+    """An object of this name is there already: another machine's run, since this one has claimed the id here."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code == 409:
+            raise RunIdTakenError(error.message, error.hint) from error
+        raise
+
+
+def _write_end(folder: Path, status: JobStatus) -> None:
+    """Remember how the run ended: Kubernetes forgets it."""
+    if not (folder / "end.json").exists() and folder.is_dir():
+        end = {"state": status.state, "reason": status.reason, "exit_code": status.exit_code}
+        write_whole(folder / "end.json", json.dumps(end) + "\n")
+
+
+def _read_end(folder: Path) -> JobStatus | None:
+    try:
+        values = json.loads((folder / "end.json").read_text(encoding="utf-8"))
+        return JobStatus(State(values["state"]), values["reason"], values["exit_code"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,92 @@
+"""What runs have left behind in a cluster: labelled objects that belong to no Job or JobSet (any more).
+
+Only objects with launch's label are looked at, and only one whose owner is surely gone is a stray. An object that is
+just being deleted is left to the cluster.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.backends.base import Stray
+from launcher.backends.kubernetes.client import ApiError, Kube
+from launcher.backends.kubernetes.objects import API_VERSIONS, MANAGED_LABEL, MANAGER
+from launcher.backends.kubernetes.pod import RUN_LABEL
+from launcher.job.spec import ClusterProfile
+from launcher.runs.store import Run
+
+KINDS = ("Pod", "Service", "ConfigMap", "Secret")
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace of a cluster; no context is the current one."""
+
+    context: str | None
+    namespace: str
+
+    def __str__(self) -> str:
+        return f"{self.context or 'current context'}/{self.namespace}"
+
+
+def places_of(runs: Iterable[Run], profile: ClusterProfile | None) -> list[Place]:
+    """Where to look: every namespace that a run of this machine was in, and the profile's."""
+    found = {Place(run.context, run.namespace or "default") for run in runs if run.backend == "kubernetes"}
+    if profile and profile.backend == "kubernetes":
+        found.add(Place(profile.context, profile.namespace))
+    return sorted(found, key=str)
+
+
+def find_strays(kube: Kube, namespace: str, warn: Callable[[str], None]) -> list[Stray]:
+    """The strays of a namespace. A kind that may not be listed is warned about (only an administrator may list
+    Secrets, see k8s/README.md)."""
+    found: list[Stray] = []
+    owners = _Owners(kube, namespace)
+    for kind in KINDS:
+        try:
+            objects = kube.list(kind, namespace, labels=f"{MANAGED_LABEL}={MANAGER}")
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            warn(f"{kube.context}/{namespace}: {kind}s were not looked at: {error.message}")
+            continue
+        found += (_stray(kube.context, kind, body, why) for body in objects if (why := owners.why_stray(body)))
+    return found
+
+
+class _Owners:
+    """Which owners live; each is asked for once."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._uids: dict[tuple[str, str], str | None] = {}
+
+    def why_stray(self, body: Object) -> str | None:
+        """Why nobody will ever remove the object; None when somebody will, or may."""
+        meta = body["metadata"]
+        if "deletionTimestamp" in meta:
+            return None
+        owners = meta.get("ownerReferences") or []
+        if any(owner["kind"] not in API_VERSIONS for owner in owners):
+            return None
+        if any(self._uid(owner["kind"], owner["name"]) == owner["uid"] for owner in owners):
+            return None
+        if owners:
+            return f"its {owners[0]['kind']} {owners[0]['name']} is gone"
+        run_id = meta["labels"].get(RUN_LABEL)
+        if run_id is None or any(self._uid(kind, run_id) for kind in API_VERSIONS):
+            return None
+        return f"it has no owner, and there is no Job or JobSet {run_id}"
+
+    def _uid(self, kind: str, name: str) -> str | None:
+        if (kind, name) not in self._uids:
+            found = self._kube.get(kind, self._namespace, name)
+            self._uids[kind, name] = found["metadata"]["uid"] if found else None
+        return self._uids[kind, name]
+
+
+def _stray(context: str, kind: str, body: Object, why: str) -> Stray:
+    meta = body["metadata"]
+    return Stray(kind, meta["name"], f"{context}/{meta['namespace']}", why, (context, meta["namespace"], meta["uid"]))

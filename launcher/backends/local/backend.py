@@ -1,0 +1,163 @@
+"""This machine as a back end: a detached bash script, log files, and a lock that lives as long as the run."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from launcher.backends import processes as shell
+from launcher.backends.base import Artifact, Backend, Stray, Submission
+from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
+from launcher.backends.hosts.containers import remove_container, stray_containers
+from launcher.backends.hosts.log_files import LogFiles
+from launcher.backends.local.script import render_local
+from launcher.errors import BackendError
+from launcher.job.code.snapshot import copy_to
+from launcher.job.plan import Plan
+from launcher.job.secrets import secrets_file
+from launcher.job.spec import ClusterProfile
+from launcher.logs.line import Batch, LogQuery
+from launcher.runs.status import JobStatus, State, exit_words
+from launcher.runs.store import Run, RunStore, now, write_whole
+
+KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
+
+
+class LocalBackend(Backend):
+    """Runs jobs here."""
+
+    def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
+        self.store = store
+        self.environ = environ
+
+    def render(self, plan: Plan) -> Artifact:
+        """The script that `submit` runs."""
+        return Artifact("local", plan.run_id, render_local(plan))
+
+    def check(self, plan: Plan, artifact: Artifact) -> None:
+        """The runtime must be here; a port or a GPU is found out by the job itself."""
+        runtime = plan.profile.container_runtime
+        if runtime != "none" and not shell.has_command(runtime):
+            raise BackendError(f"{runtime}: no such command on this machine",
+                               f"install {runtime}, or run without --container")
+
+    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+        """Start the script in a session of its own; it goes on when this process ends."""
+        folder = submission.run_dir
+        if submission.snapshot:
+            copy_to(submission.snapshot, folder / "code")
+        if submission.secrets:
+            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        script = folder / "render.sh"
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            pid = shell.start_detached(["bash", str(script)], cwd=submission.job_dir, env=self._job_environ(submission),
+                                       keep_fd=lock)
+        except OSError as error:
+            raise BackendError(f"the job could not be started: {error}") from error
+        finally:
+            os.close(lock)
+        return Run(run_id=plan.run_id, name=plan.name, backend="local", handle=f"local://{plan.run_id}", cluster=None,
+                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), job_id=str(pid))
+
+    def status(self, run: Run) -> JobStatus:
+        """From the exit code that the script leaves, and the lock that its processes hold."""
+        folder = self.store.folder(run.run_id)
+        alive = self._alive(folder)  # before the exit code: the script leaves that, and then ends
+        code = read_exit_code(folder)
+        if (folder / "cancelled").exists() and (code is not None or not alive):
+            return JobStatus(State.CANCELLED, "cancelled by the user", code)
+        if code is None and not alive:
+            return JobStatus(State.FAILED, KILLED)
+        state = State.RUNNING if code is None else State.SUCCEEDED if code == 0 else State.FAILED
+        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes)
+        return JobStatus(state, exit_words(code) if code else None, code, nodes)
+
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
+        """From the files that the script writes."""
+        files = LogFiles(self.store.folder(run.run_id) / "logs", query.nodes(run.nodes, run.processes_per_node),
+                         began=run.created, ended=lambda: self.status(run).state.ended)
+        return files.read(query, picks=query.picks(run.processes_per_node))
+
+    def cancel(self, run: Run) -> None:
+        """TERM, time for a last checkpoint, then KILL."""
+        folder = self.store.folder(run.run_id)
+        session = int(run.job_id) if run.job_id else _written_pid(folder)
+        if not self._alive(folder) or session is None:
+            return
+        (folder / "cancelled").touch()
+        if not shell.signal_process(session, signal.SIGTERM):  # the script passes it on to each node, if it lives
+            shell.signal_session(session, signal.SIGTERM)
+        deadline = time.monotonic() + _grace_s(folder) + 5
+        while not (folder / "exit_code").exists() and self._alive(folder) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self._alive(folder):  # what the job left in the background, or what did not stop in time
+            shell.signal_session(session, signal.SIGKILL)
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Containers of runs that have ended."""
+        return stray_containers(self, "local", self.store, self.environ, warn)
+
+    def remove(self, stray: Stray) -> None:
+        """Remove the container."""
+        remove_container(stray, self.environ)
+
+    def preempt_node(self, run: Run, node: int) -> None:
+        """Tell one node to stop, as a scheduler does: every process of it, and nothing else of the run."""
+        folder = self.store.folder(run.run_id)
+        attempt = folder / f"attempts/{latest_attempt(folder)}"
+        try:
+            group = int((attempt / f"{node}.pid").read_text(encoding="utf-8"))
+            (attempt / "told").touch()
+        except (OSError, ValueError):
+            group = None
+        if group is None or not self._alive(folder) or not shell.signal_group(group, signal.SIGTERM):
+            raise BackendError(f"{run.run_id}: node {node} does not run", f"see its state: launch status {run.run_id}")
+
+    def _alive(self, folder: Path) -> bool:
+        """Whether any process of the run lives: they all inherited the lock."""
+        try:
+            descriptor = os.open(folder / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _job_environ(self, submission: Submission) -> dict[str, str]:
+        """This environment, with the python that runs launch first on PATH, and without the secrets' values."""
+        environ = {key: value for key, value in self.environ.items() if key not in submission.secrets}
+        environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+        environ["LAUNCH_HOME"] = str(self.store.root.parent)
+        return environ
+
+
+def _written_pid(folder: Path) -> int | None:
+    """What the script calls itself: all there is when launch was killed before it could note it."""
+    try:
+        return int((folder / "pid").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _session(run: Run, folder: Path) -> int | None:
+    """The session that the script leads; a submit that was killed may not have noted it, the script has."""
+    try:
+        return int(run.job_id or (folder / "session").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _grace_s(folder: Path) -> int:
+    for line in (folder / "render.sh").read_text(encoding="utf-8").splitlines():
+        if line.startswith("export LAUNCH_GRACE_S="):
+            return int(line.partition("=")[2])
+    return 120

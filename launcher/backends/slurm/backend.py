@@ -1,0 +1,224 @@
+"""Slurm as a back end, through its own commands: sbatch, scontrol, sacct, scancel. Logs are files on the file system
+that the nodes and this machine share.
+
+The state of a job is what Slurm says; of one that Slurm has forgotten (MinJobAge, often five minutes, and no
+accounting), what its script left in the run folder. squeue is not asked: with --json it lists every job of the cluster.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.backends import processes as shell
+from launcher.backends.base import Artifact, Backend, Stray, Submission
+from launcher.backends.hosts.containers import remove_container, stray_containers
+from launcher.backends.hosts.log_files import LogFiles
+from launcher.backends.slurm.script import render_slurm
+from launcher.backends.slurm.status import Record, from_sacct, from_scontrol, slurm_status
+from launcher.errors import BackendError
+from launcher.job.code.snapshot import copy_to
+from launcher.job.plan import Plan
+from launcher.job.secrets import secrets_file
+from launcher.job.spec import ClusterProfile
+from launcher.logs.line import Batch, LogQuery
+from launcher.runs.status import JobStatus
+from launcher.runs.store import Run, RunStore, now, write_whole
+
+ASK_EVERY_S = 2.0
+CANCEL_WAIT_S = 60.0
+
+# What sbatch says -> the next command.
+REFUSALS = (
+    ("partition", "see the partitions: sinfo --summarize; then set `partition` in the cluster's profile"),
+    ("account", "see your accounts: sacctmgr show associations user=$USER; then set `account` in the profile"),
+    ("qos", "see yours: sacctmgr show associations user=$USER format=account,qos; then set `qos` in the profile"),
+    ("feature", "see the nodes' features: sinfo --format='%n %f'; then set `constraint` in the cluster's profile"),
+    ("node configuration", "see what a node has: sinfo --format='%P %D %c %m %G'; then lower `resources`"),
+    ("time limit", "see the limits: sinfo --format='%P %l'; then lower resources.time_limit"),
+    ("memory", "see what a node has: sinfo --format='%P %m'; then lower resources.memory_per_node"),
+    ("configuration source", "run launch on a machine of the cluster, or set SLURM_CONF"),
+    ("contact slurm controller", "is the cluster up? ask it: scontrol ping"),
+    ("no such command", "run launch on a login node of the cluster"),
+)
+
+# What a user's shell may hold for jobs of another kind would override the script's own options.
+_FOREIGN = re.compile(r"(SBATCH|SRUN|SALLOC|SLURM)_")
+_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+
+
+class SlurmBackend(Backend):
+    """Runs jobs on a Slurm cluster."""
+
+    def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
+        self.store = store
+        self.environ = environ
+
+    def render(self, plan: Plan) -> Artifact:
+        """The sbatch script."""
+        return Artifact("slurm", plan.run_id, render_slurm(plan))
+
+    def check(self, plan: Plan, artifact: Artifact) -> None:
+        """Slurm itself says whether it would take the job."""
+        self._sbatch(["--test-only"], artifact, self._job_environ(plan.secrets))
+
+    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+        """Lay out what the script needs in the run folder, and send it from the job file's folder."""
+        folder = submission.run_dir
+        if submission.snapshot:
+            copy_to(submission.snapshot, folder / "code")
+        if submission.secrets:
+            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        cluster = self._cluster_name()
+        environ = self._job_environ(submission.secrets)
+        options = ["--parsable", f"--comment={_comment(folder)}"]
+        try:
+            printed = self._sbatch(options, artifact, environ, submission.job_dir)
+        except BackendError:
+            self._withdraw(plan.run_id)  # a time-out of sbatch does not say whether the job was taken
+            raise
+        job_id = printed.strip().splitlines()[-1].partition(";")[0]
+        handle = f"slurm://{cluster}/{job_id}"
+        return Run(run_id=plan.run_id, name=plan.name, backend="slurm", handle=handle, cluster=None, nodes=plan.nodes,
+                   created=now(), job_dir=str(submission.job_dir), job_id=job_id)
+
+    def status(self, run: Run) -> JobStatus:
+        """What Slurm says and what the run has left; without an answer from Slurm, what the run has left."""
+        folder = self.store.folder(run.run_id)
+        try:
+            record = self._record(run)
+        except BackendError:
+            if not (folder / "exit_code").exists():
+                raise
+            record = None
+        return slurm_status(folder, record)
+
+    def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
+        """From the files that srun writes."""
+        files = LogFiles(self.store.folder(run.run_id) / "logs", query.nodes(run.nodes, run.processes_per_node),
+                         began=run.created, ended=self._ended(run))
+        return files.read(query, picks=query.picks(run.processes_per_node))
+
+    def cancel(self, run: Run) -> None:
+        """scancel: TERM, KillWait seconds for a last checkpoint, then KILL. Waits until Slurm has ended the job."""
+        folder = self.store.folder(run.run_id)
+        if self.status(run).state.ended:
+            return
+        (folder / "cancelled").touch()
+        job_id = self._job_id(run)
+        if job_id is None:
+            return
+        self._must(["scancel", job_id])
+        deadline = time.monotonic() + CANCEL_WAIT_S
+        while time.monotonic() < deadline and not self.status(run).state.ended:
+            time.sleep(0.2)
+
+    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+        """Containers of runs that have ended, when this machine is one of the nodes."""
+        return stray_containers(self, "slurm", self.store, self.environ, warn)
+
+    def remove(self, stray: Stray) -> None:
+        """Remove the container."""
+        remove_container(stray, self.environ)
+
+    def _job_id(self, run: Run) -> str | None:
+        """Slurm's number of the run. A submit that was killed has not noted it; then the queue is asked."""
+        return run.job_id or self._queued(run.run_id)
+
+    def _queued(self, run_id: str) -> str | None:
+        """The number of this run's job while it is in the queue."""
+        listed = self._must(["squeue", "--noheader", f"--name={run_id}", "--format=%i %k"])
+        wanted = _comment(self.store.folder(run_id))
+        pairs = (line.strip().partition(" ") for line in listed.splitlines())
+        return next((number for number, _, comment in pairs if comment == wanted), None)
+
+    def _withdraw(self, run_id: str) -> None:
+        """Cancel what a failed sbatch may have sent all the same. Raises BackendError when that cannot be known."""
+        try:
+            job_id = self._queued(run_id)
+            if job_id:
+                self._must(["scancel", job_id])
+        except BackendError as error:
+            raise BackendError(f"{error.message}; the job may have been taken",
+                               f"when Slurm answers again: scancel --name={run_id}") from error
+
+    def _ended(self, run: Run) -> Callable[[], bool]:
+        """Whether the run has ended, for a follower that asks often: the file says it at once, Slurm is asked rarely,
+        and a controller that does not answer for a while changes nothing."""
+        exit_code = self.store.folder(run.run_id) / "exit_code"
+        asked = -ASK_EVERY_S
+
+        def ended() -> bool:
+            nonlocal asked
+            if exit_code.exists():
+                return True
+            if time.monotonic() - asked < ASK_EVERY_S:
+                return False
+            asked = time.monotonic()
+            try:
+                return self.status(run).state.ended
+            except BackendError:
+                return False
+
+        return ended
+
+    def _record(self, run: Run) -> Record | None:
+        """What scontrol or else sacct knows of the job; None when both have forgotten it."""
+        job_id = self._job_id(run)
+        if job_id is None:
+            return None
+        shown = self._ask(["scontrol", "show", "job", job_id])
+        if shown.returncode == 0 and "JobState=" in shown.stdout:
+            return from_scontrol(shown.stdout)
+        if "nvalid job id" not in shown.stderr:
+            raise _refusal(shown)
+        if not shell.has_command("sacct"):
+            return None
+        listed = self._ask(["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", job_id])
+        lines = listed.stdout.splitlines()
+        return from_sacct(lines[-1]) if listed.returncode == 0 and lines else None
+
+    def _cluster_name(self) -> str:
+        config = self._must(["scontrol", "show", "config"])
+        match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
+        return match[1] if match else "cluster"
+
+    def _sbatch(self, options: list[str], artifact: Artifact, env: dict[str, str], cwd: Path | None = None) -> str:
+        return self._must(["sbatch", *options], stdin=artifact.text, env=env, cwd=cwd)
+
+    def _must(self, argv: list[str], **more: Any) -> str:
+        """What one of Slurm's commands prints. Raises BackendError with its words."""
+        done = self._ask(argv, **more)
+        if done.returncode:
+            raise _refusal(done)
+        return done.stdout
+
+    def _ask(self, argv: list[str], **more: Any) -> shell.Completed:
+        try:
+            return shell.try_command(argv, **{"env": self.environ, **more})
+        except BackendError as error:
+            raise BackendError(error.message, _hint(error.message)) from error
+
+    def _job_environ(self, secrets: "dict[str, str] | tuple[str, ...]") -> dict[str, str]:
+        """What the job inherits: this environment without the secrets' values and without options for other jobs."""
+        environ = {key: value for key, value in self.environ.items()
+                   if key not in secrets and (key in _KEPT or not _FOREIGN.match(key))}
+        environ["LAUNCH_HOME"] = str(self.store.root.parent)
+        return environ
+
+
+def _comment(folder: Path) -> str:
+    """What marks the job in the queue as the run of this folder, and no other user's or home's."""
+    return f"launch {folder}"
+
+
+def _refusal(done: shell.Completed) -> BackendError:
+    """Slurm's own words, and what to do about them."""
+    words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+    said = "; ".join(line.partition("error: ")[2] or line for line in words)
+    return BackendError(f"{done.args[0]}: {said}", _hint(said))
+
+
+def _hint(words: str) -> str | None:
+    return next((hint for part, hint in REFUSALS if part in words.lower()), None)

@@ -1,0 +1,179 @@
+"""Plan -> the sbatch script of one homogeneous job: srun starts our node script once on every node. Pure."""
+
+import shlex
+
+from launcher.backends.hosts.image import image_word, import_lines, needs_import
+from launcher.backends.hosts.script import (
+    CAUSE,
+    FINISH,
+    TIMES,
+    attempt,
+    binds,
+    continued,
+    heredoc,
+    master_port,
+    node_log,
+    preamble,
+    task_script,
+)
+from launcher.job.plan import Plan
+from launcher.job.quantities import slurm_mem, slurm_time
+
+MAX_SIGNAL_S = 65535
+
+
+def render_slurm(plan: Plan) -> str:
+    """The script. It writes `exit_code` last: that file is the run's end, with or without Slurm's accounting."""
+    lines = [
+        "#!/bin/bash",
+        f"# {plan.name!r}: run {plan.run_id} on Slurm. Rendered by launch; `launch submit` sends exactly this.",
+        *(f"#SBATCH {option}" for option in _options(plan)),
+        *preamble(plan, log="batch.log"),
+        'rm -f "$RUN_DIR/exit_code"',
+        *attempt('"${SLURM_RESTART_COUNT:-0}"'),
+        *TIMES,
+        *heredoc('"$RUN_DIR/task.sh"', _task()),
+        'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        'echo "$hosts" >"$ATTEMPT_DIR/hosts"',
+        "export MASTER_ADDR=\"${hosts%%$'\\n'*}\"",
+        *master_port("SLURM_JOB_ID"),
+        *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if plan.cpus_per_node else []),
+        *import_lines(plan),
+        *FINISH,
+        *CAUSE,
+        *_SHOWN,
+        *_AGAIN,
+        *_BACKGROUND,
+        *_step(plan),
+        *_end(plan),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _options(plan: Plan) -> list[str]:
+    profile = plan.profile
+    asked = {
+        "job-name": plan.run_id,
+        "nodes": plan.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": plan.gpus_per_node or None,
+        "cpus-per-task": plan.cpus_per_node,
+        "mem": slurm_mem(plan.memory) if plan.memory else None,
+        "time": slurm_time(plan.time_limit_s) if plan.time_limit_s else None,
+        "signal": f"B:USR1@{_signal_s(plan)}",
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "output": "/dev/null",  # the script's own log lies in the run folder, which only the job can name
+        "open-mode": "append",
+    }
+    return [f"--{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None] + ["--requeue"]
+
+
+def _signal_s(plan: Plan) -> int:
+    """How long before its time limit the job is told. At most a quarter of the limit: Slurm may be a minute early,
+    and a job that is told when it starts would be started again for ever."""
+    quarter = plan.time_limit_s // 4 if plan.time_limit_s else MAX_SIGNAL_S
+    return max(1, min(plan.grace_s, quarter, MAX_SIGNAL_S))
+
+
+_SHOWN = [
+    "shown() {  # one value of this job, as Slurm has it now",
+    "  local all",
+    '  all=$(scontrol show job "$SLURM_JOB_ID") || return',
+    '  if [[ "$all" =~ [[:space:]]"$1"=([^[:space:]]*) ]]; then echo "${BASH_REMATCH[1]}"; fi',
+    "}",
+]
+
+_AGAIN = [
+    "again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then",
+    '  if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi',
+    f'  echo "launch: $1; waiting to be started again" >>{node_log("0")}',
+    '  scontrol requeue "$SLURM_JOB_ID"',
+    "}",
+]
+
+# In the background, so that traps run at once. The code comes through a file, because bash 5.2 loses it (`wait` returns
+# -1) when a trap and the end coincide.
+_BACKGROUND = [
+    "background() {  # run it; leaves its exit code in `code`",
+    '  rm -f "$ATTEMPT_DIR/code"',
+    '  (trap : USR1 TERM; code=0; "$@" || code=$?; echo "$code" >"$ATTEMPT_DIR/code") &',
+    "  local pid=$!",
+    '  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done',
+    '  code=$(cat "$ATTEMPT_DIR/code" 2>/dev/null || echo 137)',
+    "}",
+]
+
+
+def _task() -> str:
+    """A node that was told and has saved ends with 0 for srun, which would kill those that have not yet at any other
+    code."""
+    last = '[ "$code $told" = "75 told" ] || exit "$code"'
+    return "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"', last=last))
+
+
+def _step(plan: Plan) -> list[str]:
+    """The image, if it has to be made, and srun. TERM goes to the step: killing srun would kill the tasks."""
+    words = [
+        "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60",
+        "--unbuffered", "--open-mode=append", f"--output={node_log('%n')}", *_pyxis(plan), 'bash "$RUN_DIR/task.sh"',
+    ]  # fmt: skip
+    begin = [f"background import_image >>{node_log('0')} 2>&1"] if needs_import(plan) else []
+    return [
+        "step() {",
+        continued(words) + f" </dev/null 2>>{node_log('0')}",
+        "}",
+        "told= code=0",
+        "tell() {  # the step, which may not be there yet",
+        "  for _ in 1 2 3 4 5; do",
+        '    if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi',
+        "    sleep 1",
+        "  done",
+        "}",
+        "trap 'told=told; tell &' USR1",
+        "trap : TERM  # the step has got it from Slurm itself",
+        *begin,
+        'if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi',
+        'if [ "$code" = 0 ]; then',
+        "  background step",
+        '  code=$(cause "$code")',
+        '  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi',
+        "fi",
+    ]
+
+
+# Slurm's own state of such a job may be FAILED: only what it prints tells (JobAcctGatherParams=OverMemoryKill).
+_MEMORY_WORDS = "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)"
+
+
+def _end(plan: Plan) -> list[str]:
+    """A saved pre-emption starts again for free, a failure while the budget lasts, a wrong configuration never. An
+    attempt that Slurm itself has put back into the queue (a lost node, a job of higher priority) leaves no word."""
+    return [
+        'restarts=$(shown Restarts || true)',
+        'if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi',
+        'if [ "$code" = preempted ]; then',
+        '  if again "told to stop, and the state was saved"; then exit 0; fi',
+        '  if [ -e "$RUN_DIR/cancelled" ]; then finish 75; fi',
+        "  exit 75  # Slurm ends it itself; what it puts back into the queue must not have an end written down",
+        "fi",
+        f'if [ "$code" != 0 ] && grep -qiE "{_MEMORY_WORDS}" {node_log("0")}; then',
+        '  touch "$ATTEMPT_DIR/out_of_memory"',
+        "fi",
+        'failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)',
+        f'if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt {plan.restarts} ]; then',
+        '  echo "$((failures + 1))" >"$RUN_DIR/failures"',
+        '  if again "ended with exit code $code"; then exit 0; fi',
+        "fi",
+        'finish "$code"',
+    ]
+
+
+def _pyxis(plan: Plan) -> list[str]:
+    if plan.profile.container_runtime != "pyxis":
+        return []
+    mounts = ",".join(['"$RUN_DIR:$RUN_DIR"', *binds(plan)])
+    return [f"--container-image={image_word(plan)}", f"--container-mounts={mounts}",
+            "--no-container-mount-home", '--container-workdir="$PWD"']

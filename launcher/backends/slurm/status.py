@@ -1,0 +1,143 @@
+"""What Slurm and a run's own files say, in the words that all back ends use. Reads files; asks nobody."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code, read_hosts
+from launcher.runs.status import JobStatus, State, exit_words
+
+STATES = {
+    "PENDING": State.PENDING, "CONFIGURING": State.PENDING, "REQUEUED": State.PENDING, "REQUEUE_HOLD": State.PENDING,
+    "REQUEUE_FED": State.PENDING, "SPECIAL_EXIT": State.PENDING, "RESV_DEL_HOLD": State.PENDING,
+    "RUNNING": State.RUNNING, "COMPLETING": State.RUNNING, "SUSPENDED": State.RUNNING, "STOPPED": State.RUNNING,
+    "SIGNALING": State.RUNNING, "STAGE_OUT": State.RUNNING, "RESIZING": State.RUNNING,
+    "COMPLETED": State.SUCCEEDED, "CANCELLED": State.CANCELLED,
+    "FAILED": State.FAILED, "TIMEOUT": State.FAILED, "NODE_FAIL": State.FAILED, "OUT_OF_MEMORY": State.FAILED,
+    "BOOT_FAIL": State.FAILED, "DEADLINE": State.FAILED, "PREEMPTED": State.FAILED, "REVOKED": State.FAILED,
+}  # fmt: skip
+
+ENDINGS = {
+    "TIMEOUT": "it reached its time limit",
+    "NODE_FAIL": "a node failed",
+    "OUT_OF_MEMORY": "it used more memory than resources.memory_per_node",
+    "BOOT_FAIL": "a node could not be started for it",
+    "DEADLINE": "it reached its deadline",
+    "PREEMPTED": "a job of higher priority took its nodes",
+    "CANCELLED": "cancelled in Slurm",
+}
+
+REASONS = {"TimeLimit": "TIMEOUT", "NodeDown": "NODE_FAIL", "OutOfMemory": "OUT_OF_MEMORY"}
+
+# The longest prefix counts: QOS and Assoc reasons come in dozens.
+WAITING = {
+    "Resources": "waits for free nodes",
+    "Priority": "waits behind jobs of higher priority",
+    "Dependency": "waits for another job",
+    "QOS": "a limit of the quality of service is reached",
+    "Assoc": "a limit of the account is reached",
+    "BeginTime": "waits for its start time: it is started again after a failure or a pre-emption",
+    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
+    "JobHeld": "it is held; `scontrol release` lets it go on",
+    "PartitionNodeLimit": "the partition gives a job fewer nodes than it asks for",
+    "PartitionTimeLimit": "the partition allows a job less time than it asks for",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition takes no jobs now",
+    "PartitionConfig": "the partition cannot give what it asks for",
+    "BadConstraints": "no node can give what it asks for",
+    "Licenses": "waits for a licence",
+    "Reservation": "waits for its reservation",
+}
+
+@dataclass(frozen=True)
+class Record:
+    """A job as Slurm knows it. `start` is when it began or, of one that waits, is expected to; None when unknown."""
+
+    state: str
+    reason: str | None = None
+    exit_code: int | None = None
+    restarts: int = 0
+    start: str | None = None
+
+
+def from_scontrol(text: str) -> Record:
+    """From `scontrol show job`. The first line ends with the name, which is a user's choice; no key is read there."""
+    values = dict(re.findall(r"(\b\w+)=(\S+)", text.partition("\n")[2].partition("Command=")[0]))
+    return Record(values["JobState"], values.get("Reason"), _exit_code(values.get("ExitCode", "")),
+                   int(values.get("Restarts", "0")), _time(values.get("StartTime", "")))
+
+
+def from_sacct(line: str) -> Record:
+    """From one line `state|exitcode`; a state may be `CANCELLED by 1000`."""
+    state, code = line.split("|")[:2]
+    return Record(state.split()[0], exit_code=_exit_code(code))
+
+
+def _time(text: str) -> str | None:
+    """A moment, in the cluster's own time zone; `Unknown` and `N/A` are none."""
+    return text if re.match(r"\d{4}-", text) else None
+
+
+def _exit_code(text: str) -> int | None:
+    """`3:0` is exit code 3; `0:15` was ended by signal 15; `0:125`, Slurm's mark of too much memory, is neither."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    code, number = (int(match[1]), int(match[2])) if match else (0, 125)
+    if code or number == 0:
+        return code
+    return 128 + number if number < 65 else None
+
+
+def slurm_status(folder: Path, record: Record | None) -> JobStatus:
+    """The status of the run in this folder, of which Slurm has this record: Slurm's word, and then the exit code, which
+    the script leaves before Slurm notes the end."""
+    code = read_exit_code(folder)
+    state, reason = _state(folder, code, record)
+    if state.ended and code is None and record is not None:
+        code = record.exit_code
+    attempt = record.restarts if record else latest_attempt(folder)
+    hosts = read_hosts(folder, attempt) if state is not State.PENDING else []
+    return JobStatus(state, reason, code if state.ended else None, node_rows(folder, attempt, state, hosts))
+
+
+def _state(folder: Path, code: int | None, record: Record | None) -> tuple[State, str | None]:
+    slurm = STATES.get(record.state, State.UNKNOWN) if record else State.UNKNOWN
+    if (folder / "cancelled").exists():
+        ended = record is None or slurm.ended
+        return (State.CANCELLED, "cancelled by the user") if ended else (State.RUNNING, "being cancelled")
+    # Slurm may still be clearing up; a job that waits once more was put back into the queue by hand
+    if code is not None and slurm not in (State.CANCELLED, State.PENDING):
+        return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(folder, record, code))
+    if record is None:
+        return State.UNKNOWN, "Slurm does not know this job (any more), and it left no exit code"
+    return slurm, _reason(folder, slurm, record)
+
+
+def _reason(folder: Path, state: State, record: Record) -> str | None:
+    if state is State.PENDING:
+        return _waiting(record)
+    if state is State.UNKNOWN:
+        return f"Slurm calls it {record.state}"
+    return _ending(folder, record, record.exit_code) if state in (State.FAILED, State.CANCELLED) else None
+
+
+def _ending(folder: Path, record: Record | None, code: int | None) -> str:
+    """Slurm's reason, which it has before the final state; a task that was killed for its memory leaves a note."""
+    state = REASONS.get(record.reason or "", record.state) if record else ""
+    if state not in ENDINGS and (folder / f"attempts/{latest_attempt(folder)}/out_of_memory").exists():
+        state = "OUT_OF_MEMORY"
+    return f"{ENDINGS[state]} ({state})" if state in ENDINGS else exit_words(code)
+
+
+def _waiting(record: Record) -> str:
+    expected = f"; expected to start at {record.start}" if record.start else ""
+    return _why_waiting(record) + expected
+
+
+def _why_waiting(record: Record) -> str:
+    reason = (record.reason or "None").strip(",")
+    if reason == "None":
+        return "not looked at by the scheduler yet"
+    words = next((WAITING[start] for start in sorted(WAITING, key=len, reverse=True) if reason.startswith(start)), None)
+    return f"{words} ({reason})" if words else reason
+
+

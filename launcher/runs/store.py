@@ -1,0 +1,254 @@
+"""The run folder: what this machine knows of each run it launched.
+
+`$LAUNCH_HOME/runs/ID/` (default `~/.local/share/launch`) holds `run.json` (a Run), `render.yaml` or `render.sh`
+(what was sent), `logs/` (archived or live) and the small files of the trainer's output folder. Plain files;
+two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole. Both are
+atomic on NFS too, so machines may share the folder; no lock is needed for it. (A local run holds a flock as long as it
+lives; where a file system has none, `launch submit` of a local job says so.)
+
+`$LAUNCH_HOME/refused.json` is there while the last job that was to be started was refused: then no other run is meant
+by a command that names none.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import cast
+
+from launcher.errors import LaunchError, NotFoundError
+from launcher.job.spec import BACKENDS
+from trainer.config import MARKER
+
+SMALL_FILE = 4 * 2**20
+SHOWN_MATCHES, SHOWN_REASON = 10, 300
+RESULTS = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launched job. `handle` is its address; `output_dir` is absolute where this machine can reach it."""
+
+    run_id: str
+    name: str
+    backend: str
+    handle: str
+    cluster: str | None
+    nodes: int
+    created: str
+    job_dir: str
+    output_dir: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    job_id: str | None = None
+    processes_per_node: int = 1
+    kind: str | None = None
+    repair: str = "ask"
+
+
+class RunStore:
+    """The folder of all runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "runs"
+        self._refused = home / "refused.json"
+
+    def folder(self, run_id: str) -> Path:
+        """The folder of a run, whether it exists or not."""
+        return self.root / run_id
+
+    def first_free(self, run_id: str, taken: Collection[str] = ()) -> str:
+        """`run_id`, or the first of `run_id-2`, `run_id-3`, ... that no run has and that is not in `taken`."""
+        candidate, count = run_id, 1
+        while candidate in taken or self.folder(candidate).exists():
+            count += 1
+            candidate = f"{run_id}-{count}"
+        return candidate
+
+    def claim(self, run_id: str) -> bool:
+        """Make the run's folder; False when somebody has it already. Atomic between processes. Raises LaunchError when
+        nothing can be written there."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                self.folder(run_id).mkdir(mode=0o700)
+            except FileExistsError:
+                return False
+            (self.folder(run_id) / "logs").mkdir(mode=0o700)
+        except OSError as error:
+            raise LaunchError(f"{self.root}: run folders cannot be made: {error.strerror}",
+                              "name a folder of your own: export LAUNCH_HOME=FOLDER") from error
+        return True
+
+    def forget(self, run_id: str) -> None:
+        """Remove the folder of a run that was never sent."""
+        shutil.rmtree(self.folder(run_id), ignore_errors=True)
+
+    def drop_secrets(self, run_id: str) -> None:
+        """Remove the secrets of a run that has ended; one that is started again needs them."""
+        (self.folder(run_id) / "secrets.env").unlink(missing_ok=True)
+
+    def save(self, run: Run) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_whole(self.folder(run.run_id) / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+
+    def all(self) -> list[Run]:
+        """Every submitted run, oldest first. Records that cannot be used are left out, see `damaged`."""
+        return _sorted(self._records())
+
+    def damaged(self) -> dict[str, str]:
+        """Run ids whose record cannot be used, and why."""
+        return {run_id: why for run_id, why in sorted(self._records().items()) if isinstance(why, str)}
+
+    def find(self, reference: str | None) -> Run:
+        """A run by id, by a start of its id that no other has, or by handle; the latest when None. Raises
+        NotFoundError, also where the latest start was refused, and LaunchError when the record is damaged."""
+        run = self._latest() if reference is None else self.lookup(reference)
+        if run is None:
+            raise NotFoundError(f"no run {reference!r} in {self.root}", "list them: launch list")
+        return run
+
+    def lookup(self, reference: str) -> Run | None:
+        """As `find`, but None when there is no such run."""
+        records = self._records()
+        handles = {run.handle: run.run_id for run in _sorted(records)}
+        wanted = handles.get(reference, reference)
+        matches = [wanted] if wanted in records else _starting_with(wanted, records)
+        if len(matches) > 1:
+            shown = matches[:SHOWN_MATCHES] + (["..."] if len(matches) > SHOWN_MATCHES else [])
+            raise NotFoundError(f"got {reference!r}, which is the start of {', '.join(shown)}",
+                                "name more of it; list them: launch list")
+        found = records[matches[0]] if matches else None
+        if isinstance(found, str):
+            folder = self.folder(matches[0])
+            raise LaunchError(f"{folder}/run.json: {found}",
+                              f"use the launch that wrote it, or remove what is left of the run: rm -r {folder}")
+        return found
+
+    @contextmanager
+    def refusal_noted(self, job: Path) -> Iterator[None]:
+        """Around the start of a run: a failure is written down until a later start succeeds, so that a command without
+        a run does not act on an older one."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            with suppress(OSError, LaunchError):  # the failure itself is what the user must see
+                self._refused.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                refusal = {"job": str(job), "at": now(), "why": _in_short(error)}
+                write_whole(self._refused, json.dumps(refusal) + "\n")
+            raise
+        with suppress(OSError):
+            self._refused.unlink(missing_ok=True)
+
+    def _latest(self) -> Run:
+        runs = self.all()
+        if refusal := self._refusal():
+            raise NotFoundError(f"{refusal['job']} was not started at {refusal['at'][:19]}Z: {refusal['why']}",
+                                f"the run before it: launch status {runs[-1].run_id}" if runs else "start it again")
+        if not runs:
+            raise NotFoundError(f"no runs in {self.root}", "start one: launch submit JOB.yaml")
+        return runs[-1]
+
+    def _refusal(self) -> dict[str, str] | None:
+        """What `refusal_noted` has written down; None when there is nothing, or nothing whole."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(self._refused.read_text(encoding="utf-8"))
+            return {name: str(values[name]) for name in ("job", "at", "why")}
+        return None
+
+    def _records(self) -> dict[str, "Run | str"]:
+        """Run or the reason why there is none, by run id; not of a folder that is just being made or removed."""
+        found = {path.parent.name: _read(path) for path in self.root.glob("*/run.json")}
+        return {run_id: record for run_id, record in found.items() if record is not None}
+
+    def collect_results(self, run: Run) -> None:
+        """Copy the small files of the trainer's output folder into the run folder, where they can be reached; not of
+        a folder that another run has written last."""
+        source = Path(run.output_dir) if run.output_dir else None
+        if source is None or not source.is_dir() or _owner(source) not in (None, run.run_id):
+            return
+        for path in {path for pattern in RESULTS for path in source.glob(pattern)}:
+            if path.is_file() and path.stat().st_size <= SMALL_FILE:
+                target = self.folder(run.run_id) / "results" / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+
+
+def _owner(output_dir: Path) -> str | None:
+    """The run that an output folder belongs to; None when that cannot be known."""
+    try:
+        found = json.loads((output_dir / MARKER).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(found)
+
+
+def launch_home(environ: Mapping[str, str]) -> Path:
+    """`$LAUNCH_HOME`, else `~/.local/share/launch`."""
+    if environ.get("LAUNCH_HOME"):
+        return Path(environ["LAUNCH_HOME"]).absolute()
+    return Path(environ.get("HOME") or Path.home()) / ".local/share/launch"
+
+
+def now() -> str:
+    """UTC, RFC 3339, microseconds: sorts as text."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
+    """Replace `path` by `text`: a reader sees the old file or the new one, never a part. Raises LaunchError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.part")  # machines that share a folder share pids
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems would rename first and write later
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise LaunchError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _starting_with(start: str, run_ids: Collection[str]) -> list[str]:
+    return sorted(run_id for run_id in run_ids if start and run_id.startswith(start))
+
+
+def _in_short(error: BaseException) -> str:
+    """Why a job was not started, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    first, *more = (str(error).splitlines() or [type(error).__name__])
+    return first[:SHOWN_REASON] + (f" (and {len(more)} more)" if more else "")
+
+
+def _sorted(records: Mapping[str, Run | str]) -> list[Run]:
+    return sorted((run for run in records.values() if isinstance(run, Run)), key=lambda run: (run.created, run.run_id))
+
+
+def _read(path: Path) -> Run | str | None:
+    """A run, why its record cannot be used, or None when it is just being removed."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "is damaged: no JSON"
+    if not isinstance(values, dict):
+        return "is damaged: no run"
+    known = {key: values[key] for key in Run.__dataclass_fields__ if key in values}
+    fields = dataclasses.fields(Run)
+    wrong = [field.name for field in fields
+             if not isinstance(known.get(field.name, field.default), cast(type, field.type))]
+    if wrong or known["run_id"] != path.parent.name or known["backend"] not in BACKENDS:
+        return f"is not of this run, or of another version of launch ({', '.join(wrong) or 'run_id, backend'})"
+    return Run(**known)

@@ -1,0 +1,69 @@
+"""Following a run to its end, for `local` and `submit --follow`, and saying why it waits, for `logs -f`, too."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.backends.base import Backend
+from launcher.errors import JobFailedError, LaunchError
+from launcher.logs.line import LogQuery
+from launcher.runs.status import JobStatus, State
+from launcher.runs.store import Run, RunStore
+from launcher.services.lost_nodes import minding_lost_nodes
+from launcher.terminal import ui
+
+PENDING_LOOK_S, RUNNING_LOOK_S = 2.0, 15.0
+
+
+WRONG_CONFIG = 78  # trainer/errors.py: the same job would fail again
+
+
+def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None) -> JobStatus:
+    """Show the run until it ends. `again`: the command that goes on with it, if it trains. Raises JobFailedError when
+    it failed or was cancelled."""
+    query = LogQuery(follow=True, live=ui.is_terminal(sys.stderr))
+    with waiting_told(backend, run):
+        ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
+    status = backend.status(run)
+    store.collect_results(run)
+    if status.state is not State.SUCCEEDED:
+        raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",
+                             f"read it again: launch logs --tail 50 {run.run_id}" + _going_on(again, status))
+    ui.note(f"{run.run_id} succeeded; its files: {store.folder(run.run_id)}")
+    if again and run.output_dir and Path(run.output_dir).is_dir():  # a training, whose result this machine sees
+        ui.note(f"results: {run.output_dir}")
+        ui.note(f"talk with the result: launch chat {run.run_id}")
+    return status
+
+
+def _going_on(again: str | None, status: JobStatus) -> str:
+    return f"; go on with it: {again}" if again and status.exit_code != WRONG_CONFIG else ""
+
+
+@contextmanager
+def waiting_told(backend: Backend, run: Run) -> Iterator[None]:
+    """Meanwhile, whenever the run is pending, its reason is told once; lost machines are told of, too."""
+    stop = threading.Event()
+    threading.Thread(target=_tell_why, args=(backend, run, stop), daemon=True).start()
+    try:
+        with minding_lost_nodes(backend, run):
+            yield
+    finally:
+        stop.set()
+
+
+def _tell_why(backend: Backend, run: Run, stop: threading.Event) -> None:
+    told = None
+    state = State.PENDING
+    while not stop.is_set() and not state.ended:
+        try:
+            status = backend.status(run)
+        except LaunchError:  # the follower itself tells what is wrong
+            status = JobStatus(state)
+        state = status.state
+        if state is State.PENDING and status.reason and status.reason != told and not stop.is_set():
+            told = status.reason
+            ui.note(f"{run.run_id} waits: {told}")
+        stop.wait(PENDING_LOOK_S if state is State.PENDING else RUNNING_LOOK_S)

@@ -1,0 +1,173 @@
+"""From a job file to a Plan: read it, find its cluster, take the code snapshot, settle the run id."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import SpecError
+from launcher.job.code.snapshot import take_snapshot
+from launcher.job.load import Document, dotted, load_profiles, profile_of, read_document, shown, validate_job
+from launcher.job.names import default_run_id, is_run_id
+from launcher.job.plan import default_profile, misfits
+from launcher.job.prepared import Prepared
+from launcher.job.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
+from launcher.job.spec import BackendName, ClusterProfile, JobSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line. `output_dir`: of the run that is to be gone on with; `new_folder`: one of
+    its own for the run, whatever the job names."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    clusters: Path | None = None
+    backend: BackendName | None = None
+    container: bool = False
+    output_dir: str | None = None
+    new_folder: bool = False
+
+
+def on_this_machine(request: Request, *, container: bool = False) -> Request:
+    """The same job without its cluster."""
+    overrides = (*request.overrides, "cluster=null")
+    return dataclasses.replace(request, overrides=overrides, backend="local", container=container)
+
+
+def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
+    """Read and check everything. Raises SpecError with every mistake at once, but SecretFoundError before any of them:
+    other messages show what was given."""
+    document = read_document(request.path, request.overrides)
+    _refuse_secrets(document, request.overrides)
+    cluster, profile, problems = _profile(document, request, environ)
+    if profile and request.container:
+        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
+    if profile:
+        problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
+                     for loc, text in misfits(document.values, profile, cluster or "")]
+    job_dir = request.path.absolute().parent
+    job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
+    if profile is None:
+        raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
+    job = _in_folder(job, request)
+    snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
+    digest = snapshot.digest if snapshot else None
+    content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
+    return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster, request.new_folder)
+
+
+def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str]) -> ClusterProfile:
+    """A profile by its name. Raises SpecError."""
+    try:
+        return _find_profile(cluster, _clusters_files(Request(Path(), clusters=clusters), environ))
+    except LookupError as error:
+        raise SpecError(f"--cluster: got {cluster!r}, allowed: {error.args[0]}") from error
+
+
+def checked_run_id(text: str | None) -> str | None:
+    """A run id from the command line. Raises SpecError."""
+    if text is not None and not is_run_id(text):
+        raise SpecError(f"--run-id: got {text!r}, allowed: lower-case letters, digits and '-', 53 characters at most")
+    return text
+
+
+def _in_folder(job: JobSpec, request: Request) -> JobSpec:
+    """The job with the output folder that the command line asks for; what was trained there is gone on with. Raises
+    SpecError for a job that has none."""
+    if request.output_dir is None and not request.new_folder:
+        return job
+    if job.train is None:
+        raise SpecError("--resume, --new: got a job with `run`, allowed: a job with `train` (it has an output folder)")
+    if request.output_dir is None:
+        return job
+    settings = job.train.settings.model_copy(update={"output_dir": request.output_dir})
+    runtime = job.train.runtime.model_copy(update={"resume": "auto"})
+    return job.model_copy(update={"train": job.train.model_copy(update={"settings": settings, "runtime": runtime})})
+
+
+def _runtime(profile: ClusterProfile) -> str:
+    from launcher.backends.processes import has_command
+
+    if profile.container_runtime != "none":
+        return profile.container_runtime
+    return "podman" if has_command("podman") or not has_command("docker") else "docker"
+
+
+def _code_problems(document: Document, job_dir: Path) -> list[str]:
+    code = document.values.get("code")
+    if not isinstance(code, str) or _is_folder(job_dir / code):
+        return []
+    return [f"{document.place(('code',))}: code: got {shown(code)}, allowed: a folder, seen from {job_dir}"]
+
+
+def _refuse_secrets(document: Document, overrides: Sequence[str] = ()) -> None:
+    """Raise SecretFoundError when a value is a secret. Overrides that could not be applied are looked at as text."""
+    leaks = [(document.place(leak.loc), leak) for leak in find_leaks(document.values)]
+    if not leaks:
+        shapes = [(f"--set {override}", shape) for override in overrides if (shape := token_shape(override))]
+        leaks = [(place, Leak((), f"{shape.kind} ({shape.prefix}…)", shape.variable)) for place, shape in shapes]
+    if leaks:
+        name = leaks[0][1].variable
+        raise SecretFoundError(
+            "\n".join(_leak_line(place, leak) for place, leak in leaks),
+            f"take it out, set it in your shell (read -rs {name} && export {name}), put `secrets: [{name}]` into the "
+            "job; if the file was shared, revoke the old value")
+
+
+def _leak_line(place: str, leak: Leak) -> str:
+    if place.startswith("--set"):
+        place = f"{place.partition('=')[0]}=…" if "=" in place else "--set"
+    path = f"{dotted(leak.loc)}: " if leak.loc else ""
+    return redact(f"{place}: {path}") + (
+        f"got {leak.found}, allowed: no secrets; the job names them: secrets: [{leak.variable}]")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _profile(
+    document: Document, request: Request, environ: Mapping[str, str]
+) -> tuple[str | None, ClusterProfile | None, list[str]]:
+    """The cluster's name and profile, or why there is none."""
+    cluster = document.values.get("cluster")
+    if not isinstance(cluster, str) or not cluster:
+        return None, default_profile(request.backend or "local"), []
+    try:
+        profile = _find_profile(cluster, _clusters_files(request, environ))
+    except LookupError as error:
+        return cluster, None, [f"{document.place(('cluster',))}: cluster: got {cluster!r}, allowed: {error.args[0]}"]
+    except SecretFoundError:
+        raise
+    except SpecError as error:
+        return cluster, None, error.message.splitlines()
+    if request.backend and profile.backend != request.backend:
+        return None, default_profile(request.backend), []
+    return cluster, profile, []
+
+
+def _find_profile(cluster: str, files: Sequence[Path]) -> ClusterProfile:
+    """The profile from the first file that exists. Raises LookupError with what is allowed, or SpecError."""
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise LookupError(f"a profile from {' or '.join(map(str, files))} (no such file)")
+    profiles = load_profiles(path)
+    if cluster not in profiles:
+        near = difflib.get_close_matches(cluster, profiles, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LookupError(f"{', '.join(profiles) or 'nothing yet'} (from {path}){hint}")
+    _refuse_secrets(profiles[cluster])
+    return profile_of(profiles[cluster])
+
+
+def _clusters_files(request: Request, environ: Mapping[str, str]) -> Sequence[Path]:
+    if request.clusters:
+        return [request.clusters]
+    config = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '~')}/.config"
+    return [Path("clusters.yaml"), Path(config) / "launch/clusters.yaml"]

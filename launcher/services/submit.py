@@ -1,0 +1,224 @@
+"""Submitting: claim a free run id, render, check, record, send. The same steps for every back end.
+
+The record is written before anything is sent and completed afterwards, so a run can be found and cancelled whatever
+happens in between:
+
+| what happens | outcome |
+|---|---|
+| the same job again, also at once, by twenty processes | run ids -2, -3, ...: each its own run |
+| somebody else's run has the id in the namespace | the next free id; with --run-id an error |
+| Ctrl-C (or TERM, or a closed terminal) before it is sent | nothing is left; exit code 130 |
+| Ctrl-C while it is sent | the answer is waited for, then the run is cancelled and forgotten; exit code 130 |
+| a second Ctrl-C | stops at once; the record stays, `launch cancel RUN` removes what was sent |
+| the connection is lost | what was sent is removed, nothing is left; where the cluster stays away the error names it |
+| kill -9 before it is sent | a folder without a run, which `launch prune` removes |
+| kill -9 while it is sent | the record stays, `launch cancel RUN` removes what was sent |
+| the disk is full before it is sent | nothing is sent, nothing is left |
+| the disk is full afterwards | the run is cancelled and forgotten |
+"""
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from launcher.backends.base import Artifact, Backend, Submission
+from launcher.errors import BackendError, LaunchError, RunIdTakenError
+from launcher.job.plan import Plan
+from launcher.job.prepared import Prepared
+from launcher.job.secrets import secret_values
+from launcher.runs.store import Run, RunStore, now, write_whole
+
+Tell = Callable[[str], None]
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def submit_run(
+    prepared: Prepared, backend: Backend, store: RunStore, environ: Mapping[str, str], *,
+    run_id: str | None = None, tell: Tell = lambda text: None,
+) -> Run:
+    """Send the job under the first free id. The module's table says what is left when it does not come to its end."""
+    secrets = secret_values(prepared.job.secrets, environ)
+    for note in prepared.notes:
+        tell(note)
+    tried: set[str] = set()
+    with _Stops(tell) as stops:
+        submit = _Submit(prepared, backend, store, secrets, stops)
+        while True:
+            try:
+                return submit.under(run_id or prepared.base_id, tried)
+            except RunIdTakenError:
+                if run_id:
+                    raise
+
+
+def rendered(prepared: Prepared, backend: Backend, run_id: str) -> tuple[Plan, Artifact]:
+    """The plan and what would be sent under this run id."""
+    plan = prepared.plan(run_id)
+    return plan, backend.render(plan)
+
+
+class _Stops:
+    """Makes TERM and HUP a KeyboardInterrupt as well, and holds the first of them back while a run is sent."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.asked = False
+        self._held = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "_Stops":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._stop) for number in STOPS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The first stop is only noted in here; the second one stops."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def obey(self) -> None:
+        """Stop now when that was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        at_once = self.asked or not self._held
+        self.asked = True  # also when raised: Python drops what is raised inside a finalizer
+        if at_once:
+            raise KeyboardInterrupt
+        self.tell("stopping as soon as it is known what was sent; again to stop at once")
+
+
+@dataclass(frozen=True)
+class _Submit:
+    """What every attempt to send a job needs."""
+
+    prepared: Prepared
+    backend: Backend
+    store: RunStore
+    secrets: dict[str, str]
+    stops: _Stops
+
+    def under(self, wanted: str, tried: set[str]) -> Run:
+        """One attempt, under the first free id that was not tried before."""
+        run_id = None
+        sending = False
+        try:
+            with self.stops.held():
+                run_id = _claim(self.store, wanted, tried, self.prepared)
+            tried.add(run_id)
+            self.stops.obey()
+            plan, artifact = self._recorded(run_id)
+            with self.stops.held():
+                self.stops.obey()
+                sending = True
+                run = self._sent(plan, artifact)
+        except BaseException:
+            if run_id and not sending:
+                self.store.forget(run_id)
+            raise
+        if self.stops.asked:
+            self._take_back(run, "interrupted")
+            self.stops.obey()
+        return run
+
+    def _recorded(self, run_id: str) -> tuple[Plan, Artifact]:
+        """Render, ask the cluster, and write down what is about to be sent."""
+        plan, artifact = rendered(self.prepared, self.backend, run_id)
+        self.stops.tell(f"run {run_id}: checking")
+        self.backend.check(plan, artifact)
+        folder = self.store.folder(run_id)
+        write_whole(folder / f"render{artifact.suffix}", artifact.text)
+        if plan.train_yaml:
+            write_whole(folder / "train.yaml", plan.train_yaml)
+        self.store.save(_with_place(_foreseen(plan, self.prepared), plan, self.prepared))
+        return plan, artifact
+
+    def _sent(self, plan: Plan, artifact: Artifact) -> Run:
+        """Send it, and complete the record. A back end that fails leaves nothing; one that was interrupted may."""
+        folder = self.store.folder(plan.run_id)
+        submission = Submission(self.secrets, folder, self.prepared.job_dir, self.prepared.snapshot)
+        try:
+            run = _with_place(self.backend.submit(plan, artifact, submission), plan, self.prepared)
+        except KeyboardInterrupt:
+            self.stops.tell(f"interrupted; see what was sent: launch status {plan.run_id}; remove it: launch cancel "
+                            f"{plan.run_id}")
+            raise
+        except BaseException:
+            self.store.forget(plan.run_id)
+            raise
+        try:
+            self.store.save(run)
+        except LaunchError as error:
+            self._take_back(run, error.message)
+            raise
+        return run
+
+    def _take_back(self, run: Run, why: str) -> None:
+        """Cancel a run that has just been sent, and forget it."""
+        self.stops.tell(f"{run.run_id}: cancelling")
+        try:
+            self.backend.cancel(run)
+        except (LaunchError, OSError) as error:
+            raise BackendError(f"{why}, but {run.handle} was sent and could not be cancelled: {error}",
+                               f"when it can be: launch cancel {run.run_id}") from error
+        self.store.forget(run.run_id)
+
+
+def _foreseen(plan: Plan, prepared: Prepared) -> Run:
+    """The run as far as it is known before it is sent: enough to find it in a cluster."""
+    profile = plan.profile
+    is_kubernetes = profile.backend == "kubernetes"
+    return Run(run_id=plan.run_id, name=plan.name, backend=profile.backend, handle=f"unsent://{plan.run_id}",
+               cluster=None, nodes=plan.nodes, created=now(), job_dir=str(prepared.job_dir),
+               context=profile.context if is_kubernetes else None,
+               namespace=profile.namespace if is_kubernetes else None, processes_per_node=plan.processes_per_node,
+               kind=profile.kubernetes_kind if is_kubernetes else None, repair=profile.repair)
+
+
+def first_free(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
+    """The first run id that is not in use and that left no output folder: a record may be gone before what its run has
+    trained. Those that did are added to `tried`."""
+    while True:
+        run_id = store.first_free(wanted, tried)
+        if not _left_folder(prepared, run_id):
+            return run_id
+        tried.add(run_id)
+
+
+def _left_folder(prepared: Prepared, run_id: str) -> bool:
+    """Whether there is a folder that would be the run's own; on a cluster's volume nobody can look."""
+    train = prepared.job.train
+    if train is None or prepared.profile.backend == "kubernetes":
+        return False
+    if train.settings.output_dir is not None and not prepared.new_folder:
+        return False
+    return os.path.lexists(prepared.job_dir / str(prepared.plan(run_id).output_dir))
+
+
+def _claim(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
+    while True:
+        run_id = first_free(store, wanted, tried, prepared)
+        if store.claim(run_id):
+            return run_id
+
+
+def _with_place(run: Run, plan: Plan, prepared: Prepared) -> Run:
+    """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
+    run = dataclasses.replace(run, cluster=prepared.cluster)
+    if plan.output_dir is None or run.backend == "kubernetes":
+        return run
+    return dataclasses.replace(run, output_dir=str(prepared.job_dir / plan.output_dir))

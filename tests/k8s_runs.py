@@ -9,11 +9,11 @@ from typing import Any
 from launcher.backends.base import Submission
 from launcher.backends.kubernetes.backend import KubernetesBackend
 from launcher.backends.kubernetes.client import Kube
-from launcher.job.plan import Plan, plan_run
-from launcher.job.spec import ClusterProfile, JobSpec
+from launcher.job.plan import Plan
 from launcher.logs.line import LogLine, LogQuery
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import Run
+from tests import jobs
 from tests.fakes.kubernetes import FakeCluster
 
 PATIENCE_S = 60
@@ -26,15 +26,14 @@ KINDS = ("Job", "Pod", "Service", "ConfigMap", "Secret")
 def plan_of(script: str = "true", *, profile: dict[str, Any] | None = None, **fields: Any) -> Plan:
     """The plan of a two-node job that runs a script."""
     job = {"name": "demo", "run": ["bash", "-c", script], "resources": {"nodes": 2}, **fields}
-    place = ClusterProfile.model_validate({"backend": "kubernetes", "grace": "5s", **(profile or {})})
-    return plan_run(JobSpec.model_validate(job), place, run_id=RUN_ID)
+    return jobs.plan_of(job, {"backend": "kubernetes", "grace": "5s", **(profile or {})}, run_id=RUN_ID)
 
 
 def submit(backend: KubernetesBackend, plan: Plan, secrets: dict[str, str] | None = None) -> Run:
     """Send a plan, as `launch submit` does."""
     backend.store.claim(plan.run_id)
     folder = backend.store.folder(plan.run_id)
-    run = backend.submit(plan, backend.render(plan), Submission(secrets or {}, folder, folder))
+    run = backend.submit(jobs.rendered(plan), Submission(secrets or {}, folder, folder))
     backend.store.save(run)
     return run
 

@@ -28,15 +28,15 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from launcher import ui  # noqa: E402
-from launcher.backends.base import Backend  # noqa: E402
-from launcher.backends.faults import HARMS, Harm  # noqa: E402
+from launcher.backends.base import Backend, InjectsFaults  # noqa: E402
 from launcher.backends.registry import load_backend  # noqa: E402
 from launcher.errors import LaunchError  # noqa: E402
+from launcher.kinds.train.drill import Kind, drill_overrides, plan_drill  # noqa: E402
 from launcher.kinds.train.drill_check import check_record, steps_lost  # noqa: E402
 from launcher.kinds.train.drill_record import Record  # noqa: E402
 from launcher.logs.line import LogQuery  # noqa: E402
 from launcher.runs.store import Run, RunStore  # noqa: E402
-from launcher.services.drill import Course, Kind, conduct, drill_overrides, plan_drill  # noqa: E402
+from launcher.services.drill import Course, conduct  # noqa: E402
 from launcher.services.prepare import Request, prepare  # noqa: E402
 from launcher.services.submit import submit_run  # noqa: E402
 from tests import slurm_cluster  # noqa: E402
@@ -129,10 +129,10 @@ class Site:
     settings: tuple[str, ...] = ()
 
 
-class NodeLoss:
+class NodeLoss(InjectsFaults):
     """A harm that takes the whole machine of a rank."""
 
-    def __init__(self, site: Site, target: Backend, usual: Harm) -> None:
+    def __init__(self, site: Site, target: Backend, usual: InjectsFaults) -> None:
         self.site, self.target, self.usual = site, target, usual
 
     def preempt(self, run: Run, node: int) -> None:
@@ -143,10 +143,10 @@ class NodeLoss:
         """The machine of that rank is gone."""
         self.preempt(run, rank // run.processes_per_node)
 
-    def hasten(self, run: Run, ended: Callable[[], bool]) -> None:
+    def skip_wait(self, run: Run, ended: Callable[[], bool]) -> None:
         """Somebody sees to the machine, and then as after any other harm."""
         self.site.replace(run, self.target)
-        self.usual.hasten(run, ended)
+        self.usual.skip_wait(run, ended)
 
 
 def drill(case: Case, site: Site, folder: Path) -> Result:
@@ -155,24 +155,24 @@ def drill(case: Case, site: Site, folder: Path) -> Result:
     work = folder / f"work-{case.number}"
     shutil.copytree(folder / "base", work)
     (work / "clusters.yaml").write_text(yaml.safe_dump({"place": {
-        "backend": case.backend, "grace": "20s", "container_runtime": "none", "python": sys.executable,
+        "backend": case.backend, "grace": "20s", "python": sys.executable,
         "mounts": [{"path": str(folder), "host_path": str(folder)}]}}))
     kind: Kind = "preempt" if case.harm == "preempt" else "kill-rank"
     request = Request(work / "job.yaml", (*JOB, *site.settings, "cluster=place", f"name=drill-{case.number}",
                                           f"train.model.path={work}/outputs/base/model",
                                           f"train.settings.output_dir={work}/outputs/drill",
                                           f"train.data.sources.0.path={work}/facts.jsonl"), work / "clusters.yaml")
-    own = drill_overrides(kind, prepare(request, site.environ).job, request.overrides)
+    given = prepare(request, site.environ)
+    own = drill_overrides(kind, given.job, given.profile.mounts, request.overrides)
     prepared = prepare(Request(request.path, own, request.clusters), site.environ)
     plan = plan_drill(kind, prepared.job, prepared.plan(), seed=case.seed)
     store = RunStore(folder / "home")
     target = load_backend(prepared.profile.backend, store, dict(site.environ))
     run = submit_run(prepared, target, store, site.environ)
-    harm = HARMS[case.backend](target, site.environ)
-    if case.harm == NODE_LOSS:
-        harm = NodeLoss(site, target, harm)
+    assert isinstance(target, InjectsFaults)
+    faults: InjectsFaults = NodeLoss(site, target, target) if case.harm == NODE_LOSS else target
     try:
-        course = conduct(plan, target, run, harm)
+        course = conduct(plan, target, run, faults)
         checks = check_record(course.record, plan.expected, state=target.status(run).state)
         wrong = "; ".join(f"{check.name}: {check.seen}" for check in checks if not check.ok)
     except LaunchError as error:

@@ -1,13 +1,13 @@
 """What every back end does."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from launcher.job.code.snapshot import Snapshot
 from launcher.job.plan import Plan
-from launcher.job.spec import ClusterProfile
+from launcher.job.profile import Profile
 from launcher.logs.line import Batch, LogQuery
 from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
 from launcher.runs.status import JobStatus
@@ -15,13 +15,12 @@ from launcher.runs.store import Run
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """What `launch render` prints and what `submit` sends: the same text, and nothing else."""
+class Rendered:
+    """What `launch render` prints and what `submit` sends: this text, and nothing else."""
 
-    backend: str
-    run_id: str
+    plan: Plan
     text: str
-    suffix: str = field(default=".sh")
+    suffix: str = ".sh"
 
 
 @dataclass(frozen=True)
@@ -54,41 +53,70 @@ class Stray:
     key: tuple[str, ...] = field(default=(), repr=False)
 
 
-class Backend(Protocol):
-    """A place that runs jobs. Every method may raise BackendError; `cancel` may be called twice."""
+class Backend(ABC):
+    """A place that runs jobs. Every method may raise BackendError; `cancel` may be called twice. What only some back
+    ends can do besides is in the classes below, which they inherit, too."""
 
-    def render(self, plan: Plan) -> Artifact:
-        """What would be sent. Pure, and the same bytes for the same plan."""
-
-    def check(self, plan: Plan, artifact: Artifact) -> None:
+    @abstractmethod
+    def check(self, rendered: Rendered) -> None:
         """Ask the cluster whether it would take this, sending nothing that stays."""
 
-    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
-        """Send the artifact. On failure nothing stays behind."""
+    @abstractmethod
+    def submit(self, rendered: Rendered, submission: Submission) -> Run:
+        """Send what was rendered. On failure nothing stays behind."""
 
+    @abstractmethod
     def status(self, run: Run) -> JobStatus:
         """How the run is."""
 
+    @abstractmethod
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """The lines that are asked for, some at a time: in order for each node, each line once.
 
         With `query.follow` it ends when the run has ended and every line was given; without, at once.
         """
 
+    @abstractmethod
     def cancel(self, run: Run) -> None:
         """End the run and remove what was made for it. Calling it again, or after the end, changes nothing."""
 
-    def lost(self, run: Run) -> list[LostNode]:
-        """Nodes on lost machines that nobody replaces by itself; none where the scheduler does (Slurm requeues)."""
-        return []
 
+class RepairsNodes(ABC):
+    """Nodes on lost machines are not replaced until somebody says that they are lost (Slurm requeues by itself)."""
+
+    @abstractmethod
+    def lost(self, run: Run) -> list[LostNode]:
+        """Nodes on lost machines that nobody replaces by itself."""
+
+    @abstractmethod
     def repair(self, run: Run, lost: list[LostNode]) -> None:
         """Give up what ran on these machines, so that it is started again elsewhere. They must really be gone."""
 
-    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+
+class LeavesStrays(ABC):
+    """Runs may leave something behind."""
+
+    @abstractmethod
+    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
         """What runs that have ended have left where this machine's runs were, and where `profile` points to. A place
         that cannot be looked at is only warned about."""
-        return []
 
+    @abstractmethod
     def remove(self, stray: Stray) -> None:
         """Remove one. It may be gone already."""
+
+
+class InjectsFaults(ABC):
+    """Faults can be injected into a run, for drills."""
+
+    @abstractmethod
+    def preempt(self, run: Run, node: int) -> None:
+        """Take a node away as a scheduler does, with time for a checkpoint."""
+
+    @abstractmethod
+    def kill_rank(self, run: Run, rank: int) -> None:
+        """End one of the job's processes at once."""
+
+    @abstractmethod
+    def skip_wait(self, run: Run, ended: Callable[[], bool]) -> None:
+        """Skip what the back end waits before it starts the job again; returns when it has, or when `ended()`."""

@@ -1,16 +1,15 @@
 """The environment that every back end gives to a job. Pure."""
 
-from launcher.job.plan import CONTAINER_CODE, Plan
+from launcher.job.plan import Plan
+from launcher.job.profile import CONTAINER_CODE
 
 DEFAULT_PORT = 29500
 
 
 def job_env(plan: Plan) -> dict[str, str]:
     """What is the same on every node. The user's own `env` comes last, so it wins."""
-    # a training job's own Python never takes a module from the working directory, which other runs may write to
-    safe = {"PYTHONSAFEPATH": "1"} if plan.train_yaml is not None else {}
     return {
-        **safe,
+        **plan.payload.env,
         "LAUNCH_RUN_ID": plan.run_id,
         "LAUNCH_JOB_NAME": plan.name,
         "LAUNCH_NODES": str(plan.nodes),

@@ -1,36 +1,56 @@
-"""Back ends by name, imported when used: a Slurm user never loads the Kubernetes client, and a render loads none."""
+"""Back ends by name. Another package adds one through the entry-point group `launch.backends`:
+`name = "module:BACKEND"`, where BACKEND is a BackendType."""
 
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from launcher.job.plan import Plan
-from launcher.job.spec import BackendName
+from launcher.plugins import Plugins
 
 if TYPE_CHECKING:
-    from launcher.backends.base import Backend
+    from launcher.backends.base import Backend, Rendered
+    from launcher.job.plan import Plan
+    from launcher.job.profile import Profile
     from launcher.runs.store import RunStore
 
-BACKEND_CLASSES: dict[BackendName, str] = {
-    "kubernetes": "launcher.backends.kubernetes.backend:KubernetesBackend",
-    "slurm": "launcher.backends.slurm.backend:SlurmBackend",
-    "local": "launcher.backends.local.backend:LocalBackend",
-}
-RENDERERS: dict[BackendName, str] = {
-    "kubernetes": "launcher.backends.kubernetes.objects:render_k8s",
-    "slurm": "launcher.backends.slurm.script:render_slurm",
-    "local": "launcher.backends.local.script:render_local",
-}
+
+@dataclass(frozen=True)
+class BackendType:
+    """Where a back end's parts are, each as `module:name` and imported when it is used: a render loads no client.
+
+    `profile`: its model of a cluster; `render`: a Plan to a Rendered; `adapter`: the Backend, made of a RunStore and
+    the environment; `options`: the model of the section of a job file that is for this back end alone.
+    """
+
+    profile: str
+    render: str
+    adapter: str
+    options: str | None = None
+
+    def profile_model(self) -> "type[Profile]":
+        """The pydantic model of its profiles."""
+        return _load(self.profile)  # type: ignore[no-any-return]
+
+    def options_model(self) -> Any:
+        """The pydantic model of its section of a job file; None when it has none."""
+        return _load(self.options) if self.options else None
+
+    def rendered(self, plan: "Plan") -> "Rendered":
+        """What `launch render` prints and what is sent. Raises SpecError for what cannot be rendered."""
+        return _load(self.render)(plan)  # type: ignore[no-any-return]
+
+    def backend(self, store: "RunStore", environ: dict[str, str]) -> "Backend":
+        """What sends and follows runs."""
+        return _load(self.adapter)(store, environ)  # type: ignore[no-any-return]
 
 
-def load_backend(name: BackendName, store: "RunStore", environ: dict[str, str]) -> "Backend":
-    """The back end called `name`."""
-    return cast("Backend", _load(BACKEND_CLASSES[name])(store, environ))
+BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
+    name: f"launcher.backends.{name}:BACKEND" for name in ("kubernetes", "slurm", "local")})
 
 
-def load_renderer(name: BackendName) -> Callable[[Plan], str]:
-    """What the back end called `name` renders with."""
-    return cast(Callable[[Plan], str], _load(RENDERERS[name]))
+def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Backend":
+    """What sends and follows runs there. Raises KeyError for a name that no installed back end has."""
+    return BACKENDS.load(name).backend(store, environ)
 
 
 def _load(place: str) -> Any:

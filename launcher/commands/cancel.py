@@ -29,7 +29,7 @@ def command(run: str | None, yes: bool) -> None:
     must_ask = run is None and not yes
     if must_ask and not ui.is_terminal(sys.stdin):
         raise _unnamed(store)
-    backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
+    backend = load_backend(found.backend, store, dict(os.environ))
     before = backend.status(found).state
     if before.ended:
         store.drop_secrets(found.run_id)

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from launcher.errors import SpecError
+from launcher.job.kind import ShowsData
 from launcher.job.prepared import Prepared
+from launcher.kinds.registry import able_to
 from launcher.services.options import job_options
 from launcher.services.prepare import Request, on_this_machine, prepare
 from launcher.services.trainer_process import option_words, run_trainer
@@ -41,11 +43,13 @@ def command(request: Request, rows: int, json_output: bool, dump: int | None, ht
 
 
 def _show(request: Request, prepared: Prepared, options: Sequence[str]) -> None:
-    plan = prepared.plan()
-    if plan.train_yaml is None:
-        raise SpecError(f"{request.path}: got no train section, allowed: a job with train (its data is what is shown)")
+    if not isinstance(prepared.kind, ShowsData):
+        able = " or ".join(able_to(ShowsData))
+        raise SpecError(f"{request.path}: got no {able} section, allowed: a job with {able} (its data is what is "
+                        "shown)")
+    text = prepared.payload(prepared.base_id).files[prepared.kind.data_file]
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "train.yaml"
-        config.write_text(plan.train_yaml, encoding="utf-8")
+        config = Path(folder) / prepared.kind.data_file
+        config.write_text(text, encoding="utf-8")
         run_trainer("data", ["--config", str(config), *options], cwd=prepared.job_dir,
                     mistake=f"{request.path}: the data cannot be used (see above)")

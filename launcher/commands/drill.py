@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from launcher.backends.base import Backend
-from launcher.backends.faults import HARMS
+from launcher.backends.base import Backend, InjectsFaults
 from launcher.backends.registry import load_backend
-from launcher.errors import JobFailedError
+from launcher.errors import BackendError, JobFailedError, SpecError
 from launcher.job.prepared import Prepared
-from launcher.job.spec import BackendName
+from launcher.kinds.train.drill import KINDS, Drill, Kind, drill_overrides, plan_drill
 from launcher.kinds.train.drill_check import Check, check_record, steps_lost
+from launcher.kinds.train.kind import Train
 from launcher.runs.store import Run
-from launcher.services.drill import KINDS, Course, Drill, Kind, conduct, drill_overrides, plan_drill
+from launcher.services.drill import Course, conduct
 from launcher.services.options import backend_option, job_options, json_option, run_store
 from launcher.services.prepare import Request, checked_run_id, prepare
 from launcher.services.submit import submit_run
@@ -31,7 +31,7 @@ from launcher.terminal import ui
 @click.option("--seed", type=click.IntRange(min=0), help="The moment of the harm is drawn from it. Default: a new one.")
 @click.option("--rank", type=click.IntRange(min=0), help="The rank that is harmed. Default: drawn from the seed.")
 @json_option
-def command(request: Request, backend: BackendName | None, run_id: str | None, **more: Any) -> None:
+def command(request: Request, backend: str | None, run_id: str | None, **more: Any) -> None:
     """Runs the job short (20 steps, a save every 5, unless --set says otherwise) in an output folder of its own,
     pre-empts a node or kills a rank after a save, waits for the end, and checks in the log that training went on where
     it stopped. Exit code 0 when every check is met, else 5. The job gets no restart for a pre-emption and one for a
@@ -42,6 +42,8 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, *
         prepared = _prepared(dataclasses.replace(request, backend=backend), kind)
         drill = plan_drill(kind, prepared.job, prepared.plan(), seed=more["seed"], rank=more["rank"])
         target = load_backend(prepared.profile.backend, store, dict(os.environ))
+        if not isinstance(target, InjectsFaults):
+            raise BackendError(f"back end {prepared.profile.backend} cannot inject faults")
         run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
     course, state = _carried_out(drill, target, run)
     checks = check_record(course.record, drill.expected, state=state)
@@ -51,17 +53,21 @@ def command(request: Request, backend: BackendName | None, run_id: str | None, *
 def _prepared(request: Request, kind: Kind) -> Prepared:
     """The user's own file is checked first, so that its mistakes are told as it stands."""
     given = prepare(request, os.environ)
+    if not isinstance(given.kind, Train):
+        raise SpecError(f"got a job with `{given.kind.key}`, allowed: a job with `{Train.key}` (a drill checks steps "
+                        "and rows)")
     own = drill_overrides(kind, given.job, (*given.job.mounts, *given.profile.mounts), request.overrides)
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 
 
 def _carried_out(drill: Drill, target: Backend, run: Run) -> tuple[Course, str]:
     """What happened, and the state the run ended in. Whatever goes wrong on the way, the job is ended."""
+    assert isinstance(target, InjectsFaults)  # noqa: S101
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ui.note(f"run {run.run_id}: {drill.kind} of {drill.where} after step {drill.moment.step} of "
             f"{drill.expected.max_steps} (--seed {drill.seed})")
     try:
-        course = conduct(drill, target, run, HARMS[run.backend](target, dict(os.environ)), tell=ui.note)
+        course = conduct(drill, target, run, target, tell=ui.note)
     except BaseException:
         target.cancel(run)
         raise

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from launcher.errors import SpecError
-from launcher.kinds.train.assess import NO_CHANGE, Assessment, assess
+from launcher.job.kind import Estimable
+from launcher.kinds.registry import able_to
+from launcher.kinds.train.assess import NO_CHANGE, Assessment
 from launcher.kinds.train.limits import Limit, gigabytes
 from launcher.kinds.train.remedy import Setup
 from launcher.services.options import job_options, json_option
@@ -42,9 +44,10 @@ def command(request: Request, gpu_memory: str | None, json_output: bool) -> None
     sent. The model's shape comes from the config.json in its folder, or from a table of known names. Exit code 0 when
     the job fits or nobody can tell, 2 when it does not. GB are 10^9 bytes."""
     prepared = prepare(request, os.environ)
-    if prepared.job.train is None:
-        raise SpecError(f"{request.path}: got no train section, allowed: a job with train (it is what is estimated)")
-    found = assess(prepared, prepared.job.train, gpu_memory)
+    if not isinstance(prepared.kind, Estimable):
+        able = " or ".join(able_to(Estimable))
+        raise SpecError(f"{request.path}: got no {able} section, allowed: a job with {able} (it is what is estimated)")
+    found: Assessment = prepared.kind.assess(prepared.job.section, prepared, gpu_memory)
     if json_output:
         ui.as_json(_as_json(found))
     else:

@@ -32,7 +32,7 @@ def command(json_output: bool) -> None:
 def state_of(store: RunStore, run: Run) -> State:
     """Unknown, with a warning, when its back end cannot be asked."""
     try:
-        return load_backend(run.backend, store, dict(os.environ)).status(run).state  # type: ignore[arg-type]
+        return load_backend(run.backend, store, dict(os.environ)).status(run).state
     except LaunchError as error:
         ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
         return State.UNKNOWN

@@ -7,6 +7,7 @@ import signal
 import click
 
 from launcher.backends.registry import load_backend
+from launcher.job.kind import Resumable
 from launcher.services.follow import watch
 from launcher.services.options import folder_options, job_options, prepared_run, run_store
 from launcher.services.prepare import Request, on_this_machine
@@ -28,7 +29,7 @@ def command(request: Request, resume: str | None, new_folder: bool, container: b
         typed = command_of("local", dataclasses.replace(request, container=container))
         backend = load_backend("local", store, {**os.environ, COMMAND: typed})
         run = submit_run(prepared, backend, store, os.environ)
-    again = f"{typed} --resume {run.run_id}" if prepared.job.train else None
+    again = f"{typed} --resume {run.run_id}" if isinstance(prepared.kind, Resumable) else None
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)

@@ -58,7 +58,7 @@ def command(run: str | None, json_output: bool, **picks: Any) -> None:
     `launch: lines may be missing` is not the job's: it stands where the cluster threw lines away unread."""
     store = run_store()
     found = store.find(run)
-    backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
+    backend = load_backend(found.backend, store, dict(os.environ))
     query = LogQuery(**picks, live=picks["follow"] and not json_output and ui.is_terminal(sys.stdout))
     with waiting_told(backend, found) if query.follow else nullcontext():
         ui.print_logs(backend.logs(found, query), nodes=found.nodes, json_lines=json_output)

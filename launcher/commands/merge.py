@@ -40,7 +40,7 @@ def command(run: str | None, target: Path, layout: str, gguf: str | None, no_che
 def _require_end(run: Run) -> None:
     from launcher.backends.registry import load_backend
 
-    state = load_backend(run.backend, run_store(), dict(os.environ)).status(run).state  # type: ignore[arg-type]
+    state = load_backend(run.backend, run_store(), dict(os.environ)).status(run).state
     if not state.ended and state.value != "unknown":
         raise SpecError(f"{run.run_id}: got a run that is {state}, allowed: one that has ended",
                         f"wait for it: launch logs -f {run.run_id}; or name a checkpoint-N folder of its output")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from launcher.backends.base import Backend, Stray
-from launcher.backends.registry import BACKEND_CLASSES, load_backend
+from launcher.backends.base import LeavesStrays, Stray
+from launcher.backends.registry import BACKENDS, load_backend
 from launcher.runs.store import RunStore
 from launcher.services.options import agreed, json_option, run_store, yes_option
 from launcher.services.prepare import named_profile
@@ -31,10 +31,10 @@ def command(cluster: str | None, clusters: Path | None, yes: bool, json_output: 
     than an hour ago. With --json it only lists, unless --yes is given too."""
     store = run_store()
     profile = named_profile(cluster, clusters, os.environ) if cluster else None
-    backends = {name: load_backend(name, store, dict(os.environ)) for name in BACKEND_CLASSES}
-    wanted = {run.backend for run in store.all()} | ({profile.backend} if profile else set())
-    found: list[tuple[Backend | None, Stray]] = [
-        (backend, stray) for name, backend in backends.items() if name in wanted
+    wanted = {run.backend for run in store.all() if run.backend in BACKENDS} | ({profile.backend} if profile else set())
+    backends = [load_backend(name, store, dict(os.environ)) for name in sorted(wanted)]
+    found: list[tuple[LeavesStrays | None, Stray]] = [
+        (backend, stray) for backend in backends if isinstance(backend, LeavesStrays)
         for stray in backend.strays(profile, ui.warn)]
     found += [(None, stray) for stray in half_sent(store, time.time())]
     _show([stray for _, stray in found], json_output=json_output)

@@ -5,10 +5,9 @@ import os
 
 import click
 
-from launcher.backends.registry import load_renderer
-from launcher.job.spec import BackendName
 from launcher.services.options import backend_option, job_options
 from launcher.services.prepare import Request, checked_run_id, prepare
+from launcher.services.submit import rendered
 from launcher.terminal import ui
 
 
@@ -16,11 +15,10 @@ from launcher.terminal import ui
 @job_options
 @backend_option("Render for this back end. Default: the job's cluster.")
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash of all that the render depends on.")
-def command(request: Request, backend: BackendName | None, run_id: str | None) -> None:
+def command(request: Request, backend: str | None, run_id: str | None) -> None:
     """Sends nothing and asks no cluster. Two things are placeholders because only a submit can know them: values
     of secrets, and the uid that Kubernetes gives to the job."""
     prepared = prepare(dataclasses.replace(request, backend=backend), os.environ)
-    plan = prepared.plan(checked_run_id(run_id))
     for note in prepared.notes:
         ui.note(note)
-    ui.raw(load_renderer(prepared.profile.backend)(plan))
+    ui.raw(rendered(prepared, checked_run_id(run_id) or prepared.base_id).text)

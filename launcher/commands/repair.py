@@ -4,6 +4,7 @@ import os
 
 import click
 
+from launcher.backends.base import RepairsNodes
 from launcher.backends.registry import load_backend
 from launcher.services.lost_nodes import lost_words, node_words, repair_nodes
 from launcher.services.options import agreed, run_argument, run_store, yes_option
@@ -19,9 +20,9 @@ def command(run: str | None, yes: bool) -> None:
     on writing. Slurm starts such a job again by itself."""
     store = run_store()
     found = store.find(run)
-    backend = load_backend(found.backend, store, dict(os.environ))  # type: ignore[arg-type]
-    lost = backend.lost(found)
-    if not lost:
+    backend = load_backend(found.backend, store, dict(os.environ))
+    lost = backend.lost(found) if isinstance(backend, RepairsNodes) else []
+    if not lost or not isinstance(backend, RepairsNodes):
         ui.note(f"{found.run_id}: no node of it is on a lost machine")
         return
     for node in lost:

@@ -17,7 +17,7 @@ def command(run: str | None, json_output: bool) -> None:
     """States: pending, running, succeeded, failed, cancelled, unknown; the same words on every back end."""
     store = run_store()
     found = store.find(run)
-    status = load_backend(found.backend, store, dict(os.environ)).status(found)  # type: ignore[arg-type]
+    status = load_backend(found.backend, store, dict(os.environ)).status(found)
     if status.state.ended:
         store.drop_secrets(found.run_id)
     if json_output:

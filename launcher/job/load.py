@@ -9,7 +9,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,6 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from launcher.errors import SpecError
 from launcher.job.secrets import redact
-from launcher.job.spec import ClusterProfile, JobSpec
 
 Loc = tuple[str | int, ...]
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -43,11 +42,6 @@ class Document:
         return self.places.get(loc, f"{self.source}:1")
 
 
-def validate_job(document: Document, more_problems: Sequence[str] = ()) -> JobSpec:
-    """Check a job document. Raises SpecError listing every mistake, `more_problems` among them."""
-    return _validated(JobSpec, document, more_problems)
-
-
 def load_profiles(path: Path) -> dict[str, Document]:
     """Read a clusters file: one unchecked Document per profile, so that a mistake in one cluster spares the others."""
     document = read_document(path)
@@ -59,13 +53,6 @@ def load_profiles(path: Path) -> dict[str, Document]:
             problems.append(f"{places[()]}: {name}: got {shown(values)}, allowed: keys with values")
         found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems))
     return found
-
-
-def profile_of(document: Document) -> ClusterProfile:
-    """Check one profile. Raises SpecError listing every mistake."""
-    if not document.values and document.problems:
-        raise SpecError("\n".join(document.problems))
-    return _validated(ClusterProfile, document)
 
 
 def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -204,8 +191,13 @@ def _item(values: list[Any], key: str) -> int:
     return int(key)
 
 
-def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[str] = ()) -> SpecT:
-    """Validate twice when keys are unknown: pydantic checks combinations only in sections without other errors."""
+def validate(spec: type[SpecT], document: Document, more_problems: Sequence[str] = (),
+             owner_of: Callable[[str], str | None] = lambda key: None) -> SpecT:
+    """Check a document. `owner_of`: which other model has a key that `spec` has not. Raises SpecError listing every
+    mistake, `more_problems` among them.
+
+    Validates twice when keys are unknown: pydantic checks combinations only in sections without other errors.
+    """
     problems = [*document.problems, *more_problems]
     values = document.values
     for _ in range(2):
@@ -214,7 +206,7 @@ def _validated(spec: type[SpecT], document: Document, more_problems: Sequence[st
             break
         except ValidationError as error:
             details = error.errors(include_url=False)
-            problems += [line for detail in details for line in _explain(spec, document, detail)]
+            problems += [line for detail in details for line in _explain(spec, document, detail, owner_of)]
             unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
             values = _without(values, [_real_loc(loc, values) for loc in unknown])
     if problems:
@@ -241,11 +233,14 @@ def _without(values: Any, locs: list[Loc]) -> Any:
     return values
 
 
-def _explain(spec: type[BaseModel], document: Document, detail: Any) -> list[str]:
+def _explain(spec: type[BaseModel], document: Document, detail: Any,
+             owner_of: Callable[[str], str | None]) -> list[str]:
     """The lines for one pydantic error: `place: path: got X, allowed Y`."""
     loc = _real_loc(tuple(detail["loc"]), document.values)
     where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
     kind, context, got = detail["type"], detail.get("ctx", {}), shown(detail["input"])
+    if kind == "extra_forbidden" and (owner := owner_of(str(loc[0]))):
+        return [f"{where}this is a setting of {owner} profiles, and this one is for {document.values['backend']}"]
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), known, 1)

@@ -4,17 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.job.code.snapshot import Snapshot, archive
-from launcher.job.plan import CONTAINER_CODE, WORKSPACE, Plan, all_mounts, mount_at, plan_run
-from launcher.job.spec import ClusterProfile, JobSpec
+from launcher.job.kind import Context, Kind
+from launcher.job.payload import Payload
+from launcher.job.plan import Plan, all_mounts, plan_run
+from launcher.job.profile import Profile
+from launcher.job.spec import JobSpec
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked job and everything its render depends on."""
+    """A job, its kind, and the place that it goes to. `new_folder`: it writes to a folder of its own, whatever the job
+    names."""
 
     job: JobSpec
+    kind: Kind
     job_dir: Path
-    profile: ClusterProfile
+    profile: Profile
     snapshot: Snapshot | None
     base_id: str
     cluster: str | None
@@ -22,19 +27,26 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """What whoever sends it should know of its code."""
+        """What whoever sends it should know."""
         if self.snapshot is None:
             return []
-        large = [self.snapshot.described()] if self.snapshot.is_large else []
-        mount = mount_at(all_mounts(self.job, self.profile), WORKSPACE)
-        if mount is None or self.profile.backend != "kubernetes":
-            return large
-        where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
-        return [*large, f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start "
-                        f"at {WORKSPACE}, which is {where}: launch writes nothing there"]
+        large = self.snapshot.described() if self.snapshot.is_large else None
+        return [note for note in (large, self.profile.code_note(all_mounts(self.job, self.profile))) if note]
+
+    @property
+    def owns_folder(self) -> bool:
+        """Whether the run writes to a folder that is named after it."""
+        return self.new_folder or self.kind.owns_folder(self.job.section)
+
+    def payload(self, run_id: str) -> Payload:
+        """What is run under this id."""
+        context = Context(run_id, self.profile.python, self.job.resources, all_mounts(self.job, self.profile),
+                          self.new_folder)
+        return self.kind.payload(self.job.section, context)
 
     def plan(self, run_id: str | None = None) -> Plan:
         """The plan under a run id; by default the hash of all that the render depends on."""
-        packed = archive(self.snapshot) if self.snapshot and self.profile.backend == "kubernetes" else None
-        return plan_run(self.job, self.profile, run_id=run_id or self.base_id, code_archive=packed,
-                        code_digest=self.snapshot.digest if self.snapshot else None, new_folder=self.new_folder)
+        packed = archive(self.snapshot) if self.snapshot and self.profile.sends_code else None
+        run_id = run_id or self.base_id
+        return plan_run(self.job, self.profile, self.payload(run_id), run_id=run_id, code_archive=packed,
+                        code_digest=self.snapshot.digest if self.snapshot else None)

@@ -23,7 +23,6 @@ from secrets import token_hex
 from typing import cast
 
 from launcher.errors import LaunchError, NotFoundError
-from launcher.job.spec import BACKENDS
 from trainer.config import MARKER
 
 SMALL_FILE = 4 * 2**20
@@ -249,6 +248,6 @@ def _read(path: Path) -> Run | str | None:
     fields = dataclasses.fields(Run)
     wrong = [field.name for field in fields
              if not isinstance(known.get(field.name, field.default), cast(type, field.type))]
-    if wrong or known["run_id"] != path.parent.name or known["backend"] not in BACKENDS:
-        return f"is not of this run, or of another version of launch ({', '.join(wrong) or 'run_id, backend'})"
+    if wrong or known["run_id"] != path.parent.name:
+        return f"is not of this run, or of another version of launch ({', '.join(wrong) or 'run_id'})"
     return Run(**known)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launcher.backends.base import Backend, LostNode
+from launcher.backends.base import Backend, LostNode, RepairsNodes
 from launcher.errors import BackendError
 from launcher.runs.store import Run
 from launcher.terminal import ui
@@ -19,14 +19,15 @@ def minding_lost_nodes(backend: Backend, run: Run, every_s: float = LOOK_EVERY_S
     In a thread, since a lost machine is silent and its peers wait for it: no line ever comes to look in between.
     """
     stop = threading.Event()
-    threading.Thread(target=_mind, args=(backend, run, every_s, stop), name="lost-nodes", daemon=True).start()
+    if isinstance(backend, RepairsNodes):
+        threading.Thread(target=_mind, args=(backend, run, every_s, stop), name="lost-nodes", daemon=True).start()
     try:
         yield
     finally:
         stop.set()
 
 
-def _mind(backend: Backend, run: Run, every_s: float, stop: threading.Event) -> None:
+def _mind(backend: RepairsNodes, run: Run, every_s: float, stop: threading.Event) -> None:
     told: set[LostNode] = set()
     while not stop.wait(every_s):
         try:
@@ -41,7 +42,7 @@ def _mind(backend: Backend, run: Run, every_s: float, stop: threading.Event) -> 
             ui.warn(f"{run.run_id}: lost machines were not looked after: {error.message}")
 
 
-def repair_nodes(backend: Backend, run: Run, lost: list[LostNode]) -> None:
+def repair_nodes(backend: RepairsNodes, run: Run, lost: list[LostNode]) -> None:
     """Give up what ran there, and tell of it."""
     backend.repair(run, lost)
     ui.note(f"{run.run_id}: {node_words(lost)} given up, to be started elsewhere")

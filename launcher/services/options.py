@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.backends.registry import BACKENDS
 from launcher.errors import SpecError
-from launcher.job.spec import BACKENDS
 from launcher.services.prepare import Request
 from launcher.terminal import ui
 
@@ -65,9 +65,25 @@ def prepared_run(request: Request, store: "RunStore", resume: str | None, *, new
     return prepared
 
 
+class BackendName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a back end; those of other packages are looked for when ours do not have it."""
+
+    name = "backend"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Our own."""
+        return f"[{'|'.join(BACKENDS.own)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Checked."""
+        if value not in BACKENDS:
+            self.fail(f"{value!r} is not one of {', '.join(BACKENDS.names())}", param, ctx)
+        return value
+
+
 def backend_option(help_text: str) -> Callable[[Command], Command]:
     """--backend."""
-    return click.option("--backend", type=click.Choice(BACKENDS), help=help_text)
+    return click.option("--backend", type=BackendName(), help=help_text)
 
 
 def run_argument(command: Command) -> Command:

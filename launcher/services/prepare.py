@@ -7,14 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.backends.hosts.profile import HostProfile
+from launcher.backends.processes import has_command
 from launcher.errors import SpecError
 from launcher.job.code.snapshot import take_snapshot
-from launcher.job.load import Document, dotted, load_profiles, profile_of, read_document, shown, validate_job
+from launcher.job.kind import Kind, Resumable
+from launcher.job.load import Document, dotted, load_profiles, read_document, shown
 from launcher.job.names import default_run_id, is_run_id
-from launcher.job.plan import default_profile, misfits
+from launcher.job.plan import misfits
 from launcher.job.prepared import Prepared
+from launcher.job.profile import Profile
 from launcher.job.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
-from launcher.job.spec import BackendName, ClusterProfile, JobSpec
+from launcher.job.spec import JobSpec
+from launcher.kinds.registry import able_to
+from launcher.services.job_model import check_job, check_profile, default_profile, kind_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Request:
     path: Path
     overrides: tuple[str, ...] = ()
     clusters: Path | None = None
-    backend: BackendName | None = None
+    backend: str | None = None
     container: bool = False
     output_dir: str | None = None
     new_folder: bool = False
@@ -44,22 +50,24 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     _refuse_secrets(document, request.overrides)
     cluster, profile, problems = _profile(document, request, environ)
     if profile and request.container:
-        profile = profile.model_copy(update={"container_runtime": _runtime(profile)})
+        profile = _with_container(profile)
     if profile:
         problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
                      for loc, text in misfits(document.values, profile, cluster or "")]
     job_dir = request.path.absolute().parent
-    job = validate_job(document, [*problems, *_code_problems(document, job_dir)])
+    job = check_job(document, [*problems, *_code_problems(document, job_dir)])
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
-    job = _in_folder(job, request)
+    kind = kind_of(job)
+    job = _in_folder(job, kind, request)
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
-    return Prepared(job, job_dir, profile, snapshot, default_run_id(job.name, content), cluster, request.new_folder)
+    run_id = default_run_id(job.name, content)
+    return Prepared(job, kind, job_dir, profile, snapshot, run_id, cluster, request.new_folder)
 
 
-def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str]) -> ClusterProfile:
+def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str]) -> Profile:
     """A profile by its name. Raises SpecError."""
     try:
         return _find_profile(cluster, _clusters_files(Request(Path(), clusters=clusters), environ))
@@ -74,26 +82,27 @@ def checked_run_id(text: str | None) -> str | None:
     return text
 
 
-def _in_folder(job: JobSpec, request: Request) -> JobSpec:
-    """The job with the output folder that the command line asks for; what was trained there is gone on with. Raises
+def _in_folder(job: JobSpec, kind: Kind, request: Request) -> JobSpec:
+    """The job with the output folder that the command line asks for; what was left there is gone on with. Raises
     SpecError for a job that has none."""
     if request.output_dir is None and not request.new_folder:
         return job
-    if job.train is None:
-        raise SpecError("--resume, --new: got a job with `run`, allowed: a job with `train` (it has an output folder)")
+    if not isinstance(kind, Resumable):
+        able = " or ".join(able_to(Resumable))
+        raise SpecError(f"--resume, --new: got a job with `{kind.key}`, allowed: a job with `{able}` (it has an output "
+                        "folder)")
     if request.output_dir is None:
         return job
-    settings = job.train.settings.model_copy(update={"output_dir": request.output_dir})
-    runtime = job.train.runtime.model_copy(update={"resume": "auto"})
-    return job.model_copy(update={"train": job.train.model_copy(update={"settings": settings, "runtime": runtime})})
+    return job.model_copy(update={kind.key: kind.going_on(job.section, request.output_dir)})
 
 
-def _runtime(profile: ClusterProfile) -> str:
-    from launcher.backends.processes import has_command
-
-    if profile.container_runtime != "none":
-        return profile.container_runtime
-    return "podman" if has_command("podman") or not has_command("docker") else "docker"
+def _with_container(profile: Profile) -> Profile:
+    """This machine's profile, with a runtime that is here."""
+    assert isinstance(profile, HostProfile)  # noqa: S101
+    if profile.uses_image:
+        return profile
+    runtime = "podman" if has_command("podman") or not has_command("docker") else "docker"
+    return profile.model_copy(update={"container_runtime": runtime})
 
 
 def _code_problems(document: Document, job_dir: Path) -> list[str]:
@@ -134,7 +143,7 @@ def _is_folder(path: Path) -> bool:
 
 def _profile(
     document: Document, request: Request, environ: Mapping[str, str]
-) -> tuple[str | None, ClusterProfile | None, list[str]]:
+) -> tuple[str | None, Profile | None, list[str]]:
     """The cluster's name and profile, or why there is none."""
     cluster = document.values.get("cluster")
     if not isinstance(cluster, str) or not cluster:
@@ -152,7 +161,7 @@ def _profile(
     return cluster, profile, []
 
 
-def _find_profile(cluster: str, files: Sequence[Path]) -> ClusterProfile:
+def _find_profile(cluster: str, files: Sequence[Path]) -> Profile:
     """The profile from the first file that exists. Raises LookupError with what is allowed, or SpecError."""
     path = next((path for path in files if path.is_file()), None)
     if path is None:
@@ -162,8 +171,9 @@ def _find_profile(cluster: str, files: Sequence[Path]) -> ClusterProfile:
         near = difflib.get_close_matches(cluster, profiles, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise LookupError(f"{', '.join(profiles) or 'nothing yet'} (from {path}){hint}")
-    _refuse_secrets(profiles[cluster])
-    return profile_of(profiles[cluster])
+    document = profiles[cluster]
+    _refuse_secrets(document)
+    return check_profile(document)
 
 
 def _clusters_files(request: Request, environ: Mapping[str, str]) -> Sequence[Path]:

@@ -42,7 +42,7 @@ def refuse_elsewhere(run: Run, prepared: Prepared) -> None:
     if there != here:
         raise SpecError(f"--resume: got {run.run_id}, which ran on {_place(*there)}, but this job goes to "
                         f"{_place(*here)}", "send it there, or name the folder in train.settings.output_dir")
-    is_here = run.backend == "local" and prepared.profile.container_runtime == "none"
+    is_here = prepared.profile.is_one_machine and not prepared.profile.uses_image
     if is_here and not Path(run.output_dir or "").is_dir():
         raise SpecError(f"--resume: got {run.run_id}, whose output folder {run.output_dir} is gone",
                         "start a new run: leave --resume out")

@@ -26,7 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from launcher.backends.base import Artifact, Backend, Submission
+from launcher.backends.base import Backend, Rendered, Submission
+from launcher.backends.registry import BACKENDS
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.plan import Plan
 from launcher.job.prepared import Prepared
@@ -56,10 +57,9 @@ def submit_run(
                     raise
 
 
-def rendered(prepared: Prepared, backend: Backend, run_id: str) -> tuple[Plan, Artifact]:
-    """The plan and what would be sent under this run id."""
-    plan = prepared.plan(run_id)
-    return plan, backend.render(plan)
+def rendered(prepared: Prepared, run_id: str) -> Rendered:
+    """What would be sent under this run id."""
+    return BACKENDS.load(prepared.profile.backend).rendered(prepared.plan(run_id))
 
 
 class _Stops:
@@ -121,11 +121,11 @@ class _Submit:
                 run_id = _claim(self.store, wanted, tried, self.prepared)
             tried.add(run_id)
             self.stops.obey()
-            plan, artifact = self._recorded(run_id)
+            what = self._recorded(run_id)
             with self.stops.held():
                 self.stops.obey()
                 sending = True
-                run = self._sent(plan, artifact)
+                run = self._sent(what)
         except BaseException:
             if run_id and not sending:
                 self.store.forget(run_id)
@@ -135,24 +135,24 @@ class _Submit:
             self.stops.obey()
         return run
 
-    def _recorded(self, run_id: str) -> tuple[Plan, Artifact]:
+    def _recorded(self, run_id: str) -> Rendered:
         """Render, ask the cluster, and write down what is about to be sent."""
-        plan, artifact = rendered(self.prepared, self.backend, run_id)
+        what = rendered(self.prepared, run_id)
         self.stops.tell(f"run {run_id}: checking")
-        self.backend.check(plan, artifact)
+        self.backend.check(what)
         folder = self.store.folder(run_id)
-        write_whole(folder / f"render{artifact.suffix}", artifact.text)
-        if plan.train_yaml:
-            write_whole(folder / "train.yaml", plan.train_yaml)
-        self.store.save(_with_place(_foreseen(plan, self.prepared), plan, self.prepared))
-        return plan, artifact
+        write_whole(folder / f"render{what.suffix}", what.text)
+        for name, text in what.plan.payload.files.items():
+            write_whole(folder / name, text)
+        self.store.save(_with_place(_foreseen(what.plan, self.prepared), what.plan, self.prepared))
+        return what
 
-    def _sent(self, plan: Plan, artifact: Artifact) -> Run:
+    def _sent(self, what: Rendered) -> Run:
         """Send it, and complete the record. A back end that fails leaves nothing; one that was interrupted may."""
-        folder = self.store.folder(plan.run_id)
+        plan, folder = what.plan, self.store.folder(what.plan.run_id)
         submission = Submission(self.secrets, folder, self.prepared.job_dir, self.prepared.snapshot)
         try:
-            run = _with_place(self.backend.submit(plan, artifact, submission), plan, self.prepared)
+            run = _with_place(self.backend.submit(what, submission), plan, self.prepared)
         except KeyboardInterrupt:
             self.stops.tell(f"interrupted; see what was sent: launch status {plan.run_id}; remove it: launch cancel "
                             f"{plan.run_id}")
@@ -181,12 +181,11 @@ class _Submit:
 def _foreseen(plan: Plan, prepared: Prepared) -> Run:
     """The run as far as it is known before it is sent: enough to find it in a cluster."""
     profile = plan.profile
-    is_kubernetes = profile.backend == "kubernetes"
+    place = {key: getattr(profile, key, None) for key in ("context", "namespace")}
     return Run(run_id=plan.run_id, name=plan.name, backend=profile.backend, handle=f"unsent://{plan.run_id}",
                cluster=None, nodes=plan.nodes, created=now(), job_dir=str(prepared.job_dir),
-               context=profile.context if is_kubernetes else None,
-               namespace=profile.namespace if is_kubernetes else None, processes_per_node=plan.processes_per_node,
-               kind=profile.kubernetes_kind if is_kubernetes else None, repair=profile.repair)
+               processes_per_node=plan.processes_per_node, kind=getattr(profile, "kubernetes_kind", None),
+               repair=getattr(profile, "repair", "ask"), **place)
 
 
 def first_free(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
@@ -201,12 +200,10 @@ def first_free(store: RunStore, wanted: str, tried: set[str], prepared: Prepared
 
 def _left_folder(prepared: Prepared, run_id: str) -> bool:
     """Whether there is a folder that would be the run's own; on a cluster's volume nobody can look."""
-    train = prepared.job.train
-    if train is None or prepared.profile.backend == "kubernetes":
+    if not prepared.owns_folder or not prepared.profile.shares_folder:
         return False
-    if train.settings.output_dir is not None and not prepared.new_folder:
-        return False
-    return os.path.lexists(prepared.job_dir / str(prepared.plan(run_id).output_dir))
+    outputs = prepared.payload(run_id).outputs
+    return outputs is not None and os.path.lexists(prepared.job_dir / outputs.folder)
 
 
 def _claim(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
@@ -219,6 +216,7 @@ def _claim(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) ->
 def _with_place(run: Run, plan: Plan, prepared: Prepared) -> Run:
     """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
     run = dataclasses.replace(run, cluster=prepared.cluster)
-    if plan.output_dir is None or run.backend == "kubernetes":
+    outputs = plan.payload.outputs
+    if outputs is None or not plan.profile.shares_folder:
         return run
-    return dataclasses.replace(run, output_dir=str(prepared.job_dir / plan.output_dir))
+    return dataclasses.replace(run, output_dir=str(prepared.job_dir / outputs.folder))

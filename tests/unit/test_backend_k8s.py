@@ -10,11 +10,12 @@ import yaml
 
 from launcher.backends.kubernetes.backend import KubernetesBackend
 from launcher.backends.kubernetes.client import Kube
-from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects
+from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, run_objects
 from launcher.errors import BackendError
 from launcher.job.plan import Plan
 from launcher.runs.status import State
 from tests.fakes.kubernetes import FakeCluster
+from tests.jobs import rendered
 from tests.k8s_runs import (
     IDLE,
     RUN_ID,
@@ -37,18 +38,18 @@ TRAIN = {"model": {"path": "/model"}, "data": {"sources": [{"path": "/data"}]}}
 def test_what_is_sent_is_the_render_but_for_two_placeholders(backend, cluster, store):
     plan = plan_of(secrets=["HF_TOKEN"], env={"A": "$(B) $$"})
     submit(backend, plan, {"HF_TOKEN": "s3cr3t"})
-    rendered = list(yaml.safe_load_all(backend.render(plan).text))
+    bodies = list(yaml.safe_load_all(rendered(plan).text))
     sent = [body for verb, _, query, body in cluster.requests if verb == "POST"]
     uid = asking(cluster).get("Job", "default", RUN_ID)["metadata"]["uid"]
-    text = json.dumps(rendered).replace(UID_PLACEHOLDER, uid).replace(SECRET_PLACEHOLDER, "s3cr3t")
+    text = json.dumps(bodies).replace(UID_PLACEHOLDER, uid).replace(SECRET_PLACEHOLDER, "s3cr3t")
     assert sent == json.loads(text)
-    assert json.dumps(rendered).count(UID_PLACEHOLDER) == 2
+    assert json.dumps(bodies).count(UID_PLACEHOLDER) == 2
     assert all(query["fieldValidation"] == "Strict" for verb, _, query, _ in cluster.requests if verb == "POST")
 
 
 def test_check_leaves_nothing(backend, cluster):
     plan = plan_of(secrets=["HF_TOKEN"])
-    backend.check(plan, backend.render(plan))
+    backend.check(rendered(plan))
     assert objects_in(cluster) == []
     kinds = [body["kind"] for verb, _, query, body in cluster.requests if verb == "POST" and query["dryRun"] == "All"]
     assert kinds == ["Job", "Service", "Secret", "Pod"]
@@ -57,7 +58,7 @@ def test_check_leaves_nothing(backend, cluster):
 def refusal(backend: KubernetesBackend, plan: Plan) -> BackendError:
     """What `check` says."""
     with pytest.raises(BackendError) as caught:
-        backend.check(plan, backend.render(plan))
+        backend.check(rendered(plan))
     return caught.value
 
 
@@ -70,7 +71,7 @@ def test_missing_namespace_is_named_with_the_command_that_makes_it(backend):
 def test_pod_security_refusal_comes_before_anything_is_sent(backend, cluster):
     cluster.enforce_restricted("default")
     plan = plan_of()
-    backend.check(plan, backend.render(plan))
+    backend.check(rendered(plan))
     error = refusal(backend, plan_of(mounts=[{"path": "/host", "host_path": "/"}]))
     assert "the Pod Security level of namespace 'default' forbids the job's pods" in error.message
     assert "use a claim" in error.hint
@@ -114,7 +115,7 @@ def test_submit_that_fails_half_way_leaves_nothing(backend, cluster, path):
 def test_a_job_of_somebody_else_stays_when_ours_was_never_answered(backend, cluster):
     """They took the name after our check."""
     plan = plan_of(IDLE)
-    asking(cluster).create(next(yaml.safe_load_all(backend.render(plan).text)))
+    asking(cluster).create(next(yaml.safe_load_all(rendered(plan).text)))
     cluster.fail_once(500, "/jobs$")
     with pytest.raises(BackendError):
         submit(backend, plan)
@@ -340,7 +341,7 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
     for profile in ({}, {"kubernetes_kind": "JobSet"}):
         cluster.absent_groups = frozenset()
         plan = plan_of(f"echo up; {IDLE}", profile=profile)
-        backend.check(plan, backend.render(plan))
+        backend.check(rendered(plan))
         run = submit(backend, plan)
         wait_state(backend, run, State.RUNNING)
         for _ in zip(range(1), lines_of(backend, run, follow=True), strict=False):
@@ -366,7 +367,7 @@ def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
     backend._kube(None).evict("default", pod_of(cluster, 0))
     before = list(cluster.requests)
     asking(cluster).delete("Job", "default", RUN_ID, propagation="Orphan")
-    for body in k8s_objects(plan_of(secrets=["HF_TOKEN"], train=TRAIN, run=None))[2:]:
+    for body in run_objects(plan_of(secrets=["HF_TOKEN"], train=TRAIN, run=None))[2:]:
         del body["metadata"]["ownerReferences"]
         asking(cluster).create(body)
     cluster.requests[:] = before

@@ -159,14 +159,14 @@ def test_a_pre_empted_node_starts_again_for_free(site):
     local = LocalBackend(RunStore(site.launch.home), site.launch.environ())
     for attempt in range(2):
         until(lambda line=f"try {attempt}": [lines.count(line) for lines in site.lines(run_id).values()] == [1, 1])
-        local.preempt_node(run, attempt)
+        local.preempt(run, attempt)
     status = site.wait(run_id, "succeeded")
     assert [(node["exit_code"], node["restarts"]) for node in status["nodes"]] == [(0, 2), (0, 2)]
     told = [f"launch: attempt {attempt} ended with exit code 75" for attempt in range(2)]
     assert site.lines(run_id)[0] == ["try 0", "saved", told[0], "try 1", "saved", told[1], "try 2"]
     assert site.lines(run_id)[1] == ["try 0", "saved", "try 1", "saved", "try 2"]
     with pytest.raises(BackendError, match="node 0 does not run"):
-        local.preempt_node(run, 0)
+        local.preempt(run, 0)
 
 
 def test_75_without_having_been_told_spends_a_restart(site):

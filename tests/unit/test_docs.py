@@ -35,25 +35,27 @@ def test_the_readme_is_short():
 
 def test_every_job_shown_is_valid(tmp_path):
     """Code blocks that name a job are whole job files."""
-    from launcher.job.load import read_document, validate_job
+    from launcher.job.load import read_document
+    from launcher.services.job_model import check_job
 
     shown = 0
     for page in PAGES:
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             if block.startswith("name:"):
                 (tmp_path / "job.yaml").write_text(block, encoding="utf-8")
-                validate_job(read_document(tmp_path / "job.yaml"))
+                check_job(read_document(tmp_path / "job.yaml"))
                 shown += 1
     assert shown
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_job_is_valid(path):
-    from launcher.job.load import read_document, validate_job
+    from launcher.job.load import read_document
+    from launcher.services.job_model import check_job
 
     document = read_document(path)
     if "name" in document.values:
-        validate_job(document)
+        check_job(document)
 
 
 def promises(page):

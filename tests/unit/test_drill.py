@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.faults import LocalHarm
 from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
 from launcher.runs.store import Run, RunStore, now
@@ -135,8 +134,8 @@ def test_a_job_that_ends_before_the_harm(local):
 def test_nothing_to_harm_is_an_error(tmp_path):
     store = RunStore(tmp_path)
     run = Run("gone", "gone", "local", "local://gone", None, 2, now(), str(tmp_path))
-    harm = LocalHarm(LocalBackend(store, {}), {})
+    faults = LocalBackend(store, {})
     with pytest.raises(BackendError, match="rank 1 could not be killed: it has no process now"):
-        harm.kill_rank(run, 1)
+        faults.kill_rank(run, 1)
     with pytest.raises(BackendError, match="node 1 does not run"):
-        harm.preempt(run, 1)
+        faults.preempt(run, 1)

@@ -3,10 +3,7 @@
 import pytest
 
 from launcher.backends.hosts.image import image_word, import_lines, pull_lines
-from launcher.job.image import image_problem
-from launcher.job.load import Document, validate_job
-from launcher.job.plan import plan_run
-from launcher.job.spec import ClusterProfile
+from tests.jobs import plan_of
 
 HOST = "registry.example.com"
 BARE = f"{HOST}/team/trainer:0.1"
@@ -42,9 +39,12 @@ STORES = {BARE: BARE, f"docker://{BARE}": BARE, "docker://ubuntu": "ubuntu"}
 
 def plan_with(image, runtime):
     on_slurm = {"backend": "slurm", "container_runtime": runtime}
-    profile = ClusterProfile.model_validate({"backend": "kubernetes"} if runtime == "kubernetes" else on_slurm)
-    job = validate_job(Document("job.yaml", {"name": "a", "run": ["true"], "image": image}, {}, ()))
-    return plan_run(job, profile, run_id="a-1")
+    profile = {"backend": "kubernetes"} if runtime == "kubernetes" else on_slurm
+    return plan_of({"name": "a", "run": ["true"], "image": image}, profile, run_id="a-1")
+
+
+def image_problem(image, runtime):
+    return plan_with(image, runtime).profile.image_problem(image)
 
 
 TABLE = [(runtime, form, wanted) for runtime, forms in
@@ -56,7 +56,9 @@ TABLE = [(runtime, form, wanted) for runtime, forms in
 def test_every_form_that_a_runtime_takes(runtime, form, wanted):
     assert image_problem(form, runtime) is None
     plan = plan_with(form, runtime)
-    if isinstance(wanted, tuple):
+    if runtime == "kubernetes":
+        assert plan.image == wanted
+    elif isinstance(wanted, tuple):
         command, source = wanted
         assert image_word(plan) == IMPORTED
         assert [line.strip() for line in import_lines(plan) if f'{command} "$IMAGE.part" {source} && ' in line]

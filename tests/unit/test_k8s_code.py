@@ -8,6 +8,7 @@ import pytest
 
 from launcher.job.plan import Plan
 from launcher.runs.status import State
+from tests.jobs import rendered
 from tests.k8s_runs import RUN_ID, plan_of, submit, texts, wait_state
 from trainer.finish import mark_finished
 
@@ -81,7 +82,7 @@ def test_a_quota_that_wants_limits_takes_the_pod(backend, cluster):
     cluster.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}}, "default")
     resources = {"nodes": 1, "cpus_per_node": 2, "memory_per_node": "1Gi"}
     plan = with_code(plan_of("python3 -c 'import who'", resources=resources), who="")
-    backend.check(plan, backend.render(plan))
+    backend.check(rendered(plan))
     wait_state(backend, submit(backend, plan), State.SUCCEEDED)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from launcher.errors import BackendError
 from launcher.runs.status import State
+from tests.jobs import rendered
 from tests.k8s_runs import (
     IDLE,
     RUN_ID,
@@ -37,7 +38,7 @@ def test_a_cluster_without_job_set_is_told_what_to_do(backend, cluster):
     cluster.absent_groups = frozenset({"jobset.x-k8s.io"})
     plan = plan_of(profile=PROFILE)
     with pytest.raises(BackendError) as caught:
-        backend.check(plan, backend.render(plan))
+        backend.check(rendered(plan))
     assert "does not know this kind of object" in caught.value.message
     assert "take kubernetes_kind out of the cluster's profile" in caught.value.hint
     assert objects_in(cluster) == []
@@ -47,7 +48,7 @@ def test_nodes_find_each_other_and_the_end_outlives_the_job_set(backend, cluster
     script = ('until getent hosts "$MASTER_ADDR" >/dev/null; do sleep 0.1; done; '
               'echo "$NODE_RANK of $MASTER_ADDR: $TOKEN"; sleep 1')  # pod 0 has its name as long as it runs
     plan = plan_of(script, profile=PROFILE, secrets=["TOKEN"])
-    backend.check(plan, backend.render(plan))
+    backend.check(rendered(plan))
     assert objects_in(cluster) == []
     run = submit(backend, plan, {"TOKEN": "s3cr3t"})
     want = {node: [f"{node} of {RUN_ID}-n-0-0.{RUN_ID}: s3cr3t"] for node in (0, 1)}

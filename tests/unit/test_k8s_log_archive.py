@@ -12,7 +12,7 @@ import yaml
 
 from launcher.backends.kubernetes.logs import volume as k8s_archive
 from launcher.backends.kubernetes.logs.reader_pod import archive_folder, reader_pod
-from launcher.backends.kubernetes.objects import k8s_objects
+from launcher.backends.kubernetes.objects import run_objects
 from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.errors import SpecError
 from launcher.job.load import load_profiles, profile_of
@@ -167,7 +167,7 @@ def test_ctrl_c_while_a_reader_runs_leaves_none(backend, cluster, folder, launch
 def test_a_reader_is_made_from_the_runs_own_pods(kind):
     mounts = [{"path": "/shared", "claim": "outer"}, {"path": "/shared/logs", "claim": "inner"}]
     place = {"kubernetes_kind": kind, "mounts": mounts, "log_archive": "/shared/logs/x/", "python": "python3.12"}
-    owner = k8s_objects(plan_of(run=None, train=TRAIN, profile=place))[0]
+    owner = run_objects(plan_of(run=None, train=TRAIN, profile=place))[0]
     owner["metadata"]["uid"] = "u"
     assert archive_folder(owner) == "/shared/logs/x/demo-0123abcd"
     file = "/shared/logs/x/demo-0123abcd/node-0.p.log"
@@ -182,8 +182,8 @@ def test_a_reader_is_made_from_the_runs_own_pods(kind):
 
 def test_only_training_jobs_archive():
     place = {"mounts": [{"path": "/shared", "claim": "volume"}], "log_archive": "/shared/logs"}
-    assert archive_folder(k8s_objects(plan_of(profile=place))[0]) is None
-    assert archive_folder(k8s_objects(plan_of(run=None, train=TRAIN))[0]) is None
+    assert archive_folder(run_objects(plan_of(profile=place))[0]) is None
+    assert archive_folder(run_objects(plan_of(run=None, train=TRAIN))[0]) is None
 
 
 @pytest.mark.parametrize(("profile", "why"), [

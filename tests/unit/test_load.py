@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import SpecError
-from launcher.job.load import load_profiles, profile_of, read_document, validate_job
-from launcher.job.spec import JobSpec
+from launcher.job.load import load_profiles, read_document
+from launcher.services.job_model import check_job, check_profile, job_model
 
 RUN = "name: a\nrun: ['true']\n"
 
@@ -22,13 +22,13 @@ SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 PLAIN = st.recursive(SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALAR, inner, max_size=3))
 OVERRIDE = (st.sampled_from(["a.b=c", "=", "a=", "name=[", "run.0=x", "run.9=x", "run.-1=x", "env.²=1", "name.a=2"])
             | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20))
-KEYS = st.sampled_from([*JobSpec.model_fields, "nmae"])
+KEYS = st.sampled_from([*job_model().model_fields, "nmae"])
 
 
 def job(tmp_path, text, *overrides):
     path = tmp_path / "job.yaml"
     path.write_text(text, encoding="utf-8")
-    return validate_job(read_document(path, overrides))
+    return check_job(read_document(path, overrides))
 
 
 def problems(tmp_path, text, *overrides):
@@ -41,7 +41,7 @@ def only_spec_errors(path, overrides=()):
     """Whatever the file holds, it is a job, or there is a message."""
     message = "valid"
     try:
-        validate_job(read_document(path, overrides))
+        check_job(read_document(path, overrides))
     except SpecError as error:
         message = error.message
     assert message.strip()
@@ -145,16 +145,16 @@ def test_a_mistake_in_one_profile_spares_the_others(tmp_path):
     path = tmp_path / "clusters.yaml"
     path.write_text("good:\n  backend: slurm\nbad:\n  backend: sulrm\nodd: 3\n")
     profiles = load_profiles(path)
-    assert profile_of(profiles["good"]).backend == "slurm"
+    assert check_profile(profiles["good"]).backend == "slurm"
     with pytest.raises(SpecError, match=r"clusters.yaml:4: backend: got 'sulrm', allowed: kubernetes, slurm or local"):
-        profile_of(profiles["bad"])
+        check_profile(profiles["bad"])
     with pytest.raises(SpecError, match=r"clusters.yaml:5: odd: got 3, allowed: keys with values$"):
-        profile_of(profiles["odd"])
+        check_profile(profiles["odd"])
 
 
 def test_a_profile_with_a_key_twice(tmp_path):
     path = tmp_path / "clusters.yaml"
     path.write_text("a:\n  backend: slurm\n  qos: x\n  qos: y\nb:\n  backend: slurm\n")
     with pytest.raises(SpecError, match=r"clusters.yaml:4: a.qos: got the key twice \(first on line 3\)"):
-        profile_of(load_profiles(path)["a"])
-    assert profile_of(load_profiles(path)["b"]).backend == "slurm"
+        check_profile(load_profiles(path)["a"])
+    assert check_profile(load_profiles(path)["b"]).backend == "slurm"

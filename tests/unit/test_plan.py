@@ -3,21 +3,22 @@
 import pytest
 import yaml
 
-from launcher.job.plan import DEFAULT_IMAGE, MAX_SHM, default_profile, misfits, plan_run
-from launcher.job.spec import ClusterProfile, JobSpec, Mount
+from launcher.job.plan import DEFAULT_IMAGE, MAX_SHM, misfits
+from launcher.job.spec import Mount
+from launcher.services.job_model import default_profile
+from tests.jobs import plan_of, profile_of
 from trainer.config import config_text
 
 TRAIN = {"model": {"path": "m"}, "data": {"sources": [{"path": "x"}]}}
 
 
 def plan(job=None, profile=None):
-    return plan_run(JobSpec.model_validate({"name": "a", "run": ["x"], **(job or {})}),
-                    ClusterProfile.model_validate({"backend": "slurm", **(profile or {})}), run_id="a-1")
+    return plan_of({"name": "a", "run": ["x"], **(job or {})}, {"backend": "slurm", **(profile or {})}, run_id="a-1")
 
 
 def train_sections(**train):
     job = {"run": None, "train": {**TRAIN, **train}}
-    return yaml.safe_load(plan(job).train_yaml)
+    return yaml.safe_load(plan(job).payload.files["train.yaml"])
 
 
 def test_defaults():
@@ -73,18 +74,18 @@ def test_an_output_dir_is_kept():
     ("/out", [{"path": "/out", "host_path": "/h"}], "/out/a-1"),
     ("/out/x/", [{"path": "/out", "host_path": "/h"}], "/out/a-1")])
 def test_a_new_folder_lies_beside_the_one_that_is_named_on_the_same_volume(named, mounts, own):
-    job = JobSpec.model_validate({"name": "a", "train": {**TRAIN, "settings": {"output_dir": named}}, "mounts": mounts})
-    found = plan_run(job, ClusterProfile.model_validate({"backend": "slurm"}), run_id="a-1", new_folder=True)
-    assert found.output_dir == yaml.safe_load(found.train_yaml)["settings"]["output_dir"] == own
+    job = {"name": "a", "train": {**TRAIN, "settings": {"output_dir": named}}, "mounts": mounts}
+    found = plan_of(job, {"backend": "slurm"}, run_id="a-1", new_folder=True).payload
+    assert found.outputs.folder == yaml.safe_load(found.files["train.yaml"])["settings"]["output_dir"] == own
 
 
 def test_default_profile_is_a_valid_one():
     for backend in ("kubernetes", "slurm", "local"):
-        assert default_profile(backend) == ClusterProfile.model_validate({"backend": backend})
+        assert default_profile(backend) == profile_of({"backend": backend})
 
 
 def test_misfits_take_any_values():
-    profile = ClusterProfile(backend="slurm", gpus_per_node=8, max_nodes=2)
+    profile = profile_of({"backend": "slurm", "gpus_per_node": 8, "max_nodes": 2})
     for values in ({}, {"resources": 3}, {"resources": {"nodes": "x"}, "mounts": {}}, {"mounts": [1, {"claim": None}]}):
         assert list(misfits(values, profile, "c")) == []
     found = dict(misfits({"resources": {"nodes": 3, "gpus_per_node": 8}, "mounts": [{"claim": "d"}]}, profile, "c"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SpecError
+from launcher.services.job_model import default_profile
 from launcher.services.prepare import Request, checked_run_id, on_this_machine, prepare
 
 CLUSTERS = "one:\n  backend: slurm\n  partition: {partition}\n"
@@ -50,7 +51,7 @@ def test_no_profiles_at_all_names_where_they_are_looked_for(folder):
 def test_another_back_end_gets_plain_defaults(folder):
     write(folder / "clusters.yaml", "here")
     prepared = prepare(Request(Path("job.yaml"), backend="kubernetes"), {})
-    assert (prepared.profile.backend, prepared.profile.partition, prepared.cluster) == ("kubernetes", None, None)
+    assert (prepared.profile, prepared.cluster) == (default_profile("kubernetes"), None)
 
 
 def test_on_this_machine_needs_no_profile(folder):

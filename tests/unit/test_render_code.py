@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.kubernetes.objects import k8s_objects
+from launcher.backends.kubernetes.objects import run_objects
 from launcher.backends.slurm.script import render_slurm
 from launcher.errors import SpecError
 from launcher.job.code.snapshot import archive, take_snapshot
-from launcher.job.plan import plan_run
-from launcher.job.spec import ClusterProfile, JobSpec
 from launcher.services.prepare import Request, on_this_machine, prepare
+from tests import jobs
 from tests.unit.test_render_k8s import PROFILE, RUN_JOB, TRAIN_JOB
 
 TRAIN = {**TRAIN_JOB, "mounts": []}
@@ -23,13 +22,13 @@ ON_WORKSPACE = [{"path": "/workspace/", "claim": "team"}]
 
 def plan_of(job: dict, profile: dict | None = None, code: bytes = b"archive"):
     """The plan of a job that has code."""
-    place = ClusterProfile.model_validate({"backend": "kubernetes", **(profile or {})})
-    return plan_run(JobSpec.model_validate(job), place, run_id="demo", code_archive=code, code_digest="5eed")
+    return jobs.plan_of(job, {"backend": "kubernetes", **(profile or {})}, run_id="demo", code_archive=code,
+                        code_digest="5eed")
 
 
 def pod_of(job: dict, profile: dict | None = None) -> dict:
     """The spec of its pods."""
-    return k8s_objects(plan_of(job, profile))[0]["spec"]["template"]["spec"]
+    return run_objects(plan_of(job, profile))[0]["spec"]["template"]["spec"]
 
 
 def mounts_of(container: dict) -> dict[str, tuple[str, bool]]:
@@ -52,12 +51,13 @@ def test_code_lies_in_a_volume_of_the_pod_that_the_job_can_only_read(job):
 
 def test_the_command_is_the_jobs_own():
     assert pod_of({**RUN_JOB, "run": ["python", "train.py"]})["containers"][0]["command"] == ["python", "train.py"]
-    assert pod_of(TRAIN)["containers"][0]["command"] == ["python3", "-m", "trainer.entrypoint"]
+    assert pod_of(TRAIN)["containers"][0]["command"] == [
+        "python3", "-m", "trainer.entrypoint", "--config", "/etc/launch/train.yaml"]
 
 
 def test_a_job_without_code_has_no_init_container():
-    plan = plan_run(JobSpec.model_validate(RUN_JOB), ClusterProfile(backend="kubernetes"), run_id="demo")
-    pod = k8s_objects(plan)[0]["spec"]["template"]["spec"]
+    plan = jobs.plan_of(RUN_JOB, {"backend": "kubernetes"}, run_id="demo")
+    pod = run_objects(plan)[0]["spec"]["template"]["spec"]
     assert "initContainers" not in pod
     assert "/opt/code" not in mounts_of(pod["containers"][0])
 
@@ -122,7 +122,7 @@ def test_the_script_unpacks_every_kind_of_file(tmp_path, shell):
     ("pyxis", "export PYTHONPATH='/opt/code:/my libs:/more'")])
 def test_a_jobs_own_python_path_stays_behind_the_code_in_containers(runtime, line):
     job = {**RUN_JOB, "env": {"PYTHONPATH": "/my libs:/more"}}
-    script = render_slurm(plan_of(job, {"backend": "slurm", "container_runtime": runtime}))
+    script = render_slurm(plan_of(job, {"backend": "slurm", "container_runtime": runtime})).text
     assert line in [found.strip().removesuffix(" \\") for found in script.splitlines()]
     assert '"$RUN_DIR/code:/opt/code:ro"' in script
 

@@ -14,12 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, k8s_objects, render_k8s
+from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, run_objects
 from launcher.backends.kubernetes.pod import literal, quantity
 from launcher.errors import SpecError
-from launcher.job.plan import Plan, plan_run
-from launcher.job.spec import ClusterProfile, JobSpec
-from tests import crds
+from launcher.job.plan import Plan
+from tests import crds, jobs
 
 API_VERSION = kubernetes_validate.latest_version()
 RUN_ID = "demo-0123abcd"
@@ -58,8 +57,8 @@ def tar_gz(**files: bytes) -> bytes:
 
 def plan_of(job: dict, profile: dict | None = None, *, run_id: str = RUN_ID, code: bytes | None = None) -> Plan:
     """The plan of a job as a user writes it."""
-    spec, place = JobSpec.model_validate(job), ClusterProfile.model_validate(profile or {"backend": "kubernetes"})
-    return plan_run(spec, place, run_id=run_id, code_archive=code, code_digest="5eed" * 4 if code else None)
+    return jobs.plan_of(job, profile or {"backend": "kubernetes"}, run_id=run_id, code_archive=code,
+                        code_digest="5eed" * 4 if code else None)
 
 
 def with_nodes(job: dict, nodes: int) -> dict:
@@ -69,7 +68,7 @@ def with_nodes(job: dict, nodes: int) -> dict:
 
 def objects_of(plan: Plan) -> dict[str, dict]:
     """What a render says, by kind."""
-    return {body["kind"]: body for body in k8s_objects(plan)}
+    return {body["kind"]: body for body in run_objects(plan)}
 
 
 def container_of(plan: Plan) -> dict:
@@ -91,7 +90,7 @@ VARIANTS = {"run": (RUN_JOB, None), "train": (TRAIN_JOB, PROFILE), "jobset": (TR
 @pytest.mark.parametrize("variant", [*VARIANTS, "code"])
 def test_render_is_the_golden_file(variant):
     plan = plan_of(RUN_JOB, code=b"a tar.gz") if variant == "code" else plan_of(*VARIANTS[variant])
-    rendered, golden = render_k8s(plan), GOLDEN / f"k8s-{variant}.yaml"
+    rendered, golden = jobs.rendered(plan).text, GOLDEN / f"k8s-{variant}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(rendered, encoding="utf-8")
     assert rendered == golden.read_text(encoding="utf-8")
@@ -104,7 +103,7 @@ def test_render_passes_the_strict_validator(variant, nodes, code):
     job, profile = VARIANTS[variant]
     plan = plan_of(with_nodes(job, nodes), profile, code=code)
     kinds = []
-    for body in yaml.safe_load_all(render_k8s(plan)):
+    for body in yaml.safe_load_all(jobs.rendered(plan).text):
         validate(body)
         kinds.append(body["kind"])
     config = ["ConfigMap"] * ((variant != "run") + bool(code))
@@ -146,20 +145,20 @@ def test_what_an_administrator_applies_is_valid_and_explained(name):
 
 def test_the_network_policy_is_for_what_launch_makes():
     policy = yaml.safe_load((K8S / "network.yaml").read_text())["spec"]
-    template = k8s_objects(plan_of(RUN_JOB))[0]["spec"]["template"]
+    template = run_objects(plan_of(RUN_JOB))[0]["spec"]["template"]
     wanted = policy["podSelector"]["matchLabels"].items()
     assert wanted and wanted <= template["metadata"]["labels"].items()
 
 
 def test_validator_would_see_a_misspelt_field():
-    job = k8s_objects(plan_of(RUN_JOB))[0]
+    job = run_objects(plan_of(RUN_JOB))[0]
     job["spec"]["template"]["spec"]["containers"][0]["comand"] = ["true"]
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, API_VERSION, strict=True)
 
 
 def test_crd_check_would_see_a_misspelt_field():
-    job_set = k8s_objects(plan_of(RUN_JOB, JOB_SET))[0]
+    job_set = run_objects(plan_of(RUN_JOB, JOB_SET))[0]
     crds.validate(job_set)
     for part in (job_set["spec"]["failurePolicy"], job_set["spec"]["replicatedJobs"][0]["template"]["spec"]):
         part["maxRestart"] = 3
@@ -171,7 +170,7 @@ def test_crd_check_would_see_a_misspelt_field():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_1000_nodes_take_as_many_lines_as_2(variant):
     job, profile = VARIANTS[variant]
-    few, many = (render_k8s(plan_of(with_nodes(job, nodes), profile)).splitlines() for nodes in (2, 1000))
+    few, many = (jobs.rendered(plan_of(with_nodes(job, nodes), profile)).text.splitlines() for nodes in (2, 1000))
     assert len(few) == len(many)
     assert {old.strip() for old, new in zip(few, many, strict=True) if old != new} == {
         "completions: 2", "parallelism: 2", "value: '2'"}
@@ -179,14 +178,14 @@ def test_1000_nodes_take_as_many_lines_as_2(variant):
 
 def test_text_and_objects_are_the_same():
     plan = plan_of(TRAIN_JOB, PROFILE, code=tar_gz(main=b"print()"))
-    assert list(yaml.safe_load_all(render_k8s(plan))) == k8s_objects(plan)
-    assert render_k8s(plan) == render_k8s(plan)
+    assert list(yaml.safe_load_all(jobs.rendered(plan).text)) == run_objects(plan)
+    assert jobs.rendered(plan).text == jobs.rendered(plan).text
 
 
 @pytest.mark.parametrize(("variant", "kind", "version"), [
     ("train", "Job", "batch/v1"), ("jobset", "JobSet", "jobset.x-k8s.io/v1alpha2")])
 def test_everything_has_the_run_id_as_name_and_the_job_as_owner(variant, kind, version):
-    first, *others = k8s_objects(plan_of(*VARIANTS[variant], code=tar_gz(main=b"print()")))
+    first, *others = run_objects(plan_of(*VARIANTS[variant], code=tar_gz(main=b"print()")))
     for body in (first, *others):
         assert body["metadata"]["name"].removesuffix("-code-0") == "demo-0123abcd"
         assert body["metadata"]["namespace"] == "research"
@@ -215,23 +214,23 @@ def test_pods_find_node_0_by_name():
 
 
 def test_pods_of_a_job_set_find_node_0_by_the_name_that_it_makes():
-    job_set = k8s_objects(plan_of(RUN_JOB, JOB_SET))[0]
+    job_set = run_objects(plan_of(RUN_JOB, JOB_SET))[0]
     job = job_set["spec"]["replicatedJobs"][0]
     pod = job["template"]["spec"]["template"]["spec"]
     env = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
     assert env["MASTER_ADDR"] == f"{RUN_ID}-{job['name']}-0-0.{job_set['spec']['network']['subdomain']}"
     assert pod["subdomain"] == job_set["spec"]["network"]["subdomain"]
-    assert pod == k8s_objects(plan_of(RUN_JOB))[0]["spec"]["template"]["spec"] | {"containers": pod["containers"]}
+    assert pod == run_objects(plan_of(RUN_JOB))[0]["spec"]["template"]["spec"] | {"containers": pod["containers"]}
 
 
 def test_restarts_are_a_budget_for_failures_only():
-    job = k8s_objects(plan_of(TRAIN_JOB, PROFILE))[0]["spec"]
+    job = run_objects(plan_of(TRAIN_JOB, PROFILE))[0]["spec"]
     assert (job["backoffLimitPerIndex"], job["maxFailedIndexes"]) == (3, 0)
     rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in job["podFailurePolicy"]["rules"]]
     assert rules == [("FailJob", [78]), ("Ignore", [75]), ("Ignore", None)]
-    command = k8s_objects(plan_of(RUN_JOB))[0]["spec"]["podFailurePolicy"]["rules"]
+    command = run_objects(plan_of(RUN_JOB))[0]["spec"]["podFailurePolicy"]["rules"]
     assert command == [job["podFailurePolicy"]["rules"][0], job["podFailurePolicy"]["rules"][2]]
-    job_set = k8s_objects(plan_of(TRAIN_JOB, {**PROFILE, **JOB_SET}))[0]["spec"]
+    job_set = run_objects(plan_of(TRAIN_JOB, {**PROFILE, **JOB_SET}))[0]["spec"]
     child = job_set["replicatedJobs"][0]["template"]["spec"]
     assert (child["backoffLimit"], job_set["failurePolicy"]["maxRestarts"]) == (0, 3)
     assert child["podFailurePolicy"] == job["podFailurePolicy"]
@@ -257,7 +256,7 @@ def test_a_mount_on_our_own_path_takes_its_place():
 
 def code_in(plan: Plan) -> bytes:
     """The archive as the pods see it: the files of the mounted ConfigMaps in the order of their names."""
-    bodies = k8s_objects(plan)
+    bodies = run_objects(plan)
     maps = {body["metadata"]["name"]: body for body in bodies if body["kind"] == "ConfigMap"}
     pod = bodies[0]["spec"]["template"]["spec"]
     config = next(volume for volume in pod["volumes"] if volume["name"] == "config")
@@ -272,13 +271,13 @@ def test_code_larger_than_a_config_map_is_cut_into_several():
     archive = tar_gz(weights=bytes(8_300_000))
     plan = plan_of(RUN_JOB, code=archive)
     assert code_in(plan) == archive
-    names = [body["metadata"]["name"] for body in k8s_objects(plan) if body["kind"] == "ConfigMap"]
+    names = [body["metadata"]["name"] for body in run_objects(plan) if body["kind"] == "ConfigMap"]
     assert names == [f"{RUN_ID}-code-{number}" for number in range(9)]
 
 
 def test_run_id_that_starts_with_a_digit_is_refused():
     with pytest.raises(SpecError, match="--run-id: got '7b', allowed on Kubernetes: one that starts with a letter"):
-        render_k8s(plan_of(RUN_JOB, run_id="7b"))
+        jobs.rendered(plan_of(RUN_JOB, run_id="7b"))
 
 
 def test_longest_name_leaves_room_for_the_index():
@@ -290,9 +289,9 @@ def test_longest_name_leaves_room_for_the_index():
 def test_a_name_that_a_job_set_makes_too_long_is_refused():
     job = with_nodes(RUN_JOB, 1000)
     assert len(f"{'a' * 49}-n-0-999-abcde") == 63
-    k8s_objects(plan_of(job, JOB_SET, run_id="a" * 49))
+    run_objects(plan_of(job, JOB_SET, run_id="a" * 49))
     with pytest.raises(SpecError, match="allowed for a JobSet of 1000 nodes: 49 characters"):
-        k8s_objects(plan_of(job, JOB_SET, run_id="a" * 50))
+        run_objects(plan_of(job, JOB_SET, run_id="a" * 50))
 
 
 def expanded(text: str) -> str:
@@ -312,7 +311,7 @@ def test_values_arrive_as_written(text):
 @pytest.mark.parametrize("value", ["a\x85b", "\u2028", "x\u2029 y", "two\nlines\x85"])
 def test_a_line_end_of_unicode_is_read_back_from_the_manifest(value):
     """PyYAML reads one that is not escaped as a blank."""
-    rendered = yaml.safe_load_all(render_k8s(plan_of({**RUN_JOB, "env": {"UGLY": value}})))
+    rendered = yaml.safe_load_all(jobs.rendered(plan_of({**RUN_JOB, "env": {"UGLY": value}})).text)
     job = next(one for one in rendered if one["kind"] == "Job")
     environ = {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert environ["UGLY"] == value

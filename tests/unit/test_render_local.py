@@ -10,9 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.backends.hosts.script import master_port
-from launcher.backends.local.script import render_local
-from launcher.job.plan import default_profile, plan_run
-from launcher.job.spec import JobSpec
+from tests.jobs import plan_of, rendered
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 NAMES = st.from_regex(r"JOB_[A-Z0-9_]{0,8}", fullmatch=True)
@@ -21,8 +19,7 @@ print(json.dumps([sys.argv[1:], {key: value for key, value in os.environ.items()
 
 
 def script(**fields):
-    job = JobSpec.model_validate({"name": "a", "run": ["true"], **fields})
-    return render_local(plan_run(job, default_profile("local"), run_id="a-1"))
+    return rendered(plan_of({"name": "a", "run": ["true"], **fields}, {"backend": "local"}, run_id="a-1")).text
 
 
 def run(text, home):
@@ -51,11 +48,9 @@ def test_the_config_file_is_the_plan_s_text(tmp_path):
     """A marker inside the text does not end it."""
     questions = ["LAUNCH_END\n$HOME 'x'", "LAUNCH_END_"]
     train = {"model": {"path": "m"}, "data": {"sources": [{"path": "x"}]}, "runtime": {"sample_prompts": questions}}
-    job = JobSpec.model_validate({"name": "a", "train": train})
-    profile = default_profile("local").model_copy(update={"python": "true"})
-    plan = plan_run(job, profile, run_id="a-1")
-    run(render_local(plan), tmp_path)
-    assert (tmp_path / "runs/a-1/train.yaml").read_text(encoding="utf-8") == plan.train_yaml
+    plan = plan_of({"name": "a", "train": train}, {"backend": "local", "python": "true"}, run_id="a-1")
+    run(rendered(plan).text, tmp_path)
+    assert (tmp_path / "runs/a-1/train.yaml").read_text(encoding="utf-8") == plan.payload.files["train.yaml"]
 
 
 def test_a_name_with_line_ends_is_no_code(tmp_path):

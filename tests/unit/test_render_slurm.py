@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.backends.hosts.image import enroot_reference
-from launcher.backends.slurm.script import render_slurm
-from launcher.job.plan import Plan, misfits, plan_run
-from launcher.job.spec import ClusterProfile, JobSpec
+from launcher.job.plan import Plan, misfits
+from tests import jobs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RUNTIMES = ["none", "pyxis", "apptainer", "podman", "docker"]
@@ -40,13 +39,13 @@ CASES = {
 
 def plan_of(job: dict, profile: dict, *, code: bool = True) -> Plan:
     """The plan of a job as a user writes it."""
-    return plan_run(JobSpec.model_validate(job), ClusterProfile.model_validate(profile), run_id="demo-0123abcd",
+    return jobs.plan_of(job, profile, run_id="demo-0123abcd",
                     code_digest="5eed" * 4 if code else None)
 
 
 def render(job: dict, **profile: object) -> str:
     """Its script."""
-    return render_slurm(plan_of(job, {"backend": "slurm", **profile}))
+    return jobs.rendered(plan_of(job, {"backend": "slurm", **profile})).text
 
 
 def sbatch_lines(script: str) -> list[str]:
@@ -74,7 +73,7 @@ def here_documents(script: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name):
-    script = render_slurm(plan_of(*CASES[name]))
+    script = jobs.rendered(plan_of(*CASES[name])).text
     path = GOLDEN / f"{name}.sh"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(script, encoding="utf-8")
@@ -107,7 +106,7 @@ def test_only_what_is_asked_for_is_asked_of_slurm():
 def test_everything_that_is_asked_for():
     want = {"--nodes=2", "--gpus-per-node=8", "--cpus-per-task=64", "--mem=524288M", "--time=0-12:00:00",
             "--signal=B:USR1@90", "--partition=gpu", "--account=nlp", "--qos=long", "--constraint='h200&ib'"}
-    assert want <= set(sbatch_lines(render_slurm(plan_of(TRAIN_JOB, PROFILE))))
+    assert want <= set(sbatch_lines(jobs.rendered(plan_of(TRAIN_JOB, PROFILE)).text))
 
 
 @pytest.mark.parametrize(("limit", "told"), [("12h", 120), ("8m", 120), ("4m", 60), ("1m", 15)])
@@ -147,7 +146,7 @@ def test_an_image_file_is_taken_as_it_is(runtime, image, words):
     ("podman", "team/trainer:0.1", None),
 ])
 def test_an_image_file_of_another_runtime_is_refused(runtime, image, why):
-    profile = ClusterProfile.model_validate({"backend": "slurm", "container_runtime": runtime})
+    profile = jobs.profile_of({"backend": "slurm", "container_runtime": runtime})
     found = [(loc, text.rpartition(" (")[2].rstrip(")")) for loc, text in misfits({"image": image}, profile, "c")]
     assert found == ([(("image",), why)] if why else [])
 

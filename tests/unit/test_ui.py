@@ -171,7 +171,7 @@ def test_whatever_is_printed_is_made_safe(capsys):
 def test_a_render_is_exact_for_a_program_and_safe_for_a_person(capsys):
     ui.raw("a\x1b[2J\n")
     assert capsys.readouterr().out == "a\x1b[2J\n"
-    assert on_a_terminal(r"from launcher import ui; ui.raw('a\x1b[2J\n')") == "a␛[2J\r\n"
+    assert on_a_terminal(r"from launcher.terminal import ui; ui.raw('a\x1b[2J\n')") == "a␛[2J\r\n"
 
 
 BAD_STEP = """

@@ -10,13 +10,14 @@ import hashlib
 import re
 import shlex
 
+from launcher.backends.hosts.profile import HostProfile
 from launcher.job.image import DOCKER, is_file
 from launcher.job.plan import Plan
 
 _SUFFIXES = {"apptainer": ".sif", "pyxis": ".sqsh"}
 
 
-def image_word(plan: Plan) -> str:
+def image_word(plan: Plan[HostProfile]) -> str:
     """What the runtime is given, as a word of bash."""
     if needs_import(plan):
         return '"$IMAGE"'
@@ -24,12 +25,12 @@ def image_word(plan: Plan) -> str:
     return shlex.quote(f"./{plan.image}" if is_relative else plan.image)  # pyxis knows a path by its slash
 
 
-def needs_import(plan: Plan) -> bool:
+def needs_import(plan: Plan[HostProfile]) -> bool:
     """Whether the runtime wants a file and the image is not one."""
     return plan.profile.container_runtime in _SUFFIXES and not is_file(plan.image)
 
 
-def import_lines(plan: Plan) -> list[str]:
+def import_lines(plan: Plan[HostProfile]) -> list[str]:
     """Bash lines that set IMAGE, and define `import_image`, which makes that file unless it is there. To be run in a
     subshell: the lock is held until it ends. A killed import leaves a part that the next one removes."""
     if not needs_import(plan):
@@ -54,7 +55,7 @@ def import_lines(plan: Plan) -> list[str]:
     ]
 
 
-def pull_lines(plan: Plan, runtime: str) -> list[str]:
+def pull_lines(plan: Plan[HostProfile], runtime: str) -> list[str]:
     """Bash lines that pull the image to this node unless it is there; they leave the exit code in `code`."""
     image = shlex.quote(plan.image)
     lock = f'"${{RUN_DIR%/*/*}}/images/{_file_name(plan)}.${{SLURMD_NODENAME:-local}}.lock"'
@@ -82,7 +83,7 @@ def enroot_reference(image: str) -> str:
     return f"{DOCKER}{registry}#{rest}" if is_host and "#" not in image else f"{DOCKER}{image}"
 
 
-def _file_name(plan: Plan) -> str:
+def _file_name(plan: Plan[HostProfile]) -> str:
     """Readable, and different for every image, not for every way to write it."""
     image = plan.image.removeprefix(DOCKER)
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", image.rpartition("/")[2])[:60]

@@ -4,7 +4,10 @@ import shlex
 
 from launcher.backends.env import container_python_path, job_env
 from launcher.backends.hosts.image import image_word, pull_lines
-from launcher.job.plan import CONFIG_PATH, CONTAINER_CODE, Plan
+from launcher.backends.hosts.profile import HostProfile
+from launcher.job.payload import STOPPED
+from launcher.job.plan import CONFIG_FOLDER, Plan
+from launcher.job.profile import CONTAINER_CODE
 
 RUN_DIR_LABEL = "launch-run-dir"
 CONTAINER_TMP = "/tmp"  # noqa: S108  (a tmpfs inside the container)
@@ -19,23 +22,35 @@ FINISH = [
 ]
 
 
-CAUSE = [
-    "cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with",
-    "  local node one told first=0 ended=0",
-    '  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do',
-    "    one= told=",
-    '    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true',
-    "    ended=$((ended + 1))",
-    '    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi',
-    '    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi',
-    "  done",
-    "  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up",
-    "  # waiting for a node that does not end)",
-    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi',
-    '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi',
-    '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
-    "}",
-]
+def is_final(word: str, plan: Plan[HostProfile]) -> str:
+    """A bash condition: the exit code in `word` is one after which the job is not started again."""
+    return " || ".join(f'[ "{word}" = {code} ]' for code in plan.payload.exit_codes.final) or "false"
+
+
+def is_not_final(word: str, plan: Plan[HostProfile]) -> str:
+    """The opposite."""
+    return " && ".join(f'[ "{word}" != {code} ]' for code in plan.payload.exit_codes.final) or "true"
+
+
+def cause(plan: Plan[HostProfile]) -> list[str]:
+    """Lines that define `cause`: what a run ended with, from what its nodes ended with."""
+    return [
+        "cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with",
+        "  local node one told first=0 ended=0",
+        '  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do',
+        "    one= told=",
+        '    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true',
+        "    ended=$((ended + 1))",
+        f'    if [ "$one" = {STOPPED} ] && [ -n "$told" ]; then one=preempted; fi',
+        f'    if [ "$first" = 0 ] || {is_final("$one", plan)}; then first=${{one:-$1}}; fi',
+        "  done",
+        "  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up",
+        "  # waiting for a node that does not end)",
+        '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi',
+        '  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi',
+        '  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi',
+        "}",
+    ]
 
 
 TIMES = [
@@ -109,7 +124,7 @@ def task_script(*first: str, last: str = 'exit "$code"') -> list[str]:
     ]
 
 
-def preamble(plan: Plan, *, log: str | None = None) -> list[str]:
+def preamble(plan: Plan[HostProfile], *, log: str | None = None, limit_cpus: bool = False) -> list[str]:
     """Where the run lies, its log, its files and its environment. The run folder is found at run time."""
     lines = [
         "set -euo pipefail",
@@ -118,19 +133,19 @@ def preamble(plan: Plan, *, log: str | None = None) -> list[str]:
     ]
     if log:
         lines.append(f'exec >>"$RUN_DIR/logs/{log}" 2>&1')
-    return [*lines, *_files(plan), *_exports(plan)]
+    return [*lines, *_files(plan, limit_cpus=limit_cpus), *_exports(plan)]
 
 
-def _files(plan: Plan) -> list[str]:
+def _files(plan: Plan[HostProfile], *, limit_cpus: bool) -> list[str]:
     lines = []
-    if plan.train_yaml is not None:
-        lines += heredoc('"$RUN_DIR/train.yaml"', plan.train_yaml)
-        lines.append('chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own')
-    lines += heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan)) + "\n")
+    for name, text in plan.payload.files.items():
+        lines += heredoc(f'"$RUN_DIR/{name}"', text)
+        lines.append(f'chmod a+r "$RUN_DIR/{name}"  # the image has a user of its own')
+    lines += heredoc('"$RUN_DIR/node.sh"', "\n".join(node_script(plan, limit_cpus=limit_cpus)) + "\n")
     return lines
 
 
-def _exports(plan: Plan) -> list[str]:
+def _exports(plan: Plan[HostProfile]) -> list[str]:
     lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(job_env(plan).items())]
     lines.append("export RUN_DIR")
     if plan.code_digest:
@@ -141,48 +156,46 @@ def _exports(plan: Plan) -> list[str]:
     return lines
 
 
-def node_script(plan: Plan) -> list[str]:
+def node_script(plan: Plan[HostProfile], *, limit_cpus: bool) -> list[str]:
     """What runs once on every node: the command, bare or in a container. Reads NODE_RANK and MASTER_*."""
     head = ["#!/bin/bash", "set -euo pipefail"]
     runtime = plan.profile.container_runtime
     if runtime in ("podman", "docker"):
-        return head + _oci_container(plan, runtime)
+        return head + _oci_container(plan, runtime, limit_cpus=limit_cpus)
     if runtime == "apptainer":
         return head + _apptainer(plan)
     if runtime == "pyxis":
         return head + _inside_pyxis(plan)
-    return [*head, f"exec {_command(plan, None)}"]
+    return [*head, "exec " + _command(plan, '"$RUN_DIR/{}"')]
 
 
-def _inside_pyxis(plan: Plan) -> list[str]:
+def _inside_pyxis(plan: Plan[HostProfile]) -> list[str]:
     """pyxis starts the container around the task. The image's own variables win there, so the job's come again."""
     lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(plan.env.items())]
     if plan.code_digest:
         lines.append(f"export PYTHONPATH={shlex.quote(container_python_path(plan))}")
-    return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan, CONFIG_PATH)}"]
+    return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan)}"]
 
 
-def _command(plan: Plan, config: str | None) -> str:
-    if plan.command:
-        return shlex.join(plan.command)
-    where = shlex.quote(config) if config else '"$RUN_DIR/train.yaml"'
-    return f"{shlex.quote(plan.profile.python)} -m trainer.entrypoint --config {where}"
+def _command(plan: Plan[HostProfile], path: str = f"{CONFIG_FOLDER}/{{}}") -> str:
+    """The payload's command; `path` is where one of its files is found, as a word of bash."""
+    return " ".join(plan.payload.words(path.format, shlex.quote))
 
 
-def _oci_container(plan: Plan, runtime: str) -> list[str]:
+def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -> list[str]:
     """podman or docker. The container is outside the job's process tree: stopped, waited for, removed by name."""
     words = ['--name "$name"', f'--label="{RUN_DIR_LABEL}=$RUN_DIR"', "--network=host", "--read-only",
              f"--tmpfs={CONTAINER_TMP}:rw,exec,mode=1777", "--cap-drop=all", "--security-opt=no-new-privileges",
              f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
-    if plan.cpus_per_node and not _scheduled(plan):
+    if plan.cpus_per_node and limit_cpus:
         words.append(f"--cpus={plan.cpus_per_node}")
     words += [f"--env={name}" for name in _env_names(plan)]
     words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
-    command = [image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)]
+    command = [image_word(plan), _command(plan)]
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
@@ -241,7 +254,7 @@ def _lifeline(runtime: str) -> list[str]:
     return [f"(setsid bash -c {shlex.quote(watch)} - $$ \"$name\" </dev/null >/dev/null 2>&1 &)"]
 
 
-def _apptainer(plan: Plan) -> list[str]:
+def _apptainer(plan: Plan[HostProfile]) -> list[str]:
     words = ["exec apptainer exec", "--containall", "--no-home", '--pwd="$PWD"']
     if plan.gpus_per_node:
         words.append("--nv")
@@ -255,37 +268,32 @@ def _apptainer(plan: Plan) -> list[str]:
     ]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={shlex.quote(container_python_path(plan))}")
-    return [*lines, continued([*words, image_word(plan), _command(plan, CONFIG_PATH if plan.train_yaml else None)])]
+    return [*lines, continued([*words, image_word(plan), _command(plan)])]
 
 
-def _env_names(plan: Plan) -> list[str]:
+def _env_names(plan: Plan[HostProfile]) -> list[str]:
     rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_JOB_ID", "LAUNCH_COMMAND"]
     extra = ["CUDA_VISIBLE_DEVICES"] if plan.gpus_per_node else []
     return sorted({*job_env(plan), *plan.secrets}) + rank + extra
 
 
-def _volumes(plan: Plan) -> list[str]:
+def _volumes(plan: Plan[HostProfile]) -> list[str]:
     words = [f"--volume={bind}" for bind in binds(plan)]
     if plan.code_digest:
         words.append(f"--env=PYTHONPATH={shlex.quote(container_python_path(plan))}")
     return words
 
 
-def binds(plan: Plan) -> list[str]:
+def binds(plan: Plan[HostProfile]) -> list[str]:
     """What the container sees of the node: `source:target[:ro]`, quoted for the shell."""
     found = ['"$PWD:$PWD"']
-    if plan.train_yaml is not None:
-        found.append(f'"$RUN_DIR/train.yaml:{CONFIG_PATH}:ro"')
+    found += [f'"$RUN_DIR/{name}:{CONFIG_FOLDER}/{name}:ro"' for name in plan.payload.files]
     if plan.code_digest:
         found.append(f'"$RUN_DIR/code:{CONTAINER_CODE}:ro"')
     for mount in plan.mounts:
         mode = ":ro" if mount.read_only else ""
         found.append(shlex.quote(f"{mount.host_path}:{mount.path}{mode}"))
     return found
-
-
-def _scheduled(plan: Plan) -> bool:
-    return plan.profile.backend == "slurm"
 
 
 def continued(words: list[str]) -> str:

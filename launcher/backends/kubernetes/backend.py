@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import Artifact, Backend, LostNode, Stray, Submission
+from launcher.backends.base import LeavesStrays, LostNode, Rendered, RepairsNodes, Stray, Submission
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.create import check_objects, create_objects, load_objects
+from launcher.backends.kubernetes.faults import KubernetesFaults
 from launcher.backends.kubernetes.logs.kube_source import KubeSource
 from launcher.backends.kubernetes.logs.pods import read_logs
 from launcher.backends.kubernetes.lost_nodes import give_up, lost_nodes
-from launcher.backends.kubernetes.objects import render_k8s
 from launcher.backends.kubernetes.pod import RUN_LABEL, job_name
+from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.backends.kubernetes.status import as_job, has_ended, job_status
 from launcher.backends.kubernetes.strays import Place, find_strays, places_of
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
-from launcher.job.plan import Plan
-from launcher.job.spec import ClusterProfile
+from launcher.job.profile import Profile
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import Run, RunStore, now, write_whole
@@ -31,7 +31,7 @@ Object = dict[str, Any]
 DELETE_SPARE_S = 60
 
 
-class KubernetesBackend(Backend):
+class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
     """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -39,25 +39,22 @@ class KubernetesBackend(Backend):
         self.environ = environ
         self._clients: dict[str | None, Kube] = {}
 
-    def render(self, plan: Plan) -> Artifact:
-        """The manifests that `submit` sends."""
-        return Artifact("kubernetes", plan.run_id, render_k8s(plan), suffix=".yaml")
-
-    def check(self, plan: Plan, artifact: Artifact) -> None:
+    def check(self, rendered: Rendered) -> None:
         """A dry run of every object, and of a pod: only a pod meets quotas, Pod Security and accounts."""
         with _id_taken():
-            check_objects(self._kube(plan.profile.context), load_objects(artifact))
+            check_objects(self._kube(_profile(rendered).context), load_objects(rendered.text))
 
-    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Run:
         """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
-        kube = self._kube(plan.profile.context)
+        plan, profile = rendered.plan, _profile(rendered)
+        kube = self._kube(profile.context)
         with _id_taken():
-            create_objects(kube, load_objects(artifact), submission.secrets)
-        namespace = plan.profile.namespace
+            create_objects(kube, load_objects(rendered.text), submission.secrets)
+        namespace = profile.namespace
         handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
         return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
                    nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), context=kube.context,
-                   namespace=namespace, kind=plan.profile.kubernetes_kind, repair=plan.profile.repair)
+                   namespace=namespace, kind=profile.kubernetes_kind, repair=profile.repair)
 
     def status(self, run: Run) -> JobStatus:
         """What the Job, its pods and their events say; of a Job that is gone, what was last known."""
@@ -110,7 +107,7 @@ class KubernetesBackend(Backend):
         for node in lost:
             give_up(kube, namespace, node)
 
-    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
         """Labelled objects whose Job or JobSet is gone."""
         found: dict[Stray, None] = {}  # the current context has a name, too, and may be looked at twice
         for place in places_of(self.store.all(), profile):
@@ -177,6 +174,12 @@ class KubernetesBackend(Backend):
         if context not in self._clients:
             self._clients[context] = Kube(self.environ, context)
         return self._clients[context]
+
+
+def _profile(rendered: Rendered) -> KubernetesProfile:
+    profile = rendered.plan.profile
+    assert isinstance(profile, KubernetesProfile)  # noqa: S101
+    return profile
 
 
 def _kind(run: Run) -> str:

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-from launcher.backends.base import Artifact
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.objects import pod_template
 from launcher.backends.kubernetes.pod import job_name
@@ -26,11 +25,11 @@ _POD_REFUSALS = (
 )
 
 
-def load_objects(artifact: Artifact) -> list[Object]:
+def load_objects(text: str) -> list[Object]:
     """The objects of a render."""
     import yaml
 
-    return list(yaml.load_all(artifact.text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def check_objects(kube: Kube, objects: list[Object]) -> None:

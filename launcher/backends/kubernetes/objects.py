@@ -9,6 +9,7 @@ index of a Job, or together they spend one restart of a JobSet.
 import base64
 import re
 
+from launcher.backends.base import Rendered
 from launcher.backends.kubernetes.pod import (
     CODE_ARCHIVE,
     CONTAINER,
@@ -19,7 +20,9 @@ from launcher.backends.kubernetes.pod import (
     job_name,
     pod_spec,
 )
+from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.errors import SpecError
+from launcher.job.payload import STOPPED
 from launcher.job.plan import Plan
 from trainer.config import UNICODE_BREAKS
 
@@ -32,23 +35,23 @@ MAX_CONFIG = 1_000_000  # the API takes 1 MiB for all keys of a ConfigMap
 MAX_LABEL = 63
 RANDOM_SUFFIX = len("-abcde")
 API_VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}
-PREEMPTED, CONFIG = 75, 78
 
 
-def render_k8s(plan: Plan) -> str:
+def render_kubernetes(plan: Plan[KubernetesProfile]) -> Rendered:
     """The objects as YAML documents; the Job comes first because the others name it as their owner."""
     import yaml
 
-    return yaml.dump_all(k8s_objects(plan), Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump_all(run_objects(plan), Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=120)
+    return Rendered(plan, text, ".yaml")
 
 
-def k8s_objects(plan: Plan) -> list[Object]:
+def run_objects(plan: Plan[KubernetesProfile]) -> list[Object]:
     """The objects in the order in which submit creates them. Raises SpecError for what Kubernetes cannot take."""
     _check(plan)
     is_set = plan.profile.kubernetes_kind == "JobSet"
     objects = [_job_set(plan)] if is_set else [_job(plan), _service(plan)]
-    if plan.train_yaml is not None:
-        objects.append(_object("ConfigMap", _owned(plan, plan.run_id), data={"train.yaml": plan.train_yaml}))
+    if plan.payload.files:
+        objects.append(_object("ConfigMap", _owned(plan, plan.run_id), data=dict(plan.payload.files)))
     for number, part in enumerate(code_parts(plan)):
         code = {f"{CODE_ARCHIVE}.{number}": base64.b64encode(part).decode()}
         objects.append(_object("ConfigMap", _owned(plan, f"{plan.run_id}-code-{number}"), binaryData=code))
@@ -65,7 +68,7 @@ def pod_template(owner: Object) -> Object:
     return dict(job["template"])
 
 
-def labels(plan: Plan) -> dict[str, str]:
+def labels(plan: Plan[KubernetesProfile]) -> dict[str, str]:
     """What every object of the run carries."""
     return {
         "app.kubernetes.io/name": CONTAINER,
@@ -75,13 +78,13 @@ def labels(plan: Plan) -> dict[str, str]:
     }
 
 
-def _job(plan: Plan) -> Object:
+def _job(plan: Plan[KubernetesProfile]) -> Object:
     spec = {**_indexed(plan, {"backoffLimitPerIndex": plan.restarts, "maxFailedIndexes": 0}),
             "ttlSecondsAfterFinished": KEEP_FINISHED_S, "template": _template(plan)}
     return {"apiVersion": API_VERSIONS["Job"], "kind": "Job", "metadata": _metadata(plan), "spec": spec}
 
 
-def _job_set(plan: Plan) -> Object:
+def _job_set(plan: Plan[KubernetesProfile]) -> Object:
     """One replicated job. It fails with its first failed pod (but replaces by itself what a pre-emption took), and the
     set makes it anew, `restarts` times. The set also makes the Service that gives the pods their names."""
     job = {**_indexed(plan, {"backoffLimit": 0}), "template": _template(plan)}
@@ -100,7 +103,7 @@ def _job_set(plan: Plan) -> Object:
     return {"apiVersion": API_VERSIONS["JobSet"], "kind": "JobSet", "metadata": _metadata(plan), "spec": spec}
 
 
-def _indexed(plan: Plan, failures: Object) -> Object:
+def _indexed(plan: Plan[KubernetesProfile], failures: Object) -> Object:
     limit = {"activeDeadlineSeconds": plan.time_limit_s} if plan.time_limit_s else {}
     return {
         "completions": plan.nodes,
@@ -112,33 +115,34 @@ def _indexed(plan: Plan, failures: Object) -> Object:
     }
 
 
-def _template(plan: Plan) -> Object:
+def _template(plan: Plan[KubernetesProfile]) -> Object:
     """A sidecar that never ends would keep the Job from ending, so none is asked for."""
     return {"metadata": {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}, "spec": pod_spec(plan)}
 
 
-def _metadata(plan: Plan) -> Object:
+def _metadata(plan: Plan[KubernetesProfile]) -> Object:
     queue = {"kueue.x-k8s.io/queue-name": plan.profile.queue} if plan.profile.queue else {}
     annotations = {"launch/name": plan.name} | ({"launch/code": plan.code_digest} if plan.code_digest else {})
     return {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan) | queue,
             "annotations": annotations}
 
 
-def _failure_rules(plan: Plan) -> list[Object]:
-    """A wrong configuration ends the job; a pre-emption spends no restart. That its peers stopped with it, a node says
-    by PREEMPTED. Only the trainer's entrypoint vouches for that code: from any other command it would start the pod
-    again for ever."""
+def _failure_rules(plan: Plan[KubernetesProfile]) -> list[Object]:
+    """What would fail again ends the job; a pre-emption spends no restart. That its peers stopped with it, a node says
+    by STOPPED, which counts only of a kind that vouches for it: any other command's would start the pod again for ever.
+    """
     def on_exit(action: str, code: int) -> Object:
         return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [code]}}
 
+    codes = plan.payload.exit_codes
     return [
-        on_exit("FailJob", CONFIG),
-        *([on_exit("Ignore", PREEMPTED)] if plan.train_yaml is not None else []),
+        *(on_exit("FailJob", code) for code in codes.final),
+        *([on_exit("Ignore", STOPPED)] if codes.vouched else []),
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 
 
-def _service(plan: Plan) -> Object:
+def _service(plan: Plan[KubernetesProfile]) -> Object:
     """Gives the pods their names, also before they are ready: they look for each other while starting."""
     spec = {
         "clusterIP": "None",
@@ -152,13 +156,13 @@ def _object(kind: str, metadata: Object, **more: object) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
 
 
-def _owned(plan: Plan, name: str) -> Object:
+def _owned(plan: Plan[KubernetesProfile], name: str) -> Object:
     kind = plan.profile.kubernetes_kind
     owner = {"apiVersion": API_VERSIONS[kind], "kind": kind, "name": plan.run_id, "uid": UID_PLACEHOLDER}
     return {"name": name, "namespace": plan.profile.namespace, "labels": labels(plan), "ownerReferences": [owner]}
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: Plan[KubernetesProfile]) -> None:
     if not re.match(r"[a-z]", plan.run_id):
         raise SpecError(f"--run-id: got {plan.run_id!r}, allowed on Kubernetes: one that starts with a letter")
     kind = plan.profile.kubernetes_kind
@@ -168,8 +172,9 @@ def _check(plan: Plan) -> None:
         raise SpecError(f"--run-id: got {plan.run_id!r}, allowed for a {kind} of {plan.nodes} nodes: "
                         f"{len(plan.run_id) - over} characters (its pods' names must stay below {MAX_LABEL + 1})",
                         "name the run: launch submit --run-id SHORTER ...")
-    if plan.train_yaml is not None and len(plan.train_yaml.encode()) > MAX_CONFIG:
-        raise SpecError(f"train: got {len(plan.train_yaml.encode()):,} bytes, allowed on Kubernetes: {MAX_CONFIG:,}",
+    size = sum(len(text.encode()) for text in plan.payload.files.values())
+    if size > MAX_CONFIG:
+        raise SpecError(f"{plan.payload.kind}: got {size:,} bytes, allowed on Kubernetes: {MAX_CONFIG:,}",
                         "put long lists of rows or prompts into files of the code folder")
 
 

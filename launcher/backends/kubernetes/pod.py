@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.backends.env import DEFAULT_PORT, container_python_path, job_env
-from launcher.job.plan import CONFIG_PATH, CONTAINER_CODE, WORKSPACE, Plan, mount_at
+from launcher.backends.kubernetes.profile import WORKSPACE, KubernetesProfile
+from launcher.job.plan import CONFIG_FOLDER, Plan
+from launcher.job.profile import CONTAINER_CODE
+from launcher.job.spec import mount_at
 
 Object = dict[str, Any]
 
 CONTAINER = "trainer"
 UNPACKER = "unpack-code"
 RUN_LABEL = "launch/run-id"
-CONFIG_FOLDER = CONFIG_PATH.rpartition("/")[0]
 # Its parts are code.tar.gz.0, .1, ...: one digit, so that a shell's `.?` has them in order.
 CODE_ARCHIVE = "code.tar.gz"
 CODE_PART = 1_000_000  # bytes; the API takes 1 MiB for all keys of a ConfigMap
@@ -32,7 +34,7 @@ REPLICATED_JOB = "n"
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
-def pod_spec(plan: Plan) -> Object:
+def pod_spec(plan: Plan[KubernetesProfile]) -> Object:
     """The pod template's spec, without empty fields."""
     profile = plan.profile
     spec = {
@@ -60,7 +62,7 @@ def job_name(kind: str, run_id: str) -> str:
     return run_id if kind == "Job" else f"{run_id}-{REPLICATED_JOB}-0"
 
 
-def code_parts(plan: Plan) -> list[bytes]:
+def code_parts(plan: Plan[KubernetesProfile]) -> list[bytes]:
     """The code archive, cut to what one ConfigMap takes."""
     archive = plan.code_archive or b""
     return [archive[start:start + CODE_PART] for start in range(0, len(archive), CODE_PART)]
@@ -76,14 +78,14 @@ def literal(text: str) -> str:
     return re.sub(r"\$(?=[$(])", "$$", text)
 
 
-def tolerations(plan: Plan) -> list[Object]:
+def tolerations(plan: Plan[KubernetesProfile]) -> list[Object]:
     """The profile's, and a short wait on a node that is lost (Kubernetes' own is 300 s)."""
     wait = {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_S}
     lost = [{"key": f"node.kubernetes.io/{what}", **wait} for what in ("not-ready", "unreachable")]
     return [*(taint.model_dump(exclude_none=True) for taint in plan.profile.tolerations), *lost]
 
 
-def _spread(plan: Plan) -> Object | None:
+def _spread(plan: Plan[KubernetesProfile]) -> Object | None:
     """One pod of a run on each machine. A must with GPUs: `nodes` counts machines, two pods on one would share its
     network cards, and its loss would cost both. A wish without: such jobs are trials, and a cluster for trials may have
     a single machine."""
@@ -96,23 +98,23 @@ def _spread(plan: Plan) -> Object | None:
     return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
-def _pod_security(user: int) -> Object:
+def _pod_security(user: int | None) -> Object:
+    """Without a user of ours the cluster chooses one, as OpenShift's security context constraints do."""
+    own = {} if user is None else {
+        "runAsUser": user, "runAsGroup": user, "fsGroup": user, "fsGroupChangePolicy": "OnRootMismatch"}
     return {
         "runAsNonRoot": True,
-        "runAsUser": user,
-        "runAsGroup": user,
-        "fsGroup": user,
-        "fsGroupChangePolicy": "OnRootMismatch",
+        **own,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
-def _trainer(plan: Plan) -> Object:
+def _trainer(plan: Plan[KubernetesProfile]) -> Object:
     what = {**_command(plan), "workingDir": WORKSPACE, "env": _env(plan)}
     return _container(plan, CONTAINER, what, _resources(plan), [mount for _, mount in _volumes(plan)])
 
 
-def _unpacker(plan: Plan) -> Object:
+def _unpacker(plan: Plan[KubernetesProfile]) -> Object:
     """Puts the code where the job's Python looks for it; also where relative paths lead, as a copy that the job may
     write to, unless that is a volume of the user's. It asks for the pod's own processors and memory, and no GPUs."""
     script = f"cat {CONFIG_FOLDER}/{CODE_ARCHIVE}.? | tar -xzf -"
@@ -127,7 +129,8 @@ def _unpacker(plan: Plan) -> Object:
     return _container(plan, UNPACKER, what, resources, mounts)
 
 
-def _container(plan: Plan, name: str, what: Object, resources: Object, mounts: list[Object]) -> Object:
+def _container(plan: Plan[KubernetesProfile], name: str, what: Object, resources: Object,
+               mounts: list[Object]) -> Object:
     container = {
         "name": name,
         "image": plan.image,
@@ -142,17 +145,15 @@ def _container(plan: Plan, name: str, what: Object, resources: Object, mounts: l
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
-    return {key: value for key, value in container.items() if value != {}}
+    return {key: value for key, value in container.items() if value not in ({}, [])}
 
 
-def _command(plan: Plan) -> Object:
-    if plan.command is None:
-        entrypoint = [literal(plan.profile.python), "-m", "trainer.entrypoint"]
-        return {"command": entrypoint, "args": ["--config", CONFIG_PATH]}
-    return {"command": [literal(word) for word in plan.command]}
+def _command(plan: Plan[KubernetesProfile]) -> Object:
+    ports = [{"name": name, "containerPort": port} for name, port in plan.payload.ports.items()]
+    return {"command": plan.payload.words(f"{CONFIG_FOLDER}/{{}}".format, literal), "ports": ports}
 
 
-def _env(plan: Plan) -> list[Object]:
+def _env(plan: Plan[KubernetesProfile]) -> list[Object]:
     index = {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": INDEX_FIELD}}}
     plain = [{"name": name, "value": literal(value)} for name, value in _values(plan).items()]
     secrets = [{"name": name, "valueFrom": {"secretKeyRef": {"name": plan.run_id, "key": name}}}
@@ -160,33 +161,35 @@ def _env(plan: Plan) -> list[Object]:
     return [*plain, index, *_log_archive(plan), *secrets]
 
 
-def _log_archive(plan: Plan) -> list[Object]:
-    """Where trainer.entrypoint keeps a copy of the log."""
-    if plan.profile.log_archive is None or plan.train_yaml is None:
+def _log_archive(plan: Plan[KubernetesProfile]) -> list[Object]:
+    """Where the job keeps a copy of its log."""
+    if plan.profile.log_archive is None or plan.payload.log_copy is None:
         return []
     folder = f"{plan.profile.log_archive.rstrip('/')}/{plan.run_id}"
     return [{"name": ARCHIVE_VARIABLE, "value": literal(folder)},
             {"name": "LAUNCH_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
 
 
-def _values(plan: Plan) -> Mapping[str, str]:
+def _values(plan: Plan[KubernetesProfile]) -> Mapping[str, str]:
     """Plain variables; the user's own win. TORCH_EXTENSIONS_DIR is left to the image, which may hold built ops."""
+    meeting = {"MASTER_PORT": str(DEFAULT_PORT)} if plan.payload.rendezvous else {}
     values = {
         "HOME": TMP,
         "HF_HOME": f"{TMP}/.cache/huggingface",
         "TRITON_CACHE_DIR": f"{TMP}/.cache/triton",
         "TORCHINDUCTOR_CACHE_DIR": f"{TMP}/.cache/torchinductor",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "MASTER_PORT": str(DEFAULT_PORT),
+        **meeting,
         **job_env(plan),
-        "MASTER_ADDR": f"{job_name(plan.profile.kubernetes_kind, plan.run_id)}-0.{plan.run_id}",
     }
+    if plan.payload.rendezvous:
+        values["MASTER_ADDR"] = f"{job_name(plan.profile.kubernetes_kind, plan.run_id)}-0.{plan.run_id}"
     if plan.code_archive is not None:
         values["PYTHONPATH"] = container_python_path(plan)
     return {name: value for name, value in values.items() if name != "NODE_RANK"}
 
 
-def _resources(plan: Plan) -> Object:
+def _resources(plan: Plan[KubernetesProfile]) -> Object:
     amounts = {
         "cpu": str(plan.cpus_per_node) if plan.cpus_per_node else None,
         "memory": quantity(plan.memory) if plan.memory else None,
@@ -197,7 +200,7 @@ def _resources(plan: Plan) -> Object:
     return {"requests": given, "limits": dict(given)} if given else {}
 
 
-def _volumes(plan: Plan) -> list[tuple[Object, Object]]:
+def _volumes(plan: Plan[KubernetesProfile]) -> list[tuple[Object, Object]]:
     """Each volume with its mount. A mount of the job on one of our paths takes its place."""
     own: list[tuple[str, str, Object]] = [
         ("tmp", TMP, {"emptyDir": {}}),
@@ -215,14 +218,14 @@ def _volumes(plan: Plan) -> list[tuple[Object, Object]]:
     return pairs + _job_mounts(plan)
 
 
-def _config_sources(plan: Plan) -> list[Object]:
+def _config_sources(plan: Plan[KubernetesProfile]) -> list[Object]:
     """The ConfigMaps of the run, all seen in one folder."""
-    train = [plan.run_id] if plan.train_yaml is not None else []
-    names = train + [f"{plan.run_id}-code-{number}" for number in range(len(code_parts(plan)))]
+    files = [plan.run_id] if plan.payload.files else []
+    names = files + [f"{plan.run_id}-code-{number}" for number in range(len(code_parts(plan)))]
     return [{"configMap": {"name": name}} for name in names]
 
 
-def _job_mounts(plan: Plan) -> list[tuple[Object, Object]]:
+def _job_mounts(plan: Plan[KubernetesProfile]) -> list[tuple[Object, Object]]:
     pairs = []
     for number, mount in enumerate(plan.mounts):
         name = f"mount-{number}"

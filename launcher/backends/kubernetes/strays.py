@@ -12,7 +12,8 @@ from launcher.backends.base import Stray
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.objects import API_VERSIONS, MANAGED_LABEL, MANAGER
 from launcher.backends.kubernetes.pod import RUN_LABEL
-from launcher.job.spec import ClusterProfile
+from launcher.backends.kubernetes.profile import KubernetesProfile
+from launcher.job.profile import Profile
 from launcher.runs.store import Run
 
 KINDS = ("Pod", "Service", "ConfigMap", "Secret")
@@ -30,10 +31,10 @@ class Place:
         return f"{self.context or 'current context'}/{self.namespace}"
 
 
-def places_of(runs: Iterable[Run], profile: ClusterProfile | None) -> list[Place]:
+def places_of(runs: Iterable[Run], profile: Profile | None) -> list[Place]:
     """Where to look: every namespace that a run of this machine was in, and the profile's."""
     found = {Place(run.context, run.namespace or "default") for run in runs if run.backend == "kubernetes"}
-    if profile and profile.backend == "kubernetes":
+    if isinstance(profile, KubernetesProfile):
         found.add(Place(profile.context, profile.namespace))
     return sorted(found, key=str)
 

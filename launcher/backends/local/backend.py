@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.backends import processes as shell
-from launcher.backends.base import Artifact, Backend, Stray, Submission
+from launcher.backends.base import LeavesStrays, Rendered, Stray, Submission
 from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
-from launcher.backends.local.script import render_local
+from launcher.backends.hosts.profile import HostProfile
+from launcher.backends.local.faults import LocalFaults
 from launcher.errors import BackendError
 from launcher.job.code.snapshot import copy_to
-from launcher.job.plan import Plan
+from launcher.job.profile import Profile
 from launcher.job.secrets import secrets_file
-from launcher.job.spec import ClusterProfile
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus, State, exit_words
 from launcher.runs.store import Run, RunStore, now, write_whole
@@ -26,27 +26,25 @@ from launcher.runs.store import Run, RunStore, now, write_whole
 KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
 
 
-class LocalBackend(Backend):
+class LocalBackend(LocalFaults, LeavesStrays):
     """Runs jobs here."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
         self.store = store
         self.environ = environ
 
-    def render(self, plan: Plan) -> Artifact:
-        """The script that `submit` runs."""
-        return Artifact("local", plan.run_id, render_local(plan))
-
-    def check(self, plan: Plan, artifact: Artifact) -> None:
+    def check(self, rendered: Rendered) -> None:
         """The runtime must be here; a port or a GPU is found out by the job itself."""
-        runtime = plan.profile.container_runtime
+        profile = rendered.plan.profile
+        assert isinstance(profile, HostProfile)  # noqa: S101
+        runtime = profile.container_runtime
         if runtime != "none" and not shell.has_command(runtime):
             raise BackendError(f"{runtime}: no such command on this machine",
                                f"install {runtime}, or run without --container")
 
-    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Run:
         """Start the script in a session of its own; it goes on when this process ends."""
-        folder = submission.run_dir
+        plan, folder = rendered.plan, submission.run_dir
         if submission.snapshot:
             copy_to(submission.snapshot, folder / "code")
         if submission.secrets:
@@ -98,7 +96,7 @@ class LocalBackend(Backend):
         if self._alive(folder):  # what the job left in the background, or what did not stop in time
             shell.signal_session(session, signal.SIGKILL)
 
-    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
         """Containers of runs that have ended."""
         return stray_containers(self, "local", self.store, self.environ, warn)
 
@@ -106,7 +104,7 @@ class LocalBackend(Backend):
         """Remove the container."""
         remove_container(stray, self.environ)
 
-    def preempt_node(self, run: Run, node: int) -> None:
+    def preempt(self, run: Run, node: int) -> None:
         """Tell one node to stop, as a scheduler does: every process of it, and nothing else of the run."""
         folder = self.store.folder(run.run_id)
         attempt = folder / f"attempts/{latest_attempt(folder)}"
@@ -144,14 +142,6 @@ def _written_pid(folder: Path) -> int | None:
     """What the script calls itself: all there is when launch was killed before it could note it."""
     try:
         return int((folder / "pid").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _session(run: Run, folder: Path) -> int | None:
-    """The session that the script leads; a submit that was killed may not have noted it, the script has."""
-    try:
-        return int(run.job_id or (folder / "session").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

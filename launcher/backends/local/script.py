@@ -1,39 +1,41 @@
 """Plan -> the bash script that runs a job on this machine, every node as a process group of its own. Pure."""
 
+from launcher.backends.base import Rendered
 from launcher.backends.hosts.image import import_lines, needs_import
 from launcher.backends.hosts.script import (
-    CAUSE,
     FINISH,
     TIMES,
     attempt,
+    cause,
     heredoc,
+    is_final,
     master_port,
     node_log,
     preamble,
     task_script,
 )
+from launcher.backends.local.profile import LocalProfile
 from launcher.job.plan import Plan
 
 
-def render_local(plan: Plan) -> str:
+def render_local(plan: Plan[LocalProfile]) -> Rendered:
     """The script. It writes `exit_code` last: that file is the run's end."""
     lines = [
         "#!/bin/bash",
         f"# {plan.name!r}: run {plan.run_id} on this machine. Rendered by launch; `launch submit` runs exactly this.",
-        *preamble(plan),
+        *preamble(plan, limit_cpus=True),
         'echo "$$" >"$RUN_DIR/session"',
         'echo "$$" >"$RUN_DIR/pid"  # for a cancel when launch was killed before it knew',
         *heredoc('"$RUN_DIR/task.sh"', "\n".join(task_script())),
         *TIMES,
-        "export MASTER_ADDR=127.0.0.1",
-        *master_port("$$"),
+        *(["export MASTER_ADDR=127.0.0.1", *master_port("$$")] if plan.payload.rendezvous else []),
         *import_lines(plan),
         *FINISH,
-        *CAUSE,
+        *cause(plan),
         *_GROUPS,
         *_attempts(plan),
     ]
-    return "\n".join(lines) + "\n"
+    return Rendered(plan, "\n".join(lines) + "\n")
 
 
 _GROUPS = [
@@ -54,7 +56,7 @@ _GROUPS = [
 ]
 
 
-def _attempts(plan: Plan) -> list[str]:
+def _attempts(plan: Plan[LocalProfile]) -> list[str]:
     """Start every node; start all again after a saved pre-emption, and after a failure while the budget lasts."""
     return [
         *(_import() if needs_import(plan) else []),
@@ -74,7 +76,8 @@ def _attempts(plan: Plan) -> list[str]:
         '  if [ "$code" = 75 ] && [ -e "$ATTEMPT_DIR/told" ]; then code=preempted; fi',
         '  if [ "$code" != preempted ]; then failures=$((failures + 1)); fi',
         "  ended=${code/preempted/75}",
-        f'  if [ "$code" = 0 ] || [ "$code" = 78 ] || [ -n "$stopping" ] || [ "$failures" -gt {plan.restarts} ]; then',
+        f'  if [ "$code" = 0 ] || {is_final("$code", plan)} || [ -n "$stopping" ] ||'
+        f' [ "$failures" -gt {plan.restarts} ]; then',
         '    finish "$ended"',
         "  fi",
         f'  echo "launch: attempt $again ended with exit code $ended" >>{node_log("0")}',

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import processes as shell
-from launcher.backends.base import Artifact, Backend, Stray, Submission
+from launcher.backends.base import LeavesStrays, Rendered, Stray, Submission
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
-from launcher.backends.slurm.script import render_slurm
+from launcher.backends.slurm.faults import SlurmFaults
 from launcher.backends.slurm.status import Record, from_sacct, from_scontrol, slurm_status
 from launcher.errors import BackendError
 from launcher.job.code.snapshot import copy_to
-from launcher.job.plan import Plan
+from launcher.job.profile import Profile
 from launcher.job.secrets import secrets_file
-from launcher.job.spec import ClusterProfile
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus
 from launcher.runs.store import Run, RunStore, now, write_whole
@@ -48,24 +47,20 @@ _FOREIGN = re.compile(r"(SBATCH|SRUN|SALLOC|SLURM)_")
 _KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
-class SlurmBackend(Backend):
+class SlurmBackend(SlurmFaults, LeavesStrays):
     """Runs jobs on a Slurm cluster."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
         self.store = store
         self.environ = environ
 
-    def render(self, plan: Plan) -> Artifact:
-        """The sbatch script."""
-        return Artifact("slurm", plan.run_id, render_slurm(plan))
-
-    def check(self, plan: Plan, artifact: Artifact) -> None:
+    def check(self, rendered: Rendered) -> None:
         """Slurm itself says whether it would take the job."""
-        self._sbatch(["--test-only"], artifact, self._job_environ(plan.secrets))
+        self._sbatch(["--test-only"], rendered, self._job_environ(rendered.plan.secrets))
 
-    def submit(self, plan: Plan, artifact: Artifact, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Run:
         """Lay out what the script needs in the run folder, and send it from the job file's folder."""
-        folder = submission.run_dir
+        plan, folder = rendered.plan, submission.run_dir
         if submission.snapshot:
             copy_to(submission.snapshot, folder / "code")
         if submission.secrets:
@@ -74,7 +69,7 @@ class SlurmBackend(Backend):
         environ = self._job_environ(submission.secrets)
         options = ["--parsable", f"--comment={_comment(folder)}"]
         try:
-            printed = self._sbatch(options, artifact, environ, submission.job_dir)
+            printed = self._sbatch(options, rendered, environ, submission.job_dir)
         except BackendError:
             self._withdraw(plan.run_id)  # a time-out of sbatch does not say whether the job was taken
             raise
@@ -114,7 +109,7 @@ class SlurmBackend(Backend):
         while time.monotonic() < deadline and not self.status(run).state.ended:
             time.sleep(0.2)
 
-    def strays(self, profile: ClusterProfile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
         """Containers of runs that have ended, when this machine is one of the nodes."""
         return stray_containers(self, "slurm", self.store, self.environ, warn)
 
@@ -184,8 +179,8 @@ class SlurmBackend(Backend):
         match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
         return match[1] if match else "cluster"
 
-    def _sbatch(self, options: list[str], artifact: Artifact, env: dict[str, str], cwd: Path | None = None) -> str:
-        return self._must(["sbatch", *options], stdin=artifact.text, env=env, cwd=cwd)
+    def _sbatch(self, options: list[str], rendered: Rendered, env: dict[str, str], cwd: Path | None = None) -> str:
+        return self._must(["sbatch", *options], stdin=rendered.text, env=env, cwd=cwd)
 
     def _must(self, argv: list[str], **more: Any) -> str:
         """What one of Slurm's commands prints. Raises BackendError with its words."""

@@ -2,27 +2,31 @@
 
 import shlex
 
+from launcher.backends.base import Rendered
 from launcher.backends.hosts.image import image_word, import_lines, needs_import
 from launcher.backends.hosts.script import (
-    CAUSE,
     FINISH,
     TIMES,
     attempt,
     binds,
+    cause,
     continued,
     heredoc,
+    is_not_final,
     master_port,
     node_log,
     preamble,
     task_script,
 )
+from launcher.backends.slurm.profile import SlurmProfile
 from launcher.job.plan import Plan
 from launcher.job.quantities import slurm_mem, slurm_time
 
 MAX_SIGNAL_S = 65535
+_MEETING = ["export MASTER_ADDR=\"${hosts%%$'\\n'*}\"", *master_port("SLURM_JOB_ID")]
 
 
-def render_slurm(plan: Plan) -> str:
+def render_slurm(plan: Plan[SlurmProfile]) -> Rendered:
     """The script. It writes `exit_code` last: that file is the run's end, with or without Slurm's accounting."""
     lines = [
         "#!/bin/bash",
@@ -35,22 +39,21 @@ def render_slurm(plan: Plan) -> str:
         *heredoc('"$RUN_DIR/task.sh"', _task()),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         'echo "$hosts" >"$ATTEMPT_DIR/hosts"',
-        "export MASTER_ADDR=\"${hosts%%$'\\n'*}\"",
-        *master_port("SLURM_JOB_ID"),
+        *(_MEETING if plan.payload.rendezvous else []),
         *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if plan.cpus_per_node else []),
         *import_lines(plan),
         *FINISH,
-        *CAUSE,
+        *cause(plan),
         *_SHOWN,
         *_AGAIN,
         *_BACKGROUND,
         *_step(plan),
         *_end(plan),
     ]
-    return "\n".join(lines) + "\n"
+    return Rendered(plan, "\n".join(lines) + "\n")
 
 
-def _options(plan: Plan) -> list[str]:
+def _options(plan: Plan[SlurmProfile]) -> list[str]:
     profile = plan.profile
     asked = {
         "job-name": plan.run_id,
@@ -71,7 +74,7 @@ def _options(plan: Plan) -> list[str]:
     return [f"--{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None] + ["--requeue"]
 
 
-def _signal_s(plan: Plan) -> int:
+def _signal_s(plan: Plan[SlurmProfile]) -> int:
     """How long before its time limit the job is told. At most a quarter of the limit: Slurm may be a minute early,
     and a job that is told when it starts would be started again for ever."""
     quarter = plan.time_limit_s // 4 if plan.time_limit_s else MAX_SIGNAL_S
@@ -114,7 +117,7 @@ def _task() -> str:
     return "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"', last=last))
 
 
-def _step(plan: Plan) -> list[str]:
+def _step(plan: Plan[SlurmProfile]) -> list[str]:
     """The image, if it has to be made, and srun. TERM goes to the step: killing srun would kill the tasks."""
     words = [
         "srun", '--nodes="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60",
@@ -148,7 +151,7 @@ def _step(plan: Plan) -> list[str]:
 _MEMORY_WORDS = "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)"
 
 
-def _end(plan: Plan) -> list[str]:
+def _end(plan: Plan[SlurmProfile]) -> list[str]:
     """A saved pre-emption starts again for free, a failure while the budget lasts, a wrong configuration never. An
     attempt that Slurm itself has put back into the queue (a lost node, a job of higher priority) leaves no word."""
     return [
@@ -163,7 +166,7 @@ def _end(plan: Plan) -> list[str]:
         '  touch "$ATTEMPT_DIR/out_of_memory"',
         "fi",
         'failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)',
-        f'if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt {plan.restarts} ]; then',
+        f'if [ "$code" != 0 ] && {is_not_final("$code", plan)} && [ "$failures" -lt {plan.restarts} ]; then',
         '  echo "$((failures + 1))" >"$RUN_DIR/failures"',
         '  if again "ended with exit code $code"; then exit 0; fi',
         "fi",
@@ -171,7 +174,7 @@ def _end(plan: Plan) -> list[str]:
     ]
 
 
-def _pyxis(plan: Plan) -> list[str]:
+def _pyxis(plan: Plan[SlurmProfile]) -> list[str]:
     if plan.profile.container_runtime != "pyxis":
         return []
     mounts = ",".join(['"$RUN_DIR:$RUN_DIR"', *binds(plan)])

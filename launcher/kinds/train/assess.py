@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.job.prepared import Prepared
-from launcher.job.spec import ClusterProfile
+from launcher.job.profile import Profile
 from launcher.kinds.train.limits import Fit, Known, Limits, check_fit, find_limits, find_shape, placement_of
 from launcher.kinds.train.remedy import Setup, nearest_change
 from trainer.config import TrainConfig
@@ -54,9 +54,9 @@ def assess(prepared: Prepared, train: TrainConfig, gpu_memory: str | None = None
     return Assessment(known, limits, fit, setup, change)
 
 
-def _most(profile: ClusterProfile, job: Job) -> tuple[int, int]:
+def _most(profile: Profile, job: Job) -> tuple[int, int]:
     """Nodes, and GPUs of a node, that a change may ask for."""
-    nodes = profile.max_nodes or (job.placement.nodes if profile.backend == "local" else USUAL_NODES)
+    nodes = profile.max_nodes or (job.placement.nodes if profile.is_one_machine else USUAL_NODES)
     return nodes, profile.gpus_per_node or USUAL_GPUS_PER_NODE
 
 

@@ -2,7 +2,7 @@
 
 from launcher.backends.kubernetes.objects import API_VERSIONS, MANAGED_LABEL, MANAGER, pod_template
 from launcher.backends.kubernetes.pod import ARCHIVE_VARIABLE, Object
-from launcher.job.spec import is_below
+from launcher.job.types import is_below
 
 DEADLINE_S = 180
 AMOUNTS = {"cpu": "500m", "memory": "256Mi"}

@@ -1,0 +1,82 @@
+"""The profile of a Kubernetes cluster. No I/O."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from launcher.job.profile import CONTAINER_CODE, Problem, Profile
+from launcher.job.spec import Mount, mount_at
+from launcher.job.types import AbsolutePath, DnsName, Word, is_below
+from trainer.config import Section
+
+WORKSPACE = "/workspace"  # the working directory of a pod
+
+
+class Toleration(Section):
+    """A taint the pods accept (Kubernetes core/v1 Toleration)."""
+
+    key: str | None = Field(None, description="Key of the taint. Default: every key.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Whether the value counts.")
+    value: str | None = Field(None, description="Value of the taint.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Effect of the taint. Default: every effect.")
+    tolerationSeconds: int | None = Field(  # noqa: N815  (the API's own spelling)
+        None, description="Seconds that a NoExecute taint is borne. Default: for ever.")
+
+
+class KubernetesProfile(Profile):
+    """A Kubernetes cluster: one namespace of it."""
+
+    sends_code: ClassVar[bool] = True
+    shares_folder: ClassVar[bool] = False
+
+    backend: Literal["kubernetes"] = Field(description="kubernetes.")
+    context: str | None = Field(None, min_length=1, description="Context of the kubeconfig. Default: the current one.")
+    namespace: DnsName = Field("default", description="Namespace of the job.")
+    kubernetes_kind: Literal["Job", "JobSet"] = Field(
+        "Job", description="What a run is there. A Job needs nothing installed; a JobSet is made only when asked for, "
+                           "and restarts all pods at once.")
+    repair: Literal["ask", "auto"] = Field(
+        "ask", description="Whether a follower gives up the pod of a lost machine, so that it is replaced, by itself "
+                           "or only names it.")
+    queue: Word | None = Field(None, description="Kueue LocalQueue.")
+    priority_class: DnsName | None = Field(None, description="PriorityClass of the pods.")
+    service_account: DnsName | None = Field(
+        None, description="ServiceAccount of the pods; its token is never mounted.")
+    image_pull_secrets: list[DnsName] = Field([], description="Secrets that hold registry credentials.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="When nodes pull.")
+    run_as_user: int | None = Field(1000, ge=1, lt=2**31, description="Numeric user and group of the container; null "
+                                    "leaves both to the cluster, as OpenShift wants it.")
+    node_selector: dict[str, str] = Field({}, description="Labels a node must have.")
+    tolerations: list[Toleration] = Field([], description="Taints the pods accept.")
+    gpu_resource: Word = Field("nvidia.com/gpu", description="Name of the GPU resource.")
+    extra_resources: dict[str, str] = Field({}, description="More resources per node, such as rdma/hca: '1'.")
+    log_archive: AbsolutePath | None = Field(
+        None, description="Folder on one of the profile's mounts where training jobs keep a copy of their logs; what a "
+                          "node throws away unread is filled from it.")
+
+    def problems(self, values: dict[str, Any]) -> Iterator[Problem]:
+        """Claims are what Kubernetes has."""
+        return iter(())
+
+    def code_note(self, mounts: Iterable[Mount]) -> str | None:
+        """A pod's working directory has a copy of the code, unless it is a volume of the user's."""
+        mount = mount_at(mounts, WORKSPACE)
+        if mount is None:
+            return None
+        where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
+        return (f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start at "
+                f"{WORKSPACE}, which is {where}: launch writes nothing there")
+
+    @model_validator(mode="after")
+    def _archive_on_a_mount(self) -> Self:
+        if self.log_archive is None:
+            return self
+        paths = [mount.path for mount in self.mounts if not mount.read_only]
+        odd = ".." in self.log_archive.split("/") or "$" in self.log_archive
+        if odd or not any(is_below(self.log_archive, path) for path in paths):
+            raise ValueError(f"log_archive: got {self.log_archive!r}, allowed: a folder below one of the profile's "
+                             f"writable mounts ({', '.join(paths) or 'there are none'})")
+        return self

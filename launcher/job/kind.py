@@ -1,0 +1,58 @@
+"""What a job kind is, and what it may be able to do besides. The kinds themselves are in launcher/kinds/."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from launcher.job.payload import Payload
+from launcher.job.spec import Mount, Resources
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a kind may know of the place that its job goes to. `own_folder`: what it writes goes to a folder of the
+    run's own, although the job names one."""
+
+    run_id: str
+    python: str
+    resources: Resources
+    mounts: tuple[Mount, ...] = ()
+    own_folder: bool = False
+
+
+class Kind(ABC):
+    """One thing that a job can do. `key` is its section in a job file, `model` the type of what stands there."""
+
+    key: ClassVar[str]
+    model: ClassVar[Any]
+    description: ClassVar[str]
+
+    @abstractmethod
+    def payload(self, section: Any, context: Context) -> Payload:
+        """What is to be run. Pure: the same payload for the same section and context."""
+
+    def owns_folder(self, section: Any) -> bool:
+        """Whether a run writes to a folder that is named after it, since the job names none."""
+        return False
+
+
+class Resumable(ABC):
+    """A kind whose runs can go on with what an earlier run has left."""
+
+    @abstractmethod
+    def going_on(self, section: Any, folder: str) -> Any:
+        """The section that goes on in this output folder."""
+
+
+class Estimable(ABC):
+    """A kind whose needs can be estimated before it runs."""
+
+    @abstractmethod
+    def assess(self, section: Any, prepared: Any, gpu_memory: str | None = None) -> Any:
+        """The job weighed (kinds/train/assess.Assessment). Raises SpecError for what could never run."""
+
+
+class ShowsData(ABC):
+    """A kind that reads rows, which `launch data` shows. `data_file` is the file of its payload that says which."""
+
+    data_file: ClassVar[str]

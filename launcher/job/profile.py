@@ -1,0 +1,66 @@
+"""What every back end's cluster profile has. A back end's own model adds its keys. No I/O."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from launcher.job.image import registry_image, registry_problem
+from launcher.job.spec import Mount
+from launcher.job.types import Duration, EnvName, EnvValue, Size, Word
+from trainer.config import Section
+
+CONTAINER_CODE = "/opt/code"  # where a container sees the job's code, read-only
+Problem = tuple[tuple[str | int, ...], str]
+
+
+class Profile(Section):
+    """One cluster, as an administrator describes it in clusters.yaml."""
+
+    # What the planning of a job must know of its back end.
+    sends_code: ClassVar[bool] = False  # the render holds the code; else the run folder does, which the nodes see
+    shares_folder: ClassVar[bool] = True  # relative paths of a job mean the job file's folder there, too
+    is_one_machine: ClassVar[bool] = False
+    job_options: ClassVar[str | None] = None  # the section of a job file with options for this back end alone
+
+    backend: str = Field(description="kubernetes, slurm or local.")
+    python: Word = Field(
+        "python3", description="Python with the trainer installed, inside the image or on the bare node.")
+    mounts: list[Mount] = Field([], description="File systems that every job of this cluster sees.")
+    env: dict[EnvName, EnvValue] = Field({}, description="Environment of every job, such as NCCL_SOCKET_IFNAME.")
+    gpus_per_node: int | None = Field(None, ge=0, description="GPUs that a node has; a job may not ask for more.")
+    gpu_memory: Size | None = Field(None, description="Memory of one GPU, such as 80Gi (cards are named in GB and hold "
+                                    "as many GiB); `launch submit` refuses a job that needs more.")
+    max_nodes: int | None = Field(None, ge=1, description="Nodes that the cluster has; a job may not ask for more.")
+    grace: Duration = Field("120s", description="Time between the order to stop and the kill, for the last checkpoint.")
+
+    @property
+    def uses_image(self) -> bool:
+        """Whether a job runs in a container of its image."""
+        return True
+
+    def image_for(self, image: str) -> str:
+        """The image as what runs it wants it written."""
+        return registry_image(image)
+
+    def image_problem(self, image: str) -> str | None:
+        """Why it cannot be run there; None when it can, or when no image is run."""
+        return registry_problem(image, f"back end {self.backend}")
+
+    def problems(self, values: dict[str, Any]) -> Iterator[Problem]:
+        """What in a job's raw values this back end cannot give: (path, message). Raw, so that it is reported together
+        with the job's other mistakes."""
+        yield from claims_problems(values, f"back end {self.backend}")
+
+    def code_note(self, mounts: Iterable[Mount]) -> str | None:
+        """What whoever sends code there should know of where the job finds it."""
+        return None
+
+
+def claims_problems(values: dict[str, Any], who: str) -> Iterator[Problem]:
+    """Mounts of claims, where nobody knows claims."""
+    mounts = values.get("mounts")
+    for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
+        if isinstance(mount, dict) and mount.get("claim"):
+            yield ("mounts", index, "claim"), (f"got claim {mount['claim']!r}, allowed: host_path ({who} has no "
+                                               "claims)")

@@ -1,0 +1,71 @@
+"""Values of one line in the files that users write: durations, sizes, names, images. Pure."""
+
+import posixpath
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+
+from launcher.job.quantities import DURATION_FORM, SIZE_FORM, duration_s, size_bytes
+
+
+def _quantity(parse: Any, form: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            parse(value)
+        elif isinstance(value, int | float):
+            raise ValueError(f"got {value}, allowed: {form}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _matches(pattern: str, allowed: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"got {text!r}, allowed: {allowed}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _env_text(value: Any) -> Any:
+    """A whole number becomes its text; other types are left to be refused (`true` or 1e3 have several spellings)."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _single_line(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"got {text!r}, allowed: text without a NUL character")
+    return text
+
+
+def _without_value(text: str) -> str:
+    """Refuse `NAME=value` without repeating the value."""
+    name, equals, _ = text.partition("=")
+    if equals:
+        raise ValueError(f"got {name!r} with a value, allowed: the name alone (the value comes from your environment)")
+    return text
+
+
+_ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, not starting with a digit")
+Image = Annotated[str, _matches(r"[A-Za-z0-9][\w./:@-]*|[a-z]+://[\w./:@#%?&=+~-]+|\.{0,2}/[\w./@+-]+",
+                  "an image such as registry.example.com/team/trainer:0.1, or a .sif or .sqsh file by its full path")]
+AbsolutePath = Annotated[str, _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")]
+Duration = Annotated[str, _quantity(duration_s, DURATION_FORM)]
+Size = Annotated[str, _quantity(size_bytes, SIZE_FORM)]
+EnvName = Annotated[str, _ENV_NAME]
+SecretName = Annotated[str, AfterValidator(_without_value), _ENV_NAME]
+EnvValue = Annotated[str, BeforeValidator(_env_text), AfterValidator(_single_line)]
+Word = Annotated[str, _matches(r"[^\s\0]+", "one word without blanks")]
+DnsName = Annotated[str, _matches(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, '-' and '.'")]
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is the folder or lies in it."""
+    return f"{normal(path).rstrip('/')}/".startswith(f"{normal(folder).rstrip('/')}/")
+
+
+def normal(path: str) -> str:
+    """An absolute path with each folder named once: no `.`, `..` or second slash."""
+    return "/" + posixpath.normpath(path).lstrip("/")

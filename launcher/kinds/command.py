@@ -1,0 +1,23 @@
+"""`run:`: a command of the user's, on every node."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from launcher.job.kind import Context, Kind
+from launcher.job.payload import ExitCodes, Payload
+
+WRONG_CONFIG = 78  # EX_CONFIG
+
+
+class Command(Kind):
+    """Nothing is known of it but its exit code. It may come from any machine, so its 75 is believed only where launch
+    itself has asked it to stop."""
+
+    key = "run"
+    model = Annotated[list[str], Field(min_length=1)]
+    description = "Run this command on every node instead of `train`."
+
+    def payload(self, section: Any, context: Context) -> Payload:
+        """The command as it is."""
+        return Payload(self.key, tuple(section), exit_codes=ExitCodes(final=(WRONG_CONFIG,)))

@@ -1,0 +1,74 @@
+"""The models of job files and profiles, put together from the kinds and back ends that there are."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from pydantic import Field, create_model
+
+from launcher.backends.registry import BACKENDS
+from launcher.errors import SpecError
+from launcher.job.kind import Kind
+from launcher.job.load import Document, shown, validate
+from launcher.job.profile import Profile
+from launcher.job.spec import JobSpec
+from launcher.kinds.registry import KINDS
+
+
+def job_model(keys: Iterable[str] = ()) -> type[JobSpec]:
+    """The model of a job file with these keys. Kinds and options of other packages count when one of them is named."""
+    known = {"cluster", *KINDS.own, *_model((), ()).model_fields}
+    unknown = [key for key in keys if key not in known]
+    more = KINDS.names() if unknown else KINDS.own
+    return _model(tuple(more), tuple(BACKENDS.names() if unknown else BACKENDS.own))
+
+
+def default_profile(backend: str) -> Profile:
+    """The profile of a job that names no cluster."""
+    return BACKENDS.load(backend).profile_model().model_construct(backend=backend)
+
+
+def check_job(document: Document, more_problems: Sequence[str] = ()) -> JobSpec:
+    """A job file, checked. Raises SpecError listing every mistake, `more_problems` among them."""
+    return validate(job_model(document.values), document, more_problems)
+
+
+def check_profile(document: Document) -> Profile:
+    """A profile, checked. Raises SpecError listing every mistake."""
+    if not document.values and document.problems:
+        raise SpecError("\n".join(document.problems))
+    return validate(_profile_model(document), document, owner_of=_owner_of)
+
+
+def _profile_model(document: Document) -> type[Profile]:
+    """The model of a profile, by its `backend`. Raises SpecError."""
+    backend = document.values.get("backend")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        known = BACKENDS.names()
+        raise SpecError(f"{document.place(('backend',))}: backend: got {shown(backend)}, allowed: "
+                        f"{', '.join(known[:-1])} or {known[-1]}")
+    return BACKENDS.load(backend).profile_model()
+
+
+def _owner_of(key: str) -> str | None:
+    """The back end whose profiles have this key."""
+    return next((name for name in BACKENDS.names() if key in BACKENDS.load(name).profile_model().model_fields), None)
+
+
+def kind_of(job: JobSpec) -> Kind:
+    """The kind that a checked job is of."""
+    return KINDS.load(job.kind)()
+
+
+@cache
+def _model(kinds: tuple[str, ...], backends: tuple[str, ...]) -> type[JobSpec]:
+    classes = [KINDS.load(key) for key in kinds]
+    fields: dict[str, Any] = {kind.key: (kind.model | None, Field(None, description=kind.description))
+                              for kind in classes}
+    for backend in map(BACKENDS.load, backends):
+        key, options = backend.profile_model().job_options, backend.options_model()
+        if key:
+            fields[key] = (options | None, Field(None, description=options.__doc__))
+    model: type[JobSpec] = create_model("JobSpec", __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
+    model.kinds = tuple(kind.key for kind in classes)
+    return model

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.job.load import read_document, validate_job
+from launcher.job.load import read_document
+from launcher.services.job_model import check_job
 from trainer import estimate as module
 from trainer.config import TrainConfig
 from trainer.estimate import HUB_SHAPES, Job, Placement, estimate, new_shape, shape_of_config
@@ -146,7 +147,7 @@ def test_adapters_of_some_layers():
 
 def test_the_quickstart_counts_as_the_trainer_does():
     """Its second step prints: model: 4,135,168 parameters, 290,816 of them trained (README.md)."""
-    first, second = (validate_job(read_document(QUICKSTART / name)).train for name in ("base.yaml", "job.yaml"))
+    first, second = (check_job(read_document(QUICKSTART / name)).train for name in ("base.yaml", "job.yaml"))
     found = estimate(Job(second, new_shape(first.model.shape), Placement(1, 1, on_gpu=False)))
     assert (found.parameters + found.trained, found.trained) == (4_135_168, 290_816)
 

@@ -15,8 +15,9 @@ from launcher.backends.kubernetes.logs.reader_pod import archive_folder, reader_
 from launcher.backends.kubernetes.objects import run_objects
 from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.errors import SpecError
-from launcher.job.load import load_profiles, profile_of
+from launcher.job.load import load_profiles
 from launcher.runs.status import State
+from launcher.services.job_model import check_profile
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
 from tests.k8s_runs import PATIENCE_S, asking, lines_of, plan_of, rotate_while_away, submit, texts, wait_for, wait_state
@@ -200,5 +201,5 @@ def test_an_archive_that_cannot_be_is_refused(tmp_path, profile, why):
     place = {"backend": "kubernetes", "mounts": [{"path": "/shared", "claim": "volume"}], **profile}
     path.write_text(yaml.safe_dump({"here": place}))
     with pytest.raises(SpecError) as caught:
-        profile_of(load_profiles(path)["here"])
+        check_profile(load_profiles(path)["here"])
     assert why in str(caught.value)

@@ -7,6 +7,7 @@ import sys
 import click
 
 from launcher import __version__
+from launcher.plugins import Plugins
 
 # Importing makes hundreds of thousands of objects and no garbage; looking for some takes a quarter of a render's time.
 FEW_COLLECTIONS = 200_000
@@ -32,8 +33,12 @@ COMMANDS = {
 }
 
 
+# Verbs of other packages: `name = "module:command"`. They are not in the table of `launch --help`, which stays fast.
+VERBS: Plugins[click.Command] = Plugins("launch.verbs", {})
+
+
 class LazyGroup(click.Group):
-    """A group that knows its commands' one-line help without importing them: `launch --help` stays fast."""
+    """A group that knows its commands' one-line help without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order a user meets them."""
@@ -44,7 +49,7 @@ class LazyGroup(click.Group):
         import inspect
 
         if cmd_name not in COMMANDS:
-            return None
+            return VERBS.load(cmd_name) if cmd_name in VERBS else None
         module = importlib.import_module(f"launcher.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         if command.short_help != COMMANDS[cmd_name]:
@@ -64,10 +69,11 @@ class LazyGroup(click.Group):
         import difflib
 
         name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, 1)
+        if name and not name.startswith("-") and name not in COMMANDS and name not in VERBS:
+            known = [*COMMANDS, *VERBS.names()]
+            near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            ctx.fail(f"got command {name!r}, allowed: {', '.join(COMMANDS)}{hint}")
+            ctx.fail(f"got command {name!r}, allowed: {', '.join(known)}{hint}")
         return super().resolve_command(ctx, args)
 
 

@@ -1,7 +1,6 @@
 """Things by name: our own from a table, others from installed packages. Imported when they are used."""
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
@@ -32,7 +31,9 @@ class Plugins(Generic[T]):
 @cache
 def installed(group: str) -> dict[str, str]:
     """`module:attribute` by name, of every installed package that names one."""
-    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.value for entry in entry_points(group=group)}
 
 
 def _load(place: str) -> Any:

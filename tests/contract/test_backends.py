@@ -34,8 +34,8 @@ def test_submit_prints_the_handle_alone(site):
     script, go = site.gate()
     go.touch()
     printed = site.launch.ok("submit", site.job(script))
-    assert re.fullmatch({"local": r"local://[-a-z0-9]+\n", "kubernetes": r"k8s://[^/\s]+/[^/\s]+/[-a-z0-9]+\n",
-                         "slurm": r"slurm://[^/\s]+/\d+\n"}[site.backend], printed)
+    forms = {"kubernetes": r"k8s://[^/\s]+/[^/\s]+/[-a-z0-9]+\n", "slurm": r"slurm://[^/\s]+/\d+\n"}
+    assert re.fullmatch(forms.get(site.backend, rf"{site.backend}://[-a-z0-9]+\n"), printed)
     run_id = site.launch.json("list")[-1]["run"]
     site.wait(run_id, "succeeded")
     assert site.launch.json("status", printed.strip())[0]["run"] == run_id

@@ -1,0 +1,1 @@
+"""A job kind, a back end and a verb for launch."""

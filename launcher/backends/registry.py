@@ -5,6 +5,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from launcher.errors import BackendError
 from launcher.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
 
 
 def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Backend":
-    """What sends and follows runs there. Raises KeyError for a name that no installed back end has."""
+    """What sends and follows runs there. Raises BackendError for a name that no installed back end has."""
+    if name not in BACKENDS:
+        raise BackendError(f"back end {name!r} is not installed; there are {', '.join(BACKENDS.names())}",
+                           "install the package that adds it")
     return BACKENDS.load(name).backend(store, environ)
 
 

@@ -98,5 +98,5 @@ class JobSpec(Section):
         given = [key for key in self.kinds if getattr(self, key) is not None]
         if len(given) == 1:
             return []
-        what = " and ".join(given) or "none of them"
-        return [f"got {what}, allowed: exactly one of {', '.join(self.kinds)}"]
+        each = " and ".join(given or self.kinds)
+        return [f"got {each}, allowed: exactly one of them" if given else f"got none of {each}, allowed: exactly one"]

@@ -1,5 +1,7 @@
 """The models of job files and profiles, put together from the kinds and back ends that there are."""
 
+import dataclasses
+import difflib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -37,17 +39,15 @@ def check_profile(document: Document) -> Profile:
     """A profile, checked. Raises SpecError listing every mistake."""
     if not document.values and document.problems:
         raise SpecError("\n".join(document.problems))
-    return validate(_profile_model(document), document, owner_of=_owner_of)
-
-
-def _profile_model(document: Document) -> type[Profile]:
-    """The model of a profile, by its `backend`. Raises SpecError."""
     backend = document.values.get("backend")
-    if not isinstance(backend, str) or backend not in BACKENDS:
-        known = BACKENDS.names()
-        raise SpecError(f"{document.place(('backend',))}: backend: got {shown(backend)}, allowed: "
-                        f"{', '.join(known[:-1])} or {known[-1]}")
-    return BACKENDS.load(backend).profile_model()
+    known = BACKENDS.names()
+    if isinstance(backend, str) and backend in BACKENDS:
+        return validate(BACKENDS.load(backend).profile_model(), document, owner_of=_owner_of)
+    wrong = (f"{document.place(('backend',))}: backend: got {shown(backend)}, allowed: {', '.join(known[:-1])} or "
+             f"{known[-1]}")
+    near = next(iter(difflib.get_close_matches(str(backend), known, 1)), known[0])  # the other mistakes are told, too
+    meant = dataclasses.replace(document, values={**document.values, "backend": near})
+    return validate(BACKENDS.load(near).profile_model(), meant, [wrong])
 
 
 def _owner_of(key: str) -> str | None:

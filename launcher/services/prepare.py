@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.backends.hosts.profile import HostProfile
-from launcher.backends.processes import has_command
 from launcher.errors import SpecError
 from launcher.job.code.snapshot import take_snapshot
 from launcher.job.kind import Kind, Resumable
@@ -101,6 +100,8 @@ def _with_container(profile: Profile) -> Profile:
     assert isinstance(profile, HostProfile)  # noqa: S101
     if profile.uses_image:
         return profile
+    from launcher.backends.processes import has_command
+
     runtime = "podman" if has_command("podman") or not has_command("docker") else "docker"
     return profile.model_copy(update={"container_runtime": runtime})
 

@@ -78,3 +78,13 @@ def test_a_verb_that_needs_what_a_kind_cannot_do_names_those_that_can(site):
     for verb in ("data", "estimate", "drill preempt"):
         done = site.launch.run(*verb.split(), "job.yaml")
         assert (done.returncode, "train" in done.stderr) == (2, True)
+
+
+def test_a_run_of_a_back_end_that_is_gone_is_told_by_name(site):
+    run_id = site.submit("true")
+    site.wait(run_id, "succeeded")
+    del site.launch.env["PYTHONPATH"]
+    done = site.launch.run("status", run_id)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "back end 'nice' is not installed; there are kubernetes, slurm, local" in done.stderr
+    assert site.launch.json("list")[0]["state"] == "unknown"

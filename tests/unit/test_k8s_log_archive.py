@@ -194,7 +194,7 @@ def test_only_training_jobs_archive():
     ({"log_archive": "/shared/$(HOME)"}, "allowed: a folder below"),
     ({"log_archive": "/shared/logs", "mounts": []}, "(there are none)"),
     ({"log_archive": "/shared", "mounts": [{"path": "/shared", "claim": "volume", "read_only": True}]}, "(there are"),
-    ({"log_archive": "/shared", "backend": "slurm"}, "allowed: kubernetes only"),
+    ({"log_archive": "/shared", "backend": "slurm"}, "a setting of kubernetes profiles, and this one is for slurm"),
 ])
 def test_an_archive_that_cannot_be_is_refused(tmp_path, profile, why):
     path = tmp_path / "clusters.yaml"

@@ -275,7 +275,7 @@ def test_a_connection_that_is_lost_at_any_request(kubernetes, cluster, lost):
 
 def test_a_cluster_that_stays_away_is_told_with_what_may_be_left(kubernetes, cluster):
     class LostBehindTheJob(KubernetesBackend):
-        def submit(self, plan, artifact, submission):
+        def submit(self, rendered, submission):
             cluster.faults.fail_once(500, "/services$")
             self.environ["X"] = ""
             original = cluster.faults.check
@@ -288,7 +288,7 @@ def test_a_cluster_that_stays_away_is_told_with_what_may_be_left(kubernetes, clu
                     raise
 
             cluster.faults.check = check
-            return super().submit(plan, artifact, submission)
+            return super().submit(rendered, submission)
 
     backend = LostBehindTheJob(kubernetes.store, kubernetes.launch.environ())
     with pytest.raises(BackendError) as error:
@@ -313,8 +313,8 @@ def test_a_record_that_cannot_be_completed_takes_the_run_back(place):
     kind = type(place.backend())
 
     class FullDisk(kind):
-        def submit(self, plan, artifact, submission):
-            run = super().submit(plan, artifact, submission)
+        def submit(self, rendered, submission):
+            run = super().submit(rendered, submission)
             record = submission.run_dir / "run.json"
             record.unlink()
             (record / "in the way").mkdir(parents=True)
@@ -337,7 +337,7 @@ def test_a_damaged_record_is_told_by_every_command(local):
     run = local.submit()
     local.backend().cancel(run)
     path = local.store.folder(run.run_id) / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "backend": "moon"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "nodes": "two"}))
     for verb in ("status", "logs", "cancel"):
         done = local.launch.run(verb, run.run_id)
         assert (done.returncode, done.stdout) == (1, "")

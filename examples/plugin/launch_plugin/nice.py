@@ -50,7 +50,8 @@ class NiceProfile(HostProfile):
 
 def render(plan: Plan[NiceProfile]) -> Rendered:
     """The script that runs every node, and all of them again while the budget for failures lasts."""
-    start = f'NODE_RANK=$node nice -n {plan.profile.niceness} bash "$RUN_DIR/task.sh" >>{node_log("$node")} 2>&1 </dev/null'
+    log = node_log("$node")
+    start = f'NODE_RANK=$node nice -n {plan.profile.niceness} bash "$RUN_DIR/task.sh" >>{log} 2>&1 </dev/null'
     lines = [
         "#!/bin/bash",
         *preamble(plan),

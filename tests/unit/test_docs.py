@@ -58,6 +58,13 @@ def test_every_example_job_is_valid(path):
         check_job(document)
 
 
+@pytest.mark.parametrize("name", ["python_kind.py", "age.py"])
+def test_what_extending_shows_is_the_example(name):
+    text = (ROOT / "examples/plugin/launch_plugin" / name).read_text(encoding="utf-8").rstrip()
+    assert f"```python\n{text}\n```" in (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 45
+
+
 def promises(page):
     """Rows of the last table of a page: the promise, and the cells that prove it."""
     text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")

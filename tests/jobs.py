@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Rendered
 from launcher.backends.registry import BACKENDS
 from launcher.job.plan import Plan, plan_run
 from launcher.job.prepared import Prepared
 from launcher.job.profile import Profile
+from launcher.job.rendered import Rendered
 from launcher.job.spec import JobSpec
 from launcher.services.job_model import job_model, kind_of
 

@@ -6,21 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job.code.snapshot import Snapshot
-from launcher.job.plan import Plan
 from launcher.job.profile import Profile
+from launcher.job.rendered import Rendered
 from launcher.logs.line import Batch, LogQuery
 from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
 from launcher.runs.status import JobStatus
 from launcher.runs.store import Run
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """What `launch render` prints and what `submit` sends: this text, and nothing else."""
-
-    plan: Plan
-    text: str
-    suffix: str = ".sh"
 
 
 @dataclass(frozen=True)

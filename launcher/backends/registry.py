@@ -9,9 +9,10 @@ from launcher.errors import BackendError
 from launcher.plugins import Plugins
 
 if TYPE_CHECKING:
-    from launcher.backends.base import Backend, Rendered
+    from launcher.backends.base import Backend
     from launcher.job.plan import Plan
     from launcher.job.profile import Profile
+    from launcher.job.rendered import Rendered
     from launcher.runs.store import RunStore
 
 
@@ -20,21 +21,16 @@ class BackendType:
     """Where a back end's parts are, each as `module:name` and imported when it is used: a render loads no client.
 
     `profile`: its model of a cluster; `render`: a Plan to a Rendered; `adapter`: the Backend, made of a RunStore and
-    the environment; `options`: the model of the section of a job file that is for this back end alone.
+    the environment.
     """
 
     profile: str
     render: str
     adapter: str
-    options: str | None = None
 
     def profile_model(self) -> "type[Profile]":
         """The pydantic model of its profiles."""
         return _load(self.profile)  # type: ignore[no-any-return]
-
-    def options_model(self) -> Any:
-        """The pydantic model of its section of a job file; None when it has none."""
-        return _load(self.options) if self.options else None
 
     def rendered(self, plan: "Plan") -> "Rendered":
         """What `launch render` prints and what is sent. Raises SpecError for what cannot be rendered."""
@@ -47,6 +43,10 @@ class BackendType:
 
 BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
     name: f"launcher.backends.{name}:BACKEND" for name in ("kubernetes", "slurm", "local")})
+
+# Models of the sections of a job file that are for one back end alone, whose profile names the section as its
+# `job_options`. Others come through the entry-point group `launch.options`.
+OPTIONS: Plugins[Any] = Plugins("launch.options", {})
 
 
 def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Backend":

@@ -7,7 +7,7 @@ import click
 
 from launcher.services.options import backend_option, job_options
 from launcher.services.prepare import Request, checked_run_id, prepare
-from launcher.services.submit import rendered
+from launcher.services.rendering import rendered
 from launcher.terminal import ui
 
 

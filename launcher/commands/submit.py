@@ -12,8 +12,9 @@ from launcher.job.kind import Estimable, Resumable
 from launcher.job.prepared import Prepared
 from launcher.services.options import backend_option, folder_options, job_options, prepared_run, run_store
 from launcher.services.prepare import Request, checked_run_id
+from launcher.services.rendering import rendered
 from launcher.services.resume import COMMAND, command_of
-from launcher.services.submit import first_free, rendered, submit_run
+from launcher.services.submit import first_free, submit_run
 from launcher.terminal import ui
 
 

@@ -14,7 +14,7 @@ CONTAINER_CODE = "/opt/code"  # where a container sees the job's code, read-only
 Problem = tuple[tuple[str | int, ...], str]
 
 
-class Profile(Section):
+class Profile(Section, defer_build=True):
     """One cluster, as an administrator describes it in clusters.yaml."""
 
     # What the planning of a job must know of its back end.

@@ -47,7 +47,7 @@ def mount_at(mounts: Iterable[Mount], path: str) -> Mount | None:
     return next((mount for mount in mounts if normal(mount.path) == path), None)
 
 
-class JobSpec(Section):
+class JobSpec(Section, defer_build=True):  # only the whole model is ever built
     """A job file."""
 
     kinds: ClassVar[tuple[str, ...]] = ()  # the sections of job kinds, of which exactly one is given
@@ -73,7 +73,7 @@ class JobSpec(Section):
     @property
     def kind(self) -> str:
         """The section that says what the job does."""
-        return next(key for key in self.kinds if getattr(self, key) is not None)
+        return next(key for key in self.kinds if getattr(self, key, None) is not None)
 
     @property
     def section(self) -> Any:
@@ -95,7 +95,7 @@ class JobSpec(Section):
         return self
 
     def _kind_problems(self) -> list[str]:
-        given = [key for key in self.kinds if getattr(self, key) is not None]
+        given = [key for key in self.kinds if getattr(self, key, None) is not None]
         if len(given) == 1:
             return []
         each = " and ".join(given or self.kinds)

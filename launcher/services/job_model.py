@@ -1,14 +1,13 @@
 """The models of job files and profiles, put together from the kinds and back ends that there are."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 from pydantic import Field, create_model
 
-from launcher.backends.registry import BACKENDS
+from launcher.backends.registry import BACKENDS, OPTIONS
 from launcher.errors import SpecError
 from launcher.job.kind import Kind
 from launcher.job.load import Document, shown, validate
@@ -17,12 +16,14 @@ from launcher.job.spec import JobSpec
 from launcher.kinds.registry import KINDS
 
 
-def job_model(keys: Iterable[str] = ()) -> type[JobSpec]:
-    """The model of a job file with these keys. Kinds and options of other packages count when one of them is named."""
-    known = {"cluster", *KINDS.own, *_model((), ()).model_fields}
-    unknown = [key for key in keys if key not in known]
-    more = KINDS.names() if unknown else KINDS.own
-    return _model(tuple(more), tuple(BACKENDS.names() if unknown else BACKENDS.own))
+def job_model(keys: Iterable[str] | None = None) -> type[JobSpec]:
+    """The model of a job file with these keys; of any job file when one of them is unknown, or none are given. A
+    section that a job has not costs an import, and is left out."""
+    sections = {*KINDS.own, *OPTIONS.own}
+    given = sections if keys is None else set(keys)
+    if given <= sections | JobSpec.model_fields.keys():
+        return _model(frozenset(given & sections))
+    return _model(frozenset([*KINDS.names(), *OPTIONS.names()]))
 
 
 def default_profile(backend: str) -> Profile:
@@ -40,9 +41,11 @@ def check_profile(document: Document) -> Profile:
     if not document.values and document.problems:
         raise SpecError("\n".join(document.problems))
     backend = document.values.get("backend")
-    known = BACKENDS.names()
     if isinstance(backend, str) and backend in BACKENDS:
         return validate(BACKENDS.load(backend).profile_model(), document, owner_of=_owner_of)
+    known = BACKENDS.names()
+    import difflib
+
     wrong = (f"{document.place(('backend',))}: backend: got {shown(backend)}, allowed: {', '.join(known[:-1])} or "
              f"{known[-1]}")
     near = next(iter(difflib.get_close_matches(str(backend), known, 1)), known[0])  # the other mistakes are told, too
@@ -61,14 +64,15 @@ def kind_of(job: JobSpec) -> Kind:
 
 
 @cache
-def _model(kinds: tuple[str, ...], backends: tuple[str, ...]) -> type[JobSpec]:
-    classes = [KINDS.load(key) for key in kinds]
-    fields: dict[str, Any] = {kind.key: (kind.model | None, Field(None, description=kind.description))
-                              for kind in classes}
-    for backend in map(BACKENDS.load, backends):
-        key, options = backend.profile_model().job_options, backend.options_model()
-        if key:
-            fields[key] = (options | None, Field(None, description=options.__doc__))
-    model: type[JobSpec] = create_model("JobSpec", __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
-    model.kinds = tuple(kind.key for kind in classes)
-    return model
+def _model(sections: frozenset[str]) -> type[JobSpec]:
+    """With these sections; all kinds are known by name."""
+    kinds = KINDS.names() if sections - {*KINDS.own, *OPTIONS.own} else list(KINDS.own)
+    fields: dict[str, Any] = {}
+    for kind in (KINDS.load(key) for key in kinds if key in sections):
+        fields[kind.key] = (kind.model | None, Field(None, description=kind.description))
+    for key in (key for key in OPTIONS.names() if key in sections) if sections - set(kinds) else ():
+        model = OPTIONS.load(key)
+        fields[key] = (model | None, Field(None, description=(model.__doc__ or "").strip()))
+    found: type[JobSpec] = create_model("JobSpec", __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
+    found.kinds = tuple(kinds)
+    return found

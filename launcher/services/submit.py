@@ -26,13 +26,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from launcher.backends.base import Backend, Rendered, Submission
-from launcher.backends.registry import BACKENDS
+from launcher.backends.base import Backend, Submission
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.plan import Plan
 from launcher.job.prepared import Prepared
+from launcher.job.rendered import Rendered
 from launcher.job.secrets import secret_values
 from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.services.rendering import rendered
 
 Tell = Callable[[str], None]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,11 +56,6 @@ def submit_run(
             except RunIdTakenError:
                 if run_id:
                     raise
-
-
-def rendered(prepared: Prepared, run_id: str) -> Rendered:
-    """What would be sent under this run id."""
-    return BACKENDS.load(prepared.profile.backend).rendered(prepared.plan(run_id))
 
 
 class _Stops:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from launcher.backends import processes
-from launcher.backends.base import Backend, Rendered, Submission
+from launcher.backends.base import Backend, Submission
 from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
@@ -33,6 +33,7 @@ from launcher.backends.hosts.script import (
 from launcher.backends.registry import BackendType
 from launcher.job.code.snapshot import copy_to
 from launcher.job.plan import Plan
+from launcher.job.rendered import Rendered
 from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus, State, exit_words

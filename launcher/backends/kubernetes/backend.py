@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import LeavesStrays, LostNode, Rendered, RepairsNodes, Stray, Submission
+from launcher.backends.base import LeavesStrays, LostNode, RepairsNodes, Stray, Submission
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.create import check_objects, create_objects, load_objects
 from launcher.backends.kubernetes.faults import KubernetesFaults
@@ -22,6 +22,7 @@ from launcher.backends.kubernetes.status import as_job, has_ended, job_status
 from launcher.backends.kubernetes.strays import Place, find_strays, places_of
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.profile import Profile
+from launcher.job.rendered import Rendered
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import Run, RunStore, now, write_whole

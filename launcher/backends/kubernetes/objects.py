@@ -9,7 +9,6 @@ index of a Job, or together they spend one restart of a JobSet.
 import base64
 import re
 
-from launcher.backends.base import Rendered
 from launcher.backends.kubernetes.pod import (
     CODE_ARCHIVE,
     CONTAINER,
@@ -24,6 +23,7 @@ from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.errors import SpecError
 from launcher.job.payload import STOPPED
 from launcher.job.plan import Plan
+from launcher.job.rendered import Rendered
 from trainer.config import UNICODE_BREAKS
 
 SECRET_PLACEHOLDER = "<set by launch submit>"  # noqa: S105  (what stands where a value will be)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Rendered, Stray, Submission
+from launcher.backends.base import LeavesStrays, Stray, Submission
 from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
@@ -18,6 +18,7 @@ from launcher.backends.local.faults import LocalFaults
 from launcher.errors import BackendError
 from launcher.job.code.snapshot import copy_to
 from launcher.job.profile import Profile
+from launcher.job.rendered import Rendered
 from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus, State, exit_words

@@ -1,6 +1,5 @@
 """Plan -> the bash script that runs a job on this machine, every node as a process group of its own. Pure."""
 
-from launcher.backends.base import Rendered
 from launcher.backends.hosts.image import import_lines, needs_import
 from launcher.backends.hosts.script import (
     FINISH,
@@ -16,6 +15,7 @@ from launcher.backends.hosts.script import (
 )
 from launcher.backends.local.profile import LocalProfile
 from launcher.job.plan import Plan
+from launcher.job.rendered import Rendered
 
 
 def render_local(plan: Plan[LocalProfile]) -> Rendered:

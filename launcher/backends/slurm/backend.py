@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Rendered, Stray, Submission
+from launcher.backends.base import LeavesStrays, Stray, Submission
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.slurm.faults import SlurmFaults
@@ -20,6 +20,7 @@ from launcher.backends.slurm.status import Record, from_sacct, from_scontrol, sl
 from launcher.errors import BackendError
 from launcher.job.code.snapshot import copy_to
 from launcher.job.profile import Profile
+from launcher.job.rendered import Rendered
 from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
 from launcher.runs.status import JobStatus

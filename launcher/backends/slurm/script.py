@@ -2,7 +2,6 @@
 
 import shlex
 
-from launcher.backends.base import Rendered
 from launcher.backends.hosts.image import image_word, import_lines, needs_import
 from launcher.backends.hosts.script import (
     FINISH,
@@ -21,6 +20,7 @@ from launcher.backends.hosts.script import (
 from launcher.backends.slurm.profile import SlurmProfile
 from launcher.job.plan import Plan
 from launcher.job.quantities import slurm_mem, slurm_time
+from launcher.job.rendered import Rendered
 
 MAX_SIGNAL_S = 65535
 _MEETING = ["export MASTER_ADDR=\"${hosts%%$'\\n'*}\"", *master_port("SLURM_JOB_ID")]

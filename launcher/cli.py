@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
             known = [*COMMANDS, *VERBS.names()]
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            ctx.fail(f"got command {name!r}, allowed: {', '.join(known)}{hint}")
+            ctx.fail(f"there is no command {name!r}{hint}; there are {', '.join(known)}")
         return super().resolve_command(ctx, args)
 
 

@@ -36,7 +36,7 @@ def command(request: Request, rows: int, json_output: bool, dump: int | None, ht
     steps, and whether the tokenizer's own chat template makes the same tokens. Trains nothing and loads no weights;
     needs the trainer: pip install 'launch-trainer[train]'."""
     if json_output and dump is not None:
-        raise SpecError("got --json and --dump, allowed: one of the two")
+        raise SpecError("--json, --dump: only one of the two can be given")
     options = {"rows": rows, "json": json_output, "dump": dump, "html": html and html.absolute(),
                "rejects": rejects and rejects.absolute()}
     _show(request, prepare(on_this_machine(request), os.environ), option_words(options))
@@ -45,8 +45,7 @@ def command(request: Request, rows: int, json_output: bool, dump: int | None, ht
 def _show(request: Request, prepared: Prepared, options: Sequence[str]) -> None:
     if not isinstance(prepared.kind, ShowsData):
         able = " or ".join(able_to(ShowsData))
-        raise SpecError(f"{request.path}: got no {able} section, allowed: a job with {able} (its data is what is "
-                        "shown)")
+        raise SpecError(f"{request.path}: the job has no {able} section, whose data would be shown")
     text = prepared.payload(prepared.base_id).files[prepared.kind.data_file]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / prepared.kind.data_file

@@ -54,8 +54,8 @@ def _prepared(request: Request, kind: Kind) -> Prepared:
     """The user's own file is checked first, so that its mistakes are told as it stands."""
     given = prepare(request, os.environ)
     if not isinstance(given.kind, Train):
-        raise SpecError(f"got a job with `{given.kind.key}`, allowed: a job with `{Train.key}` (a drill checks steps "
-                        "and rows)")
+        raise SpecError(f"a drill checks steps and rows, so it takes a job with `{Train.key}`, not with "
+                        f"`{given.kind.key}`")
     own = drill_overrides(kind, given.job, (*given.job.mounts, *given.profile.mounts), request.overrides)
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 

@@ -46,7 +46,7 @@ def command(request: Request, gpu_memory: str | None, json_output: bool) -> None
     prepared = prepare(request, os.environ)
     if not isinstance(prepared.kind, Estimable):
         able = " or ".join(able_to(Estimable))
-        raise SpecError(f"{request.path}: got no {able} section, allowed: a job with {able} (it is what is estimated)")
+        raise SpecError(f"{request.path}: the job has no {able} section, which would be estimated")
     found: Assessment = prepared.kind.assess(prepared.job.section, prepared, gpu_memory)
     if json_output:
         ui.as_json(_as_json(found))

@@ -28,15 +28,15 @@ def _since(context: click.Context, option: click.Parameter, text: str | None) ->
     try:
         return datetime.datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError) as error:
-        raise click.BadParameter(f"got {text!r}, allowed: a duration such as 10m or 2h, or a time such as "
-                                 "2026-11-24T11:20") from error
+        raise click.BadParameter(f"must be a duration such as 10m or 2h, or a time such as 2026-11-24T11:20, not "
+                                 f"{text!r}") from error
 
 
 def _pattern(context: click.Context, option: click.Parameter, text: str | None) -> "re.Pattern[str] | None":
     try:
         return None if text is None else re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise click.BadParameter(f"got {text!r}, allowed: a regular expression of Python: {error}") from error
+        raise click.BadParameter(f"{text!r} is no regular expression of Python: {error}") from error
 
 
 @click.command("logs")

@@ -50,7 +50,7 @@ def load_profiles(path: Path) -> dict[str, Document]:
         places = {loc[1:]: place for loc, place in document.places.items() if loc and loc[0] == name}
         problems = [line for line in document.problems if re.search(rf":\d+: {re.escape(name)}[.:]", line)]
         if not isinstance(values, dict):
-            problems.append(f"{places[()]}: {name}: got {shown(values)}, allowed: keys with values")
+            problems.append(f"{places[()]}: {name}: must be keys with values, not {shown(values)}")
         found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems))
     return found
 
@@ -59,7 +59,7 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML mapping. Raises SpecError when it is missing, unreadable, no YAML or no mapping."""
     node, values = _parse(path, _read_text(path))
     if not isinstance(node, MappingNode) or not isinstance(values, dict):
-        raise SpecError(f"{path}:1: got {shown(values)}, allowed: keys with values, such as `name: my-job`")
+        raise SpecError(f"{path}:1: must be keys with values, such as `name: my-job`, not {shown(values)}")
     _name_keys(values, set())
     places: dict[Loc, str] = {}
     problems = [*_walk(node, (), str(path), places, set())]
@@ -87,10 +87,10 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
 
 # What a parser says of the commonest slips, in words for people.
 _PLAIN_WORDS = {
-    "found character '\\t' that cannot start any token": "got a tab, allowed: spaces to indent",
-    "mapping values are not allowed here": "got ': ' inside a value or a wrong indent, allowed: one key a line, "
+    "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
+    "mapping values are not allowed here": "': ' inside a value, or a wrong indent; write one key a line, and "
                                            "quotes around such a value",
-    "but found another document": "got a second document, allowed: one",
+    "but found another document": "there is a second document; a file holds one",
 }
 
 
@@ -109,7 +109,7 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"{path}: is a folder", f"name the file in it: {path}/job.yaml") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise SpecError(f"{path}:{line}: got byte 0x{error.object[error.start]:02x}, allowed: UTF-8 text") from error
+        raise SpecError(f"{path}:{line}: must be UTF-8 text; byte 0x{error.object[error.start]:02x} is not") from error
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -138,7 +138,7 @@ def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str], seen: set[i
             name, line = str(key.value) if isinstance(key, ScalarNode) else "?", key.start_mark.line + 1
             if name in first:
                 where = f"{source}:{line}: {dotted((*loc, name))}"
-                yield f"{where}: got the key twice (first on line {first[name]}), allowed: once"
+                yield f"{where}: the key is given twice, first on line {first[name]}"
             first.setdefault(name, line)
             places.setdefault((*loc, name), f"{source}:{line}")
             yield from _walk(value, (*loc, name), source, places, seen)
@@ -152,11 +152,11 @@ def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list
     path, equals, raw = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        return [f"--set {text}: got {text!r}, allowed: path.to.field=value"]
+        return [f"--set {text}: must be path.to.field=value"]
     try:
         value = _yaml().load(raw) if raw.strip() else ""
     except (YAMLError, ValueError, RecursionError):
-        return [f"--set {text}: got {raw!r}, allowed: a YAML value (quote text that holds ': ' or '#')"]
+        return [f"--set {text}: {raw!r} is no YAML value (quote text that holds ': ' or '#')"]
     try:
         loc = _assign(values, keys, value)
     except LookupError as error:
@@ -173,7 +173,7 @@ def _assign(values: Any, keys: list[str], value: Any) -> Loc:
     for number, key in enumerate(keys, 1):
         if not isinstance(values, dict | list):
             through = f"{keys[number - 2]!r}, which is {shown(values)}"
-            raise LookupError(f"got a path through {through}, allowed: a path through sections")
+            raise LookupError(f"a path leads through sections, not through {through}")
         step: Any = _item(values, key) if isinstance(values, list) else key
         loc.append(step)
         if number == len(keys):
@@ -187,7 +187,7 @@ def _assign(values: Any, keys: list[str], value: Any) -> Loc:
 def _item(values: list[Any], key: str) -> int:
     if not (key.isascii() and key.isdigit() and int(key) < len(values)):
         known = f"0 to {len(values) - 1}" if values else "none, the list is empty"
-        raise LookupError(f"got item {key!r}, allowed: {known}")
+        raise LookupError(f"there is no item {key!r} (items: {known})")
     return int(key)
 
 
@@ -235,7 +235,7 @@ def _without(values: Any, locs: list[Loc]) -> Any:
 
 def _explain(spec: type[BaseModel], document: Document, detail: Any,
              owner_of: Callable[[str], str | None]) -> list[str]:
-    """The lines for one pydantic error: `place: path: got X, allowed Y`."""
+    """The lines for one pydantic error: `place: path: must be Y, not X`."""
     loc = _real_loc(tuple(detail["loc"]), document.values)
     where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
     kind, context, got = detail["type"], detail.get("ctx", {}), shown(detail["input"])
@@ -244,17 +244,17 @@ def _explain(spec: type[BaseModel], document: Document, detail: Any,
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), known, 1)
-        allowed = f"{near[0]} (did you mean that?)" if near else ", ".join(known)
-        return [f"{where}got an unknown key, allowed: {allowed}"]
+        known_here = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return [f"{where}unknown key; {known_here}"]
     if kind == "missing":
-        return [f"{where}got nothing, allowed: a value, it is required ({_description(spec, loc)})"]
+        return [f"{where}is required ({_description(spec, loc)})"]
     if kind == "value_error":
         path = f"{dotted(loc)}: " if loc else ""
         lines = str(context["error"]).split("; ")
         return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in lines]
     if kind in ("too_long", "too_short") and detail["input"]:
         got = _count(len(detail["input"]), "item")
-    return [f"{where}got {got}, allowed: {_allowed(kind, context, detail)}"]
+    return [f"{where}{_sentence(kind, context, detail)}, not {got}"]
 
 
 def _named(message: str, section: Loc, document: Document) -> Loc:
@@ -281,21 +281,23 @@ _LENGTHS = {
 }
 
 
-def _allowed(kind: str, context: dict[str, Any], detail: Any) -> str:
+def _sentence(kind: str, context: dict[str, Any], detail: Any) -> str:
+    """What the value must be."""
     given, message = detail["input"], str(detail["msg"])
     if kind == "string_type" and not isinstance(given, dict | list | None):
-        return f'text, so in quotes: "{shown(given)}"'
+        return f'must be text, so in quotes: "{shown(given)}"'
     if kind == "list_type" and isinstance(given, str):
-        return f"a list, such as [{', '.join(given.split())}]"
+        return f"must be a list, such as [{', '.join(given.split())}]"
     if kind in _TYPES:
-        return _TYPES[kind]
+        return f"must be {_TYPES[kind]}"
     if kind in _BOUNDS:
         form, key = _BOUNDS[kind]
-        return form.format(f"{context[key]:g}")
+        return f"must be {form.format(f'{context[key]:g}')}"
     if kind in _LENGTHS:
         form, key, noun = _LENGTHS[kind]
-        return form.format(_count(context[key], noun))
-    return str(context["expected"]).replace("'", "") if kind == "literal_error" else message[0].lower() + message[1:]
+        return f"must have {form.format(_count(context[key], noun))}"
+    choices = str(context.get("expected")).replace("'", "")
+    return f"must be {choices}" if kind == "literal_error" else message[0].lower() + message[1:]
 
 
 def _count(number: int, noun: str) -> str:

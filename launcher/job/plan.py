@@ -96,10 +96,10 @@ def misfits(values: dict[str, Any], profile: Profile, cluster: str) -> Iterator[
     for key, limit, what in limits:
         asked = resources.get(key)
         if isinstance(asked, int) and limit is not None and asked > limit:
-            yield ("resources", key), f"got {asked}, allowed: at most {limit} (cluster {cluster!r} has {limit} {what})"
+            yield ("resources", key), f"is {asked}, but cluster {cluster!r} has {limit} {what}"
     image = values.get("image")
     if isinstance(image, str) and (why := profile.image_problem(image)):
-        yield ("image",), f"got {image!r}, allowed: an image such as registry.example.com/team/name:1 ({why})"
+        yield ("image",), f"{image!r} cannot be run: {why}; name one such as registry.example.com/team/name:1"
     yield from profile.problems(values)
     if values.get("code") and profile.uses_image:
         yield from _mounts_on_code(values.get("mounts"), profile, cluster)

@@ -13,10 +13,10 @@ SIZE = r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T|)"
 def duration_s(text: str) -> int:
     """Seconds of `90m`, `12h`, `1d12h`. Raises ValueError for anything else, and for zero."""
     if not text or not re.fullmatch(DURATION, text):
-        raise ValueError(f"got {text!r}, allowed: {DURATION_FORM}")
+        raise ValueError(f"must be {DURATION_FORM}, not {text!r}")
     total = sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
     if total == 0:
-        raise ValueError(f"got {text!r}, allowed: a duration of at least 1s")
+        raise ValueError(f"must be a duration of at least 1s, not {text!r}")
     return total
 
 
@@ -24,10 +24,10 @@ def size_bytes(text: str) -> int:
     """Bytes of a Kubernetes quantity such as `512Gi`. Raises ValueError for anything else, and for zero."""
     match = re.fullmatch(SIZE, text)
     if not match:
-        raise ValueError(f"got {text!r}, allowed: {SIZE_FORM}")
+        raise ValueError(f"must be {SIZE_FORM}, not {text!r}")
     total = int(float(match[1]) * _BYTES[match[2]])
     if total < 1:
-        raise ValueError(f"got {text!r}, allowed: a size of at least 1 byte")
+        raise ValueError(f"must be a size of at least 1 byte, not {text!r}")
     return total
 
 

@@ -70,7 +70,8 @@ def secret_values(names: Iterable[str], environ: Mapping[str, str]) -> dict[str,
     """The values of `names`. Raises SpecError naming every one that is not set."""
     missing = [name for name in names if not environ.get(name)]
     if missing:
-        raise SpecError(f"secrets: got {', '.join(missing)}, allowed: variables that are set here",
+        verb = "is" if len(missing) == 1 else "are"
+        raise SpecError(f"secrets: {', '.join(missing)} {verb} not set in your environment",
                         f"export {missing[0]}=... in this shell, or take it out of the job file")
     return {name: environ[name] for name in names}
 

@@ -37,8 +37,8 @@ class Mount(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.claim is None) == (self.host_path is None):
-            given = "neither claim nor host_path" if self.claim is None else "both claim and host_path"
-            raise ValueError(f"got {given}, allowed: exactly one of the two")
+            given = "neither" if self.claim is None else "both"
+            raise ValueError(f"must have exactly one of claim and host_path, not {given}")
         return self
 
 
@@ -85,11 +85,11 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         problems = [*self._kind_problems()]
         both = sorted(set(self.secrets) & set(self.env))
         if both:
-            problems.append(f"got {', '.join(both)} in secrets and in env, allowed: one of the two")
+            problems.append(f"secrets and env both name {', '.join(both)} (keep one of the two)")
         paths = [mount.path for mount in self.mounts]
         twice = sorted({path for path in paths if paths.count(path) > 1})
         if twice:
-            problems.append(f"got {', '.join(twice)} twice in mounts, allowed: each path once")
+            problems.append(f"mounts has {', '.join(twice)} twice (a path can be mounted once)")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -98,5 +98,5 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         given = [key for key in self.kinds if getattr(self, key, None) is not None]
         if len(given) == 1:
             return []
-        each = " and ".join(given or self.kinds)
-        return [f"got {each}, allowed: exactly one of them" if given else f"got none of {each}, allowed: exactly one"]
+        return [f"{' and '.join(given)} are both given, and a job has exactly one" if given else
+                f"one of {', '.join(self.kinds)} is required: it says what the job does"]

@@ -14,7 +14,7 @@ def _quantity(parse: Any, form: str) -> BeforeValidator:
         if isinstance(value, str):
             parse(value)
         elif isinstance(value, int | float):
-            raise ValueError(f"got {value}, allowed: {form}")
+            raise ValueError(f"must be {form}, not {value}")
         return value
 
     return BeforeValidator(check)
@@ -23,7 +23,7 @@ def _quantity(parse: Any, form: str) -> BeforeValidator:
 def _matches(pattern: str, allowed: str) -> AfterValidator:
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"got {text!r}, allowed: {allowed}")
+            raise ValueError(f"must be {allowed}, not {text!r}")
         return text
 
     return AfterValidator(check)
@@ -36,7 +36,7 @@ def _env_text(value: Any) -> Any:
 
 def _single_line(text: str) -> str:
     if "\0" in text:
-        raise ValueError(f"got {text!r}, allowed: text without a NUL character")
+        raise ValueError(f"must be text without a NUL character, not {text!r}")
     return text
 
 
@@ -44,11 +44,11 @@ def _without_value(text: str) -> str:
     """Refuse `NAME=value` without repeating the value."""
     name, equals, _ = text.partition("=")
     if equals:
-        raise ValueError(f"got {name!r} with a value, allowed: the name alone (the value comes from your environment)")
+        raise ValueError(f"must be the name {name!r} alone, without a value (that comes from your environment)")
     return text
 
 
-_ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, not starting with a digit")
+_ENV_NAME = _matches(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _ that does not start with a digit")
 Image = Annotated[str, _matches(r"[A-Za-z0-9][\w./:@-]*|[a-z]+://[\w./:@#%?&=+~-]+|\.{0,2}/[\w./@+-]+",
                   "an image such as registry.example.com/team/trainer:0.1, or a .sif or .sqsh file by its full path")]
 AbsolutePath = Annotated[str, _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")]

@@ -78,7 +78,7 @@ class LogQuery:
             ("--rank", self.rank, count * processes_per_node - 1, (self.rank or 0) // processes_per_node),
         ):
             if given is not None and not 0 <= given <= most:
-                raise SpecError(f"{name}: got {given}, allowed: 0 to {most} in this run",
+                raise SpecError(f"{name}: must be 0 to {most} in this run, not {given}",
                                 "see its nodes: launch status")
             if given is not None:
                 wanted &= {node or 0}

@@ -46,8 +46,8 @@ def check_profile(document: Document) -> Profile:
     known = BACKENDS.names()
     import difflib
 
-    wrong = (f"{document.place(('backend',))}: backend: got {shown(backend)}, allowed: {', '.join(known[:-1])} or "
-             f"{known[-1]}")
+    wrong = (f"{document.place(('backend',))}: backend: must be {', '.join(known[:-1])} or {known[-1]}, not "
+             f"{shown(backend)}")
     near = next(iter(difflib.get_close_matches(str(backend), known, 1)), known[0])  # the other mistakes are told, too
     meant = dataclasses.replace(document, values={**document.values, "backend": near})
     return validate(BACKENDS.load(near).profile_model(), meant, [wrong])

@@ -58,7 +58,7 @@ def prepared_run(request: Request, store: "RunStore", resume: str | None, *, new
     if resume is None:
         return prepare(dataclasses.replace(request, new_folder=new_folder), os.environ)
     if new_folder:
-        raise SpecError("--resume, --new: got both, allowed: one of the two")
+        raise SpecError("--resume, --new: only one of the two can be given")
     run = store.find(resume)
     prepared = prepare(dataclasses.replace(request, output_dir=folder_of(run, store, request)), os.environ)
     refuse_elsewhere(run, prepared)
@@ -106,7 +106,7 @@ def agreed(question: str, *, yes: bool, again: str) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise SpecError(f"{question} Got no terminal to ask on, allowed without one: --yes", again)
+        raise SpecError(f"{question} There is no terminal to ask on; --yes answers without one", again)
     return ui.confirm(question)
 
 

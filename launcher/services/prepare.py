@@ -71,13 +71,13 @@ def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str
     try:
         return _find_profile(cluster, _clusters_files(Request(Path(), clusters=clusters), environ))
     except LookupError as error:
-        raise SpecError(f"--cluster: got {cluster!r}, allowed: {error.args[0]}") from error
+        raise SpecError(f"--cluster: must be {error.args[0]}, not {cluster!r}") from error
 
 
 def checked_run_id(text: str | None) -> str | None:
     """A run id from the command line. Raises SpecError."""
     if text is not None and not is_run_id(text):
-        raise SpecError(f"--run-id: got {text!r}, allowed: lower-case letters, digits and '-', 53 characters at most")
+        raise SpecError(f"--run-id: must be lower-case letters, digits and '-', 53 characters at most, not {text!r}")
     return text
 
 
@@ -88,8 +88,8 @@ def _in_folder(job: JobSpec, kind: Kind, request: Request) -> JobSpec:
         return job
     if not isinstance(kind, Resumable):
         able = " or ".join(able_to(Resumable))
-        raise SpecError(f"--resume, --new: got a job with `{kind.key}`, allowed: a job with `{able}` (it has an output "
-                        "folder)")
+        raise SpecError(f"--resume, --new: the job has a section `{kind.key}`, and only jobs with `{able}` have an "
+                        "output folder")
     if request.output_dir is None:
         return job
     return job.model_copy(update={kind.key: kind.going_on(job.section, request.output_dir)})
@@ -110,7 +110,7 @@ def _code_problems(document: Document, job_dir: Path) -> list[str]:
     code = document.values.get("code")
     if not isinstance(code, str) or _is_folder(job_dir / code):
         return []
-    return [f"{document.place(('code',))}: code: got {shown(code)}, allowed: a folder, seen from {job_dir}"]
+    return [f"{document.place(('code',))}: code: must be a folder, seen from {job_dir}, not {shown(code)}"]
 
 
 def _refuse_secrets(document: Document, overrides: Sequence[str] = ()) -> None:
@@ -132,7 +132,7 @@ def _leak_line(place: str, leak: Leak) -> str:
         place = f"{place.partition('=')[0]}=…" if "=" in place else "--set"
     path = f"{dotted(leak.loc)}: " if leak.loc else ""
     return redact(f"{place}: {path}") + (
-        f"got {leak.found}, allowed: no secrets; the job names them: secrets: [{leak.variable}]")
+        f"holds {leak.found}; a job names its secrets, and never holds them: secrets: [{leak.variable}]")
 
 
 def _is_folder(path: Path) -> bool:
@@ -152,7 +152,7 @@ def _profile(
     try:
         profile = _find_profile(cluster, _clusters_files(request, environ))
     except LookupError as error:
-        return cluster, None, [f"{document.place(('cluster',))}: cluster: got {cluster!r}, allowed: {error.args[0]}"]
+        return cluster, None, [f"{document.place(('cluster',))}: cluster: must be {error.args[0]}, not {cluster!r}"]
     except SecretFoundError:
         raise
     except SpecError as error:
@@ -170,8 +170,9 @@ def _find_profile(cluster: str, files: Sequence[Path]) -> Profile:
     profiles = load_profiles(path)
     if cluster not in profiles:
         near = difflib.get_close_matches(cluster, profiles, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise LookupError(f"{', '.join(profiles) or 'nothing yet'} (from {path}){hint}")
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        known = f"one of {', '.join(profiles)}" if profiles else "a profile, of which there is none,"
+        raise LookupError(f"{known} from {path}{hint}")
     document = profiles[cluster]
     _refuse_secrets(document)
     return check_profile(document)

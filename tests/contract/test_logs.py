@@ -39,10 +39,10 @@ def raw(site, *args):
 
 
 @pytest.mark.parametrize(("option", "value", "words"), [
-    ("--grep", "a(", "Invalid value for '--grep': got 'a(', allowed: a regular expression"),
-    ("--since", "yesterday", "Invalid value for '--since': got 'yesterday', allowed: a duration"),
-    ("--node", "2", "error: --node: got 2, allowed: 0 to 1"),
-    ("--rank", "2", "error: --rank: got 2, allowed: 0 to 1"),
+    ("--grep", "a(", "Invalid value for '--grep': 'a(' is no regular expression"),
+    ("--since", "yesterday", "Invalid value for '--since': must be a duration"),
+    ("--node", "2", "error: --node: must be 0 to 1 in this run, not 2"),
+    ("--rank", "2", "error: --rank: must be 0 to 1 in this run, not 2"),
 ])
 def test_what_cannot_be_asked_for(local_site, option, value, words):
     run_id = local_site.submit("true")

@@ -99,7 +99,7 @@ def test_a_token_in_the_job_is_refused_before_anything_is_sent(site):
     job = site.job("true", env={"X": VALUE, "API_KEY": "anything"})
     done = site.launch.run("submit", job)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "env.X: got a Hugging Face token (hf_…), allowed: no secrets; the job names them" in done.stderr
+    assert "env.X: holds a Hugging Face token (hf_…); a job names its secrets" in done.stderr
     assert "env.API_KEY: got a value for a name that says secret" in done.stderr
     assert VALUE not in done.stderr
     assert not (site.launch.home / "runs").exists()

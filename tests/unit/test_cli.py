@@ -44,7 +44,7 @@ def test_version(capsys):
 def test_an_unknown_command_names_the_nearest(capsys):
     code, out, err = run(capsys, "sumbit")
     assert (code, out) == (2, "")
-    assert "got command 'sumbit', allowed: local, submit" in err
+    assert "there is no command 'sumbit' (did you mean submit?); there are local, submit" in err
     assert "(did you mean submit?)" in err
 
 
@@ -98,7 +98,7 @@ def test_nothing_is_listed_at_first(capsys):
 def test_data_needs_a_train_section(job, capsys):
     code, _, err = run(capsys, "data", job)
     assert code == 2
-    assert "got no train section" in err
+    assert "the job has no train section" in err
 
 
 def test_a_taken_run_id_is_counted_up_in_a_dry_run(job, capsys, launch_home):

@@ -104,9 +104,9 @@ def test_ctrl_c_ends_the_job(local):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (["--set", "train.optimizer.max_steps=7"], "max_steps: got 7 with save_every 5, allowed: at least 9"),
-    (["--rank", "2"], "--rank: got 2, allowed: 0 to 1"),
-    (["--set", "train.optimizer.max_steps=null"], "max_steps: got null"),
+    (["--set", "train.optimizer.max_steps=7"], "max_steps: must be at least 9 with save_every 5 (a save, the fault, and steps after it), not 7"),
+    (["--rank", "2"], "--rank: must be 0 to 1 in this job, not 2"),
+    (["--set", "train.optimizer.max_steps=null"], "max_steps: must be a number for a drill"),
 ])
 def test_what_cannot_be_drilled_is_said_before_anything_is_sent(local, options, words):
     write_job(local)
@@ -120,7 +120,7 @@ def test_only_training_jobs_can_be_drilled(local):
     write_job(local, train=None, run=["true"])
     done = local.launch.run("drill", "preempt", "job.yaml")
     assert done.returncode == 2
-    assert "got a job with `run`, allowed: a job with `train`" in done.stderr
+    assert "so it takes a job with `train`, not with `run`" in done.stderr
 
 
 def test_a_job_that_ends_before_the_harm(local):

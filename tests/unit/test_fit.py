@@ -97,7 +97,7 @@ def test_a_card_of_no_size_is_refused(write, capsys, text):
     write()
     code, out, err = run(capsys, "estimate", "job.yaml", "--gpu-memory", text)
     assert (code, out) == (2, "")
-    assert err == f"error: --gpu-memory: got '{text}', allowed: a size such as 80GiB or 85G\n"
+    assert err == f"error: --gpu-memory: must be a size such as 80GiB or 85G, not '{text}'\n"
 
 
 def test_without_a_card_nobody_can_tell(write, capsys):
@@ -182,7 +182,7 @@ def test_a_job_without_training_has_nothing_to_estimate(folder, capsys):
     (folder / "job.yaml").write_text("name: a\nrun: ['true']\n")
     code, out, err = run(capsys, "estimate", "job.yaml")
     assert (code, out) == (2, "")
-    assert "got no train section" in err
+    assert "the job has no train section" in err
     assert run(capsys, "submit", "job.yaml", "--dry-run")[0] == 0
 
 
@@ -191,8 +191,8 @@ def test_submit_refuses_what_cannot_fit(write, capsys, launch_home):
     code, out, err = run(capsys, "submit", "job.yaml")
     assert (code, out) == (2, "")
     first, hint = err.splitlines()
-    assert first.startswith("error: job.yaml: train: each GPU: needs 1")
-    assert first.endswith(" GB, allowed: 85.90 GB (gpu_memory of cluster big: 80Gi)")
+    assert first.startswith("error: job.yaml: train: each GPU needs 1")
+    assert first.endswith(" GB, but has 85.90 GB (gpu_memory of cluster big: 80Gi)")
     assert hint == ("hint:  nearest change that fits: --set train.model.gradient_checkpointing=auto; see launch "
                     "estimate job.yaml; to send it all the same: --even-if-too-big")
     assert not (launch_home / "runs").exists()
@@ -215,7 +215,7 @@ def test_the_refusal_can_be_overridden(write, capsys):
 
 def test_what_is_sent_on_this_machine_is_weighed_too(write, capsys):
     write(cluster="here", **WIDE)
-    assert "allowed: 8.59 GB (gpu_memory of cluster here: 8Gi)" in run(capsys, "submit", "job.yaml")[2]
+    assert "but has 8.59 GB (gpu_memory of cluster here: 8Gi)" in run(capsys, "submit", "job.yaml")[2]
 
 
 def test_a_close_call_is_sent_with_a_warning(write, capsys):
@@ -237,8 +237,8 @@ def test_memory_and_shm_of_the_node_count_when_they_are_given(write, capsys):
     needed = -(-found(capsys)["host"] // GIB)
     code, _, err = run(capsys, "submit", "job.yaml")
     assert code == 2
-    assert " GB at least, allowed: 8.59 GB (resources.memory_per_node: 8Gi)" in err
-    assert " GB of /dev/shm at least, allowed: 0.07 GB (resources.shm: 64Mi)" in err
+    assert " GB at least, but has 8.59 GB (resources.memory_per_node: 8Gi)" in err
+    assert " GB of /dev/shm at least, but has 0.07 GB (resources.shm: 64Mi)" in err
     assert f"--set resources.memory_per_node={needed}Gi --set resources.shm=1Gi;" in err
     write(gpus=8)
     assert run(capsys, "submit", "job.yaml", "--dry-run")[0] == 0

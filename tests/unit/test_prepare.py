@@ -44,7 +44,7 @@ def test_home_is_used_without_xdg(folder):
 
 
 def test_no_profiles_at_all_names_where_they_are_looked_for(folder):
-    with pytest.raises(SpecError, match=r"got 'one', allowed: a profile from clusters.yaml or .*/config/launch/"):
+    with pytest.raises(SpecError, match=r"must be a profile from clusters.yaml or .*/config/launch/.*, not 'one'"):
         partition(folder)
 
 
@@ -70,7 +70,7 @@ def test_container_takes_the_runtime_of_this_machine(folder, monkeypatch):
     (bin_folder / "podman").write_text("#!/bin/sh\n")
     (bin_folder / "podman").chmod(0o755)
     assert prepare(container, {}).profile.container_runtime == "podman"
-    with pytest.raises(SpecError, match=r"image: got 'oras://team/trainer', .*podman knows no oras://, only docker://"):
+    with pytest.raises(SpecError, match=r"image: 'oras://team/trainer' cannot be run: podman knows no oras://, only docker://"):
         prepare(dataclasses.replace(container, overrides=(*container.overrides, "image=oras://team/trainer")), {})
 
 
@@ -99,5 +99,5 @@ def test_code_is_found_beside_the_job_file(folder, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "A", "a b", "../a", "x" * 54])
 def test_bad_run_ids(text):
-    with pytest.raises(SpecError, match=r"--run-id: got .*, allowed: lower-case letters"):
+    with pytest.raises(SpecError, match=r"--run-id: must be lower-case letters"):
         checked_run_id(text)

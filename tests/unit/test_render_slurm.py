@@ -147,7 +147,7 @@ def test_an_image_file_is_taken_as_it_is(runtime, image, words):
 ])
 def test_an_image_file_of_another_runtime_is_refused(runtime, image, why):
     profile = jobs.profile_of({"backend": "slurm", "container_runtime": runtime})
-    found = [(loc, text.rpartition(" (")[2].rstrip(")")) for loc, text in misfits({"image": image}, profile, "c")]
+    found = [(loc, text.partition(": ")[2].partition(";")[0]) for loc, text in misfits({"image": image}, profile, "c")]
     assert found == ([(("image",), why)] if why else [])
 
 

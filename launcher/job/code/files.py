@@ -56,7 +56,7 @@ def code_files(root: Path) -> list[CodeFile]:
     """The files below `root`, sorted. Raises SpecError when they are absurdly many or large, are links that lead out of
     it, or hold credentials."""
     if root == Path("/"):
-        raise SpecError("code: got /, allowed: a folder of code, not a whole machine")
+        raise SpecError("code: must be a folder of code, not /, which is the whole machine")
     found: list[CodeFile] = []
     size = 0
     for file in _walk(root):
@@ -70,7 +70,7 @@ def code_files(root: Path) -> list[CodeFile]:
     credentials = [file.name for file in found if not file.insisted and file.size and _holds_credentials(root, file)]
     if credentials:
         insist = f"(a line such as !/{credentials[0]} there ships it all the same)"
-        raise SpecError(f"code: got {', '.join(credentials)} in {root}, allowed: code without credentials",
+        raise SpecError(f"code: {root} holds credentials: {', '.join(credentials)}",
                         f"{_leave_out(root, credentials)} {insist}")
     return sorted(found, key=lambda file: file.name)
 
@@ -97,8 +97,8 @@ def _too_much(root: Path, found: list[CodeFile], size: int) -> SpecError:
     more = "at least " if len(found) > MAX_FILES or size > ENOUGH_BYTES else ""
     # what has most files, when it is their number
     worst = biggest(found if size > MAX_BYTES else [CodeFile(file.name, 1) for file in found])[0][0]
-    return SpecError(f"code: got {root} with {more}{len(found)} files, {size / 2**20:.0f} MiB, "
-                     f"allowed: {MAX_FILES} files, {MAX_BYTES >> 20} MiB\n{listed(found)}",
+    return SpecError(f"code: {root} has {more}{len(found)} files, {size / 2**20:.0f} MiB; at most {MAX_FILES} files, "
+                     f"{MAX_BYTES >> 20} MiB can be shipped\n{listed(found)}",
                      f"mount data instead, and {_leave_out(root, [worst])}")
 
 

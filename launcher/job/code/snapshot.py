@@ -50,7 +50,7 @@ def take_snapshot(root: Path) -> Snapshot:
     """Look at `root` and hash it. Raises SpecError when it is no folder, absurdly large for code, or holds files that
     cannot be read or that are credentials, or links that lead out of it."""
     if not root.is_dir():
-        raise SpecError(f"code: got {root}, allowed: a folder")
+        raise SpecError(f"code: must be a folder, not {root}")
     files, hashes, size = [], [], 0
     digest = hashlib.sha256()
     for file in code_files(root):

@@ -37,7 +37,7 @@ def assess(prepared: Prepared, train: TrainConfig, gpu_memory: str | None = None
     try:
         limits = find_limits(prepared, gpu_memory)
     except ValueError as error:
-        raise SpecError(f"--gpu-memory: got {gpu_memory!r}, allowed: a size such as 80GiB or 85G") from error
+        raise SpecError(f"--gpu-memory: must be a size such as 80GiB or 85G, not {gpu_memory!r}") from error
     known = find_shape(train, prepared.job_dir)
     if known.experts and train.model.quantization != "none" and not train.model.trust_remote_code:
         what = f"the {known.experts} experts of each layer"

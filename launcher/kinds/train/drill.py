@@ -61,7 +61,7 @@ def plan_drill(kind: Kind, job: JobSpec, plan: Plan, *, seed: int | None = None,
     """What will be done to the job and what it must keep. Raises SpecError when the job is too short for it."""
     train: TrainConfig = job.section
     if train.optimizer.max_steps is None:
-        raise SpecError("train.optimizer.max_steps: got null, allowed: a number (a drill is short)")
+        raise SpecError("train.optimizer.max_steps: must be a number for a drill, which is short; it is null")
     seed = secrets.randbelow(2**31) if seed is None else seed
     expected = Expected(world=plan.nodes * plan.processes_per_node, max_steps=train.optimizer.max_steps,
                         save_every=train.runtime.save_every, restarts=job.restarts, saves_at_stop=kind == "preempt")
@@ -76,10 +76,10 @@ def _draw_moment(expected: Expected, processes_per_node: int, dice: random.Rando
     """After the first save, and early enough that steps are left."""
     first, last = expected.save_every + 1, expected.max_steps - STEPS_AFTER
     if last < first:
-        raise SpecError(f"train.optimizer.max_steps: got {expected.max_steps} with save_every {expected.save_every}, "
-                        f"allowed: at least {first + STEPS_AFTER} (a save, the harm, and steps after it)")
+        raise SpecError(f"train.optimizer.max_steps: must be at least {first + STEPS_AFTER} with save_every "
+                        f"{expected.save_every} (a save, the fault, and steps after it), not {expected.max_steps}")
     if rank is not None and rank >= expected.world:
-        raise SpecError(f"--rank: got {rank}, allowed: 0 to {expected.world - 1} in this job")
+        raise SpecError(f"--rank: must be 0 to {expected.world - 1} in this job, not {rank}")
     step, fraction, drawn = dice.randint(first, (first + last) // 2), dice.random(), dice.randrange(expected.world)
     chosen = drawn if rank is None else rank
     return Moment(step, fraction, chosen // processes_per_node, chosen)

@@ -141,9 +141,9 @@ def check_fit(found: Estimate, limits: Limits, *, on_gpu: bool) -> Fit:
 def _too_small(found: Estimate, limits: Limits, *, on_gpu: bool) -> list[str]:
     wrong = []
     if on_gpu and limits.gpu and found.gpu.total > limits.gpu.size * (1 + TOLERANCE):
-        wrong.append(f"each GPU: needs {gigabytes(found.gpu.total)}, allowed: {limits.gpu}")
+        wrong.append(f"each GPU needs {gigabytes(found.gpu.total)}, but has {limits.gpu}")
     if limits.host and found.host > limits.host.size:
-        wrong.append(f"each node: needs {gigabytes(found.host)} at least, allowed: {limits.host}")
+        wrong.append(f"each node needs {gigabytes(found.host)} at least, but has {limits.host}")
     if limits.shm and found.shm > limits.shm.size:
-        wrong.append(f"each node: needs {gigabytes(found.shm)} of /dev/shm at least, allowed: {limits.shm}")
+        wrong.append(f"each node needs {gigabytes(found.shm)} of /dev/shm at least, but has {limits.shm}")
     return wrong

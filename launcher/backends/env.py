@@ -6,8 +6,8 @@ from launcher.job.profile import CONTAINER_CODE
 DEFAULT_PORT = 29500
 
 
-def job_env(plan: Plan) -> dict[str, str]:
-    """What is the same on every node. The user's own `env` comes last, so it wins."""
+def launch_env(plan: Plan) -> dict[str, str]:
+    """What launch sets, the same on every node."""
     return {
         **plan.payload.env,
         "LAUNCH_RUN_ID": plan.run_id,
@@ -18,8 +18,12 @@ def job_env(plan: Plan) -> dict[str, str]:
         "LAUNCH_GRACE_S": str(plan.grace_s),
         "PYTHONUNBUFFERED": "1",
         "NCCL_DEBUG": "WARN",
-        **plan.env,
     }
+
+
+def job_env(plan: Plan) -> dict[str, str]:
+    """All of it. The user's own `env` comes last, so it wins."""
+    return {**launch_env(plan), **plan.env}
 
 
 def container_python_path(plan: Plan) -> str:

@@ -34,7 +34,8 @@ def _env_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _single_line(text: str) -> str:
+def single_line(text: str) -> str:
+    """Text that a program can be given."""
     if "\0" in text:
         raise ValueError(f"must be text without a NUL character, not {text!r}")
     return text
@@ -54,9 +55,30 @@ Image = Annotated[str, _matches(r"[A-Za-z0-9][\w./:@-]*|[a-z]+://[\w./:@#%?&=+~-
 AbsolutePath = Annotated[str, _matches(r"/[^\0\n:,]*", "an absolute path without ':' or ','")]
 Duration = Annotated[str, _quantity(duration_s, DURATION_FORM)]
 Size = Annotated[str, _quantity(size_bytes, SIZE_FORM)]
-EnvName = Annotated[str, _ENV_NAME]
-SecretName = Annotated[str, AfterValidator(_without_value), _ENV_NAME]
-EnvValue = Annotated[str, BeforeValidator(_env_text), AfterValidator(_single_line)]
+# What launch itself sets in a job.
+_OWN_NAMES = frozenset((
+    "LAUNCH_COMMAND", "LAUNCH_GPUS_PER_NODE", "LAUNCH_GRACE_S", "LAUNCH_HOME", "LAUNCH_JOB_NAME", "LAUNCH_LOG_ARCHIVE",
+    "LAUNCH_NODES", "LAUNCH_POD_NAME", "LAUNCH_PROCESSES_PER_NODE", "LAUNCH_RUN_ID", "MASTER_ADDR", "NODE_RANK"))
+# What the scripts that a secret is brought to cannot do without.
+_SHELL_NAMES = re.compile(r"PATH|IFS|E?UID|PPID|SHELLOPTS|BASHOPTS|BASH_.*|RUN_DIR|ATTEMPT(_DIR)?|IMAGES?")
+
+
+def _not_own(name: str) -> str:
+    if name in _OWN_NAMES:
+        raise ValueError(f"{name} is set by launch itself; choose another name")
+    return name
+
+
+def _not_the_shells(name: str) -> str:
+    if _SHELL_NAMES.fullmatch(name):
+        raise ValueError(f"{name} is a variable of the shell that starts the job; choose another name")
+    return name
+
+
+EnvName = Annotated[str, _ENV_NAME, AfterValidator(_not_own)]
+SecretName = Annotated[str, AfterValidator(_without_value), _ENV_NAME, AfterValidator(_not_own),
+                       AfterValidator(_not_the_shells)]
+EnvValue = Annotated[str, BeforeValidator(_env_text), AfterValidator(single_line)]
 Word = Annotated[str, _matches(r"[^\s\0]+", "one word without blanks")]
 DnsName = Annotated[str, _matches(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, '-' and '.'")]
 

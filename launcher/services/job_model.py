@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import Field, create_model
 
@@ -72,7 +72,13 @@ def _model(sections: frozenset[str]) -> type[JobSpec]:
         fields[kind.key] = (kind.model | None, Field(None, description=kind.description))
     for key in (key for key in OPTIONS.names() if key in sections) if sections - set(kinds) else ():
         model = OPTIONS.load(key)
-        fields[key] = (model | None, Field(None, description=(model.__doc__ or "").strip()))
+        fields[key] = (model | None, Field(None, description=_first_line(model)))
     found: type[JobSpec] = create_model("JobSpec", __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
     found.kinds = tuple(kinds)
     return found
+
+
+def _first_line(annotation: Any) -> str:
+    """What a model says of itself; of a model with a validator in front as well."""
+    model = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return (model.__doc__ or "").strip()

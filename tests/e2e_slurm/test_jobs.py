@@ -76,6 +76,28 @@ def test_two_nodes_followed_while_they_run(hpc):
 
 
 @pytest.mark.needs("slurm")
+def test_options_of_the_cluster_and_the_job(hpc):
+    """The setup reaches every node; the options are Slurm's own."""
+    (hpc.cwd / "activate").write_text('NOTHING=$NOT_SET; export VENV="a b"; unset NOTHING\n')
+    job_id = submit(hpc, 'echo "$NODE_RANK has $VENV, $MORE"; sleep 1', resources={**SMALL, "nodes": 1}, sbatch={
+        "setup": ["source ./activate", 'export MORE="$VENV too"'], "exclude": "n1", "exclusive": True,
+        "partition": "main", "options": ["--nice=7", "--mail-user=some one"]})
+    assert "0 has a b, a b too" in until(hpc, "0 has a b, a b too")
+    shown = slurm(hpc, "scontrol", "show", "job", job_id)
+    assert "Nice=7" in shown and "ExcNodeList=n1" in shown and "OverSubscribe=NO" in shown
+    assert wait(hpc, "succeeded")["nodes"][0]["host"] != "n1"
+
+
+@pytest.mark.needs("slurm")
+def test_a_setup_that_fails_ends_the_run_and_says_which_line(hpc):
+    submit(hpc, "echo never", sbatch={"setup": ["true", "source ./no-such-file"]})
+    status = wait(hpc, "failed", "succeeded")
+    assert (status["state"], status["exit_code"]) == ("failed", 1)
+    log = hpc.ok("logs")
+    assert "launch: sbatch.setup: exit code 1: source ./no-such-file" in log and "never" not in log
+
+
+@pytest.mark.needs("slurm")
 def test_a_failing_job_reports_its_own_code(hpc):
     script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then echo sorry; exit 7; fi; ' \
              'while true; do sleep 600 & wait; done'

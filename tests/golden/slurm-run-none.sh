@@ -10,7 +10,7 @@
 set -euo pipefail
 RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
 mkdir -p "$RUN_DIR/logs"
-exec >>"$RUN_DIR/logs/batch.log" 2>&1
+exec >>"$RUN_DIR/logs/node-0.r${SLURM_RESTART_COUNT:-0}.log" 2>&1
 cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
@@ -32,6 +32,11 @@ rm -f "$RUN_DIR/exit_code"
 export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
 export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"
 mkdir -p "$ATTEMPT_DIR/nodes"
+finish() {
+  rm -f "$RUN_DIR/secrets.env"
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
 note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`
   local never now size file tick=0
   local -A known=()
@@ -70,11 +75,6 @@ echo "$hosts" >"$ATTEMPT_DIR/hosts"
 export MASTER_ADDR="${hosts%%$'\n'*}"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
-finish() {
-  rm -f "$RUN_DIR/secrets.env"
-  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
-  exit "$1"
-}
 cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
   local node one told first=0 ended=0
   for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do

@@ -18,7 +18,7 @@
 set -euo pipefail
 RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
 mkdir -p "$RUN_DIR/logs"
-exec >>"$RUN_DIR/logs/batch.log" 2>&1
+exec >>"$RUN_DIR/logs/node-0.r${SLURM_RESTART_COUNT:-0}.log" 2>&1
 cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
 settings:
   seed: 42
@@ -141,10 +141,8 @@ podman run --detach --log-driver=passthrough \
   --env=LAUNCH_PROCESSES_PER_NODE \
   --env=LAUNCH_RUN_ID \
   --env=NCCL_DEBUG \
-  --env=NCCL_IB_HCA \
   --env=PYTHONSAFEPATH \
   --env=PYTHONUNBUFFERED \
-  --env=UGLY \
   --env=WANDB_API_KEY \
   --env=MASTER_ADDR \
   --env=MASTER_PORT \
@@ -152,6 +150,9 @@ podman run --detach --log-driver=passthrough \
   --env=SLURM_JOB_ID \
   --env=LAUNCH_COMMAND \
   --env=CUDA_VISIBLE_DEVICES \
+  --env=NCCL_IB_HCA=mlx5_0,mlx5_1 \
+  '--env=UGLY=a '"'"'b'"'"' "c" $(d) $$ $e
+#f' \
   --env=HOME=/tmp \
   --volume="$PWD:$PWD" \
   --volume="$RUN_DIR/train.yaml:/etc/launch/train.yaml:ro" \
@@ -183,11 +184,8 @@ export LAUNCH_NODES=2
 export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd
 export NCCL_DEBUG=WARN
-export NCCL_IB_HCA=mlx5_0,mlx5_1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
-export UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
-#f'
 export RUN_DIR
 export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
 export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it
@@ -196,6 +194,11 @@ rm -f "$RUN_DIR/exit_code"
 export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
 export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"
 mkdir -p "$ATTEMPT_DIR/nodes"
+finish() {
+  rm -f "$RUN_DIR/secrets.env"
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
 note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`
   local never now size file tick=0
   local -A known=()
@@ -235,11 +238,6 @@ export MASTER_ADDR="${hosts%%$'\n'*}"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-finish() {
-  rm -f "$RUN_DIR/secrets.env"
-  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
-  exit "$1"
-}
 cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
   local node one told first=0 ended=0
   for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do

@@ -18,7 +18,7 @@
 set -euo pipefail
 RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
 mkdir -p "$RUN_DIR/logs"
-exec >>"$RUN_DIR/logs/batch.log" 2>&1
+exec >>"$RUN_DIR/logs/node-0.r${SLURM_RESTART_COUNT:-0}.log" 2>&1
 cat >"$RUN_DIR/train.yaml" <<'LAUNCH_END'
 settings:
   seed: 42
@@ -102,12 +102,9 @@ chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own
 cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
-export NCCL_IB_HCA=mlx5_0,mlx5_1
-export UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
-#f'
-export PYTHONPATH=/opt/code
 export HOME=/tmp
-exec python3 -m trainer.entrypoint --config /etc/launch/train.yaml
+exec env NCCL_IB_HCA=mlx5_0,mlx5_1 UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
+#f' PYTHONPATH=/opt/code python3 -m trainer.entrypoint --config /etc/launch/train.yaml
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90
@@ -116,11 +113,8 @@ export LAUNCH_NODES=2
 export LAUNCH_PROCESSES_PER_NODE=8
 export LAUNCH_RUN_ID=demo-0123abcd
 export NCCL_DEBUG=WARN
-export NCCL_IB_HCA=mlx5_0,mlx5_1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
-export UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
-#f'
 export RUN_DIR
 export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
 export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it
@@ -129,6 +123,11 @@ rm -f "$RUN_DIR/exit_code"
 export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
 export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"
 mkdir -p "$ATTEMPT_DIR/nodes"
+finish() {
+  rm -f "$RUN_DIR/secrets.env"
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
 note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`
   local never now size file tick=0
   local -A known=()
@@ -181,11 +180,6 @@ import_image() {  # once for all nodes and jobs: the others wait, and find it
   rm -f "$IMAGE.part"
   echo "launch: no image, exit code $code; $(df --output=avail -h "$IMAGES" | tail -n 1) left in $IMAGES" >&2
   return "$code"
-}
-finish() {
-  rm -f "$RUN_DIR/secrets.env"
-  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
-  exit "$1"
 }
 cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
   local node one told first=0 ended=0

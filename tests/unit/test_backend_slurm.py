@@ -50,7 +50,7 @@ class Bench:
 
     def batch_log(self) -> str:
         """What the batch script printed."""
-        return (self.run_dir() / "logs/batch.log").read_text()
+        return (self.run_dir() / "logs/node-0.r0.log").read_text()
 
     def run_dir(self) -> Path:
         """The folder of the latest run."""

@@ -27,7 +27,8 @@ def test_a_rank_is_on_its_node():
 
 
 @pytest.mark.parametrize(("query", "words"), [
-    (LogQuery(node=3), "--node: must be 0 to 2 in this run, not 3"), (LogQuery(rank=12), "--rank: must be 0 to 11 in this run, not 12")])
+    (LogQuery(node=3), "--node: must be 0 to 2 in this run, not 3"),
+    (LogQuery(rank=12), "--rank: must be 0 to 11 in this run, not 12")])
 def test_what_the_run_does_not_have_is_refused(query, words):
     with pytest.raises(SpecError, match=words):
         query.nodes(3, 4)

@@ -119,7 +119,7 @@ def test_the_script_unpacks_every_kind_of_file(tmp_path, shell):
     ("podman", "--env=PYTHONPATH='/opt/code:/my libs:/more'"),
     ("docker", "--env=PYTHONPATH='/opt/code:/my libs:/more'"),
     ("apptainer", "export APPTAINERENV_PYTHONPATH='/opt/code:/my libs:/more'"),
-    ("pyxis", "export PYTHONPATH='/opt/code:/my libs:/more'")])
+    ("pyxis", "exec env PYTHONPATH='/opt/code:/my libs:/more' bash -c 'echo \"$HOME\" $(date) $$'")])
 def test_a_jobs_own_python_path_stays_behind_the_code_in_containers(runtime, line):
     job = {**RUN_JOB, "env": {"PYTHONPATH": "/my libs:/more"}}
     script = render_slurm(plan_of(job, {"backend": "slurm", "container_runtime": runtime})).text

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,9 @@ CASES = {
     "slurm-train-podman": (TRAIN_JOB, {**PROFILE, "container_runtime": "podman", "container_args": MEMLOCK}),
     "slurm-train-pyxis": (TRAIN_JOB, {**PROFILE, "container_runtime": "pyxis"}),
     "slurm-train-apptainer": (TRAIN_JOB, {**PROFILE, "container_runtime": "apptainer"}),
+    **{name: (yaml.safe_load((GOLDEN / f"{name}.job.yaml").read_text()),
+              yaml.safe_load((GOLDEN / f"{name}.profile.yaml").read_text()))
+       for name in ("slurm-gres", "slurm-docker-image")},
 }  # fmt: skip
 
 
@@ -178,6 +182,7 @@ def test_a_command_that_holds_the_delimiter():
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_env_values_are_bash_words(value):
-    line = render({**RUN_JOB, "env": {"VALUE": value}}).partition("\nexport VALUE=")[2].partition("\nexport RUN_DIR")[0]
-    done = subprocess.run(["bash", "-c", f"VALUE={line}\nprintf %s \"$VALUE\""], capture_output=True)
-    assert done.stdout == value.encode()
+    job = {**RUN_JOB, "run": ["printenv", "VALUE"], "env": {"VALUE": value}}
+    node = here_documents(render(job))[0]
+    done = subprocess.run(["bash", "-c", node], capture_output=True)
+    assert done.stdout == value.encode() + b"\n"

@@ -2,7 +2,7 @@
 
 import shlex
 
-from launcher.backends.env import container_python_path, job_env
+from launcher.backends.env import container_python_path, launch_env
 from launcher.backends.hosts.image import image_word, pull_lines
 from launcher.backends.hosts.profile import HostProfile
 from launcher.job.payload import STOPPED
@@ -146,7 +146,7 @@ def _files(plan: Plan[HostProfile], *, limit_cpus: bool) -> list[str]:
 
 
 def _exports(plan: Plan[HostProfile]) -> list[str]:
-    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(job_env(plan).items())]
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(launch_env(plan).items())]
     lines.append("export RUN_DIR")
     if plan.code_digest:
         lines.append(f'export PYTHONPATH="$RUN_DIR/code${{PYTHONPATH:+:$PYTHONPATH}}"  # snapshot {plan.code_digest}')
@@ -166,15 +166,24 @@ def node_script(plan: Plan[HostProfile], *, limit_cpus: bool) -> list[str]:
         return head + _apptainer(plan)
     if runtime == "pyxis":
         return head + _inside_pyxis(plan)
-    return [*head, "exec " + _command(plan, '"$RUN_DIR/{}"')]
+    return [*head, f"exec {_with_env(plan)}" + _command(plan, '"$RUN_DIR/{}"')]
+
+
+def _with_env(plan: Plan[HostProfile], python_path: str | None = None) -> str:
+    """The job's own `env`, given to it at its start: no script of launch may depend on it (PATH, IFS, UID, ...)."""
+    code = '"$RUN_DIR/code":' if plan.code_digest else ""
+    words = [f"{key}={shlex.quote(value)}" for key, value in sorted(plan.env.items()) if key != "PYTHONPATH"]
+    if python_path is not None:
+        words.append(f"PYTHONPATH={shlex.quote(python_path)}")
+    elif "PYTHONPATH" in plan.env:
+        words.append(f"PYTHONPATH={code}{shlex.quote(plan.env['PYTHONPATH'])}")
+    return f"env {' '.join(words)} " if words else ""
 
 
 def _inside_pyxis(plan: Plan[HostProfile]) -> list[str]:
     """pyxis starts the container around the task. The image's own variables win there, so the job's come again."""
-    lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(plan.env.items())]
-    if plan.code_digest:
-        lines.append(f"export PYTHONPATH={shlex.quote(container_python_path(plan))}")
-    return [*lines, f"export HOME={CONTAINER_TMP}", f"exec {_command(plan)}"]
+    path = container_python_path(plan) if plan.code_digest else plan.env.get("PYTHONPATH")
+    return [f"export HOME={CONTAINER_TMP}", f"exec {_with_env(plan, path)}{_command(plan)}"]
 
 
 def _command(plan: Plan[HostProfile], path: str = f"{CONFIG_FOLDER}/{{}}") -> str:
@@ -192,6 +201,7 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
     if plan.cpus_per_node and limit_cpus:
         words.append(f"--cpus={plan.cpus_per_node}")
     words += [f"--env={name}" for name in _env_names(plan)]
+    words += [shlex.quote(f"--env={name}={value}") for name, value in sorted(plan.env.items())]
     words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
@@ -265,6 +275,7 @@ def _apptainer(plan: Plan[HostProfile]) -> list[str]:
         f"for key in {' '.join(_env_names(plan))}; do",
         '  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi',
         "done",
+        *(f"export APPTAINERENV_{name}={shlex.quote(value)}" for name, value in sorted(plan.env.items())),
     ]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={shlex.quote(container_python_path(plan))}")
@@ -274,7 +285,7 @@ def _apptainer(plan: Plan[HostProfile]) -> list[str]:
 def _env_names(plan: Plan[HostProfile]) -> list[str]:
     rank = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_JOB_ID", "LAUNCH_COMMAND"]
     extra = ["CUDA_VISIBLE_DEVICES"] if plan.gpus_per_node else []
-    return sorted({*job_env(plan), *plan.secrets}) + rank + extra
+    return sorted({*launch_env(plan), *plan.secrets}) + rank + extra
 
 
 def _volumes(plan: Plan[HostProfile]) -> list[str]:

@@ -1,18 +1,32 @@
 """The profile of a Slurm cluster. No I/O."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from launcher.backends.hosts.profile import HostProfile
+from launcher.backends.slurm.options import ClusterSection, SbatchOptions
 from launcher.job.types import Word
 
 
 class SlurmProfile(HostProfile):
     """A Slurm cluster: one partition of it."""
 
+    job_options: ClassVar[str | None] = "sbatch"
+
     backend: Literal["slurm"] = Field(description="slurm.")
     partition: Word | None = Field(None, description="Partition.")
     account: Word | None = Field(None, description="Account.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Word | None = Field(None, description="Node features.")
+    sbatch: ClusterSection = Field(default_factory=SbatchOptions.model_construct, description="Options of sbatch for "
+                                   "every job, and what is done before each. A list alone is `options`.")
+
+    def asked(self, name: str, job: Any) -> Any:
+        """An option of sbatch: the job's own, else the profile's."""
+        own = getattr(job, name, None)
+        return own or getattr(self, name, None) or getattr(self.sbatch, name, None)
+
+    def all_of(self, name: str, job: Any) -> list[str]:
+        """Items of a list: the profile's, then the job's."""
+        return [*getattr(self.sbatch, name), *getattr(job, name, [])]

@@ -32,9 +32,11 @@ def render_slurm(plan: Plan[SlurmProfile]) -> Rendered:
         "#!/bin/bash",
         f"# {plan.name!r}: run {plan.run_id} on Slurm. Rendered by launch; `launch submit` sends exactly this.",
         *(f"#SBATCH {option}" for option in _options(plan)),
-        *preamble(plan, log="batch.log"),
+        *preamble(plan, log="node-0.r${SLURM_RESTART_COUNT:-0}.log"),
         'rm -f "$RUN_DIR/exit_code"',
         *attempt('"${SLURM_RESTART_COUNT:-0}"'),
+        *FINISH,
+        *_setup(plan),
         *TIMES,
         *heredoc('"$RUN_DIR/task.sh"', _task()),
         'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
@@ -42,7 +44,6 @@ def render_slurm(plan: Plan[SlurmProfile]) -> Rendered:
         *(_MEETING if plan.payload.rendezvous else []),
         *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if plan.cpus_per_node else []),
         *import_lines(plan),
-        *FINISH,
         *cause(plan),
         *_SHOWN,
         *_AGAIN,
@@ -54,24 +55,61 @@ def render_slurm(plan: Plan[SlurmProfile]) -> Rendered:
 
 
 def _options(plan: Plan[SlurmProfile]) -> list[str]:
-    profile = plan.profile
+    profile, job = plan.profile, plan.options
+    gpu_type, exclusive = profile.asked("gpu_type", job), profile.asked("exclusive", job)
+    gpus = f"{gpu_type}:{plan.gpus_per_node}" if gpu_type else plan.gpus_per_node
     asked = {
         "job-name": plan.run_id,
         "nodes": plan.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": plan.gpus_per_node or None,
+        "gpus-per-node": gpus if plan.gpus_per_node else None,
         "cpus-per-task": plan.cpus_per_node,
+        "cpus-per-gpu": _cpus_per_gpu(plan),
         "mem": slurm_mem(plan.memory) if plan.memory else None,
         "time": slurm_time(plan.time_limit_s) if plan.time_limit_s else None,
         "signal": f"B:USR1@{_signal_s(plan)}",
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
+        **{name: profile.asked(name, job) for name in (
+            "partition", "account", "qos", "constraint", "reservation", "exclude", "licenses")},
+        "exclusive": exclusive if isinstance(exclusive, str) else None,
         "output": "/dev/null",  # the script's own log lies in the run folder, which only the job can name
         "open-mode": "append",
     }
-    return [f"--{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None] + ["--requeue"]
+    words = [f"--{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
+    flags = ["--exclusive"] if exclusive is True else []
+    return [*words, *flags, "--requeue", *map(_quoted, profile.all_of("options", job))]
+
+
+def _cpus_per_gpu(plan: Plan[SlurmProfile]) -> int | None:
+    if plan.cpus_per_node or not plan.gpus_per_node:
+        return None
+    number: int | None = plan.profile.asked("cpus_per_gpu", plan.options)
+    return number
+
+
+def _quoted(option: str) -> str:
+    """sbatch takes its lines apart as a shell does."""
+    name, equals, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals else name
+
+
+def _setup(plan: Plan[SlurmProfile]) -> list[str]:
+    """The lines of the cluster and the job; srun passes what they change on to every node. Modules are made available
+    as a login shell does it, and may use variables that are not set."""
+    lines = plan.profile.all_of("setup", plan.options)
+    if not lines:
+        return []
+    return [
+        "set +u  # modules and virtual environments use variables that are not set",
+        "if ! type module >/dev/null 2>&1; then",
+        "  for file in /etc/profile.d/*mod*.sh; do",
+        '    if [ -r "$file" ]; then . "$file" || true; fi',
+        "  done",
+        "fi",
+        """trap 'code=$?; echo "launch: sbatch.setup: exit code $code: $BASH_COMMAND"; finish "$code"' EXIT""",
+        *lines,
+        "trap - EXIT",
+        "set -u",
+    ]
 
 
 def _signal_s(plan: Plan[SlurmProfile]) -> int:

@@ -1,0 +1,191 @@
+#!/bin/bash
+# 'hello': run demo-0123abcd on Slurm. Rendered by launch; `launch submit` sends exactly this.
+#SBATCH --job-name=demo-0123abcd
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=16
+#SBATCH --signal=B:USR1@120
+#SBATCH --partition=gpu
+#SBATCH --output=/dev/null
+#SBATCH --open-mode=append
+#SBATCH --requeue
+set -euo pipefail
+RUN_DIR="${LAUNCH_HOME:-$HOME/.local/share/launch}/runs/demo-0123abcd"
+mkdir -p "$RUN_DIR/logs"
+exec >>"$RUN_DIR/logs/node-0.r${SLURM_RESTART_COUNT:-0}.log" 2>&1
+cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
+#!/bin/bash
+set -euo pipefail
+for key in LAUNCH_GPUS_PER_NODE LAUNCH_GRACE_S LAUNCH_JOB_NAME LAUNCH_NODES LAUNCH_PROCESSES_PER_NODE LAUNCH_RUN_ID NCCL_DEBUG PYTHONUNBUFFERED MASTER_ADDR MASTER_PORT NODE_RANK SLURM_JOB_ID LAUNCH_COMMAND CUDA_VISIBLE_DEVICES; do
+  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi
+done
+export APPTAINERENV_PYTHONPATH=/opt/code
+exec apptainer exec \
+  --containall \
+  --no-home \
+  --pwd="$PWD" \
+  --nv \
+  --bind="$PWD:$PWD" \
+  --bind="$RUN_DIR/code:/opt/code:ro" \
+  "$IMAGE" \
+  python3 -c 'import torch; print(torch.cuda.device_count())'
+LAUNCH_END
+export LAUNCH_GPUS_PER_NODE=2
+export LAUNCH_GRACE_S=120
+export LAUNCH_JOB_NAME=hello
+export LAUNCH_NODES=1
+export LAUNCH_PROCESSES_PER_NODE=2
+export LAUNCH_RUN_ID=demo-0123abcd
+export NCCL_DEBUG=WARN
+export PYTHONUNBUFFERED=1
+export RUN_DIR
+export PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"  # snapshot 5eed5eed5eed5eed
+export PYTHONDONTWRITEBYTECODE="${PYTHONDONTWRITEBYTECODE-1}"  # nothing is added to it
+rm -f "$RUN_DIR/exit_code"
+export ATTEMPT="${SLURM_RESTART_COUNT:-0}"
+export ATTEMPT_DIR="$RUN_DIR/attempts/$ATTEMPT"
+mkdir -p "$ATTEMPT_DIR/nodes"
+finish() {
+  rm -f "$RUN_DIR/secrets.env"
+  echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
+  exit "$1"
+}
+set +u  # modules and virtual environments use variables that are not set
+if ! type module >/dev/null 2>&1; then
+  for file in /etc/profile.d/*mod*.sh; do
+    if [ -r "$file" ]; then . "$file" || true; fi
+  done
+fi
+trap 'code=$?; echo "launch: sbatch.setup: exit code $code: $BASH_COMMAND"; finish "$code"' EXIT
+module load apptainer
+trap - EXIT
+set -u
+note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`
+  local never now size file tick=0
+  local -A known=()
+  while read -r _ size file; do known[$file]=$size; done <"$RUN_DIR/logs/times"
+  exec {never}<> <(:)
+  while kill -0 "$$"; do
+    if [ $((tick++ % 10)) = 0 ]; then
+      while read -r size file; do
+        printf -v now '%(%s)T' -1
+        if [ "$size" -le "${known[$file]:-0}" ]; then continue; fi
+        known[$file]=$size
+        echo "$((now + 2)) $size $file" || true  # rounded up, as clocks differ
+      done < <(cd "$RUN_DIR/logs" && stat --format="%s %n" node-*.log)
+    fi
+    read -r -t 1 -u "$never" || true  # a sleep of its own would outlive this
+  done
+} >>"$RUN_DIR/logs/times" 2>/dev/null
+note_sizes & noting=$!
+disown  # it is no node
+trap 'kill "$noting" 2>/dev/null || true' EXIT
+cat >"$RUN_DIR/task.sh" <<'LAUNCH_END'
+#!/bin/bash
+export NODE_RANK="$SLURM_NODEID"
+told= code=0
+trap 'told=told' TERM INT
+bash "$RUN_DIR/node.sh" </dev/null || code=$?
+for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last
+  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi
+  sleep 0.3
+done
+echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
+[ "$code $told" = "75 told" ] || exit "$code"
+LAUNCH_END
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+echo "$hosts" >"$ATTEMPT_DIR/hosts"
+export MASTER_ADDR="${hosts%%$'\n'*}"
+export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
+while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+IMAGES="${RUN_DIR%/*/*}/images"  # kept for other jobs; a file of it may be removed at any time
+export IMAGE="$IMAGES/trainer-0.1-1e5367cd9ff4.sif"
+import_image() {  # once for all nodes and jobs: the others wait, and find it
+  if [ -s "$IMAGE" ]; then return 0; fi
+  mkdir -p "$IMAGES" && exec 9>"$IMAGE.lock" && flock 9 || return
+  if [ -s "$IMAGE" ]; then return 0; fi
+  rm -f "$IMAGE.part"
+  echo "launch: importing the image to $IMAGE"
+  apptainer pull "$IMAGE.part" docker://registry.example.com/team/trainer:0.1 && mv "$IMAGE.part" "$IMAGE" && return 0
+  local code=$?
+  rm -f "$IMAGE.part"
+  echo "launch: no image, exit code $code; $(df --output=avail -h "$IMAGES" | tail -n 1) left in $IMAGES" >&2
+  return "$code"
+}
+cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
+  local node one told first=0 ended=0
+  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do
+    one= told=
+    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true
+    ended=$((ended + 1))
+    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
+    if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
+  done
+  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up
+  # waiting for a node that does not end)
+  if [ "$ended" -lt "$LAUNCH_NODES" ] && [[ "$first" = @(0|preempted) ]]; then first=$1; fi
+  if [ "$ended" -lt "$LAUNCH_NODES" ] && [ "$first" = 0 ]; then first=137; fi
+  if [ "$first" = 0 ]; then echo "$1"; else echo "$first"; fi
+}
+shown() {  # one value of this job, as Slurm has it now
+  local all
+  all=$(scontrol show job "$SLURM_JOB_ID") || return
+  if [[ "$all" =~ [[:space:]]"$1"=([^[:space:]]*) ]]; then echo "${BASH_REMATCH[1]}"; fi
+}
+again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then
+  if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi
+  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
+  scontrol requeue "$SLURM_JOB_ID"
+}
+background() {  # run it; leaves its exit code in `code`
+  rm -f "$ATTEMPT_DIR/code"
+  (trap : USR1 TERM; code=0; "$@" || code=$?; echo "$code" >"$ATTEMPT_DIR/code") &
+  local pid=$!
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+  code=$(cat "$ATTEMPT_DIR/code" 2>/dev/null || echo 137)
+}
+step() {
+srun \
+  --nodes="$SLURM_JOB_NUM_NODES" \
+  --ntasks-per-node=1 \
+  --kill-on-bad-exit=1 \
+  --wait=60 \
+  --unbuffered \
+  --open-mode=append \
+  --output="$RUN_DIR/logs/node-%n.r$ATTEMPT.log" \
+  bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
+}
+told= code=0
+tell() {  # the step, which may not be there yet
+  for _ in 1 2 3 4 5; do
+    if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi
+    sleep 1
+  done
+}
+trap 'told=told; tell &' USR1
+trap : TERM  # the step has got it from Slurm itself
+background import_image >>"$RUN_DIR/logs/node-0.r$ATTEMPT.log" 2>&1
+if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi
+if [ "$code" = 0 ]; then
+  background step
+  code=$(cause "$code")
+  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi
+fi
+restarts=$(shown Restarts || true)
+if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi
+if [ "$code" = preempted ]; then
+  if again "told to stop, and the state was saved"; then exit 0; fi
+  if [ -e "$RUN_DIR/cancelled" ]; then finish 75; fi
+  exit 75  # Slurm ends it itself; what it puts back into the queue must not have an end written down
+fi
+if [ "$code" != 0 ] && grep -qiE "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memory)" "$RUN_DIR/logs/node-0.r$ATTEMPT.log"; then
+  touch "$ATTEMPT_DIR/out_of_memory"
+fi
+failures=$(cat "$RUN_DIR/failures" 2>/dev/null || echo 0)
+if [ "$code" != 0 ] && [ "$code" != 78 ] && [ "$failures" -lt 0 ]; then
+  echo "$((failures + 1))" >"$RUN_DIR/failures"
+  if again "ended with exit code $code"; then exit 0; fi
+fi
+finish "$code"

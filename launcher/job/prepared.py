@@ -28,10 +28,12 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What whoever sends it should know."""
-        if self.snapshot is None:
-            return []
-        large = self.snapshot.described() if self.snapshot.is_large else None
-        return [note for note in (large, self.profile.code_note(all_mounts(self.job, self.profile))) if note]
+        large = [self.snapshot.described()] if self.snapshot and self.snapshot.is_large else []
+        foreign = [f"{key}: not used, since the job goes to back end {self.profile.backend}"
+                   for key in self.job.options if key != self.profile.job_options]
+        own = self.profile.notes(self.job.options.get(self.profile.job_options or ""), self.job.resources,
+                                 all_mounts(self.job, self.profile), has_code=self.snapshot is not None)
+        return [*large, *foreign, *own]
 
     @property
     def owns_folder(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from launcher.job.image import registry_image, registry_problem
-from launcher.job.spec import Mount
+from launcher.job.spec import Mount, Resources
 from launcher.job.types import Duration, EnvName, EnvValue, Size, Word
 from trainer.config import Section
 
@@ -52,9 +52,9 @@ class Profile(Section, defer_build=True):
         with the job's other mistakes."""
         yield from claims_problems(values, f"back end {self.backend}")
 
-    def code_note(self, mounts: Iterable[Mount]) -> str | None:
-        """What whoever sends code there should know of where the job finds it."""
-        return None
+    def notes(self, options: Any, resources: Resources, mounts: Iterable[Mount], *, has_code: bool) -> list[str]:
+        """What whoever sends a job there should know. `options`: what the job says for this back end alone."""
+        return []
 
 
 def claims_problems(values: dict[str, Any], who: str) -> Iterator[Problem]:

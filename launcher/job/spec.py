@@ -51,6 +51,7 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
     """A job file."""
 
     kinds: ClassVar[tuple[str, ...]] = ()  # the sections of job kinds, of which exactly one is given
+    sections: ClassVar[tuple[str, ...]] = ()  # those that are for one back end alone
 
     name: str = Field(min_length=1, max_length=200, description="Name of the job; its objects are named after it.")
     image: Image | None = Field(
@@ -79,6 +80,11 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
     def section(self) -> Any:
         """What stands there."""
         return getattr(self, self.kind)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the job says for one back end alone, by the section's name."""
+        return {key: value for key in self.sections if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -9,6 +9,7 @@ index of a Job, or together they spend one restart of a JobSet.
 import base64
 import re
 
+from launcher.backends.kubernetes.overlay import overlaid
 from launcher.backends.kubernetes.pod import (
     CODE_ARCHIVE,
     CONTAINER,
@@ -117,14 +118,21 @@ def _indexed(plan: Plan[KubernetesProfile], failures: Object) -> Object:
 
 def _template(plan: Plan[KubernetesProfile]) -> Object:
     """A sidecar that never ends would keep the Job from ending, so none is asked for."""
-    return {"metadata": {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}, "spec": pod_spec(plan)}
+    template = {"metadata": {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}, "spec": pod_spec(plan)}
+    return overlaid(template, plan.profile.overlays(plan.options))
 
 
 def _metadata(plan: Plan[KubernetesProfile]) -> Object:
     queue = {"kueue.x-k8s.io/queue-name": plan.profile.queue} if plan.profile.queue else {}
     annotations = {"launch/name": plan.name} | ({"launch/code": plan.code_digest} if plan.code_digest else {})
-    return {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan) | queue,
-            "annotations": annotations}
+    wanted = [overlay.job for overlay in plan.profile.overlays(plan.options)]
+    return {"name": plan.run_id, "namespace": plan.profile.namespace,
+            "labels": _together(labels(plan) | queue, [job.labels for job in wanted]),
+            "annotations": _together(annotations, [job.annotations for job in wanted])}
+
+
+def _together(own: dict[str, str], others: list[dict[str, str]]) -> dict[str, str]:
+    return {key: value for values in (own, *others) for key, value in values.items()}
 
 
 def _failure_rules(plan: Plan[KubernetesProfile]) -> list[Object]:

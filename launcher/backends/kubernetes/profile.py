@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from launcher.backends.kubernetes.overlay import PodOverlay, sidecar_note
 from launcher.job.profile import CONTAINER_CODE, Problem, Profile
-from launcher.job.spec import Mount, mount_at
+from launcher.job.spec import Mount, Resources, mount_at
 from launcher.job.types import AbsolutePath, DnsName, Word, is_below
 from trainer.config import Section
 
@@ -30,6 +31,7 @@ class KubernetesProfile(Profile):
 
     sends_code: ClassVar[bool] = True
     shares_folder: ClassVar[bool] = False
+    job_options: ClassVar[str | None] = "pod"
 
     backend: Literal["kubernetes"] = Field(description="kubernetes.")
     context: str | None = Field(None, min_length=1, description="Context of the kubeconfig. Default: the current one.")
@@ -53,19 +55,27 @@ class KubernetesProfile(Profile):
     tolerations: list[Toleration] = Field([], description="Taints the pods accept.")
     gpu_resource: Word = Field("nvidia.com/gpu", description="Name of the GPU resource.")
     extra_resources: dict[str, str] = Field({}, description="More resources per node, such as rdma/hca: '1'.")
+    pod: PodOverlay | None = Field(None, description="What is merged into the pods of every job.")
     log_archive: AbsolutePath | None = Field(
         None, description="Folder on one of the profile's mounts where training jobs keep a copy of their logs; what a "
                           "node throws away unread is filled from it.")
+
+    def overlays(self, job: PodOverlay | None) -> list[PodOverlay]:
+        """The cluster's, then the job's."""
+        return [overlay for overlay in (self.pod, job) if overlay is not None]
 
     def problems(self, values: dict[str, Any]) -> Iterator[Problem]:
         """Claims are what Kubernetes has."""
         return iter(())
 
-    def code_note(self, mounts: Iterable[Mount]) -> str | None:
-        """A pod's working directory has a copy of the code, unless it is a volume of the user's."""
-        mount = mount_at(mounts, WORKSPACE)
-        if mount is None:
-            return None
+    def notes(self, options: Any, resources: Resources, mounts: Iterable[Mount], *, has_code: bool) -> list[str]:
+        """A pod's working directory has a copy of the code, unless it is a volume of the user's; a container beside the
+        job's own keeps a pod alive."""
+        mount = mount_at(mounts, WORKSPACE) if has_code else None
+        found = [self._code_note(mount) if mount else None, sidecar_note(self.overlays(options))]
+        return [note for note in found if note]
+
+    def _code_note(self, mount: Mount) -> str:
         where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
         return (f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start at "
                 f"{WORKSPACE}, which is {where}: launch writes nothing there")

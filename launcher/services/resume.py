@@ -5,6 +5,7 @@ from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.job.prepared import Prepared
+from launcher.kinds.train.kind import CONFIG
 from launcher.runs.store import Run, RunStore
 from launcher.services.prepare import Request
 
@@ -26,7 +27,7 @@ def folder_of(run: Run, store: RunStore, request: Request) -> str:
     import yaml
 
     try:
-        text = (store.folder(run.run_id) / "train.yaml").read_text(encoding="utf-8")
+        text = (store.folder(run.run_id) / CONFIG).read_text(encoding="utf-8")
         named = str(yaml.safe_load(text)["settings"]["output_dir"])
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
         raise SpecError(f"--resume: got {run.run_id}, allowed: a run of a job with `train`",

@@ -11,14 +11,15 @@ from trainer.config_file import Change
 VARIABLE = "LAUNCH_COMMAND"
 USUAL = "launch submit JOB.yaml"
 LONGEST = 400  # characters
-SET, RESUME, FOLDER = "--set", "--resume", "train.settings.output_dir"
+SET, RESUME = "--set", "--resume"
+SETTLED = {"train.settings.output_dir", "train.runtime.resume"}  # by --resume
 
 
 def command(environ: Mapping[str, str], *words: str) -> str:
-    """The command with `words` behind it, without the settings that they replace; --resume says what the folder is."""
+    """The command with `words` behind it, without the settings that they replace."""
     replaced = {setting.partition("=")[0] for option, setting in pairwise(words) if option == SET}
     if RESUME in words:
-        replaced.add(FOLDER)
+        replaced |= SETTLED
     return shlex.join([*_without(replaced, shlex.split(environ.get(VARIABLE, USUAL))), *words])
 
 

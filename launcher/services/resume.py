@@ -1,9 +1,11 @@
 """Going on with a run: where it has trained, and the command that does it."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 from launcher.errors import SpecError
+from launcher.job.kind import Kind, Resumable
 from launcher.job.prepared import Prepared
 from launcher.kinds.train.kind import CONFIG
 from launcher.runs.store import Run, RunStore
@@ -13,12 +15,27 @@ COMMAND = "LAUNCH_COMMAND"  # how a job learns what was typed: the trainer's hin
 
 
 def command_of(verb: str, request: Request) -> str:
-    """What was typed, without what it said of the output folder; quoted for a shell."""
-    settings = [word for override in request.overrides for word in ("--set", override)]
+    """What was typed, without --resume and --new, and each field set once; quoted for a shell."""
+    last = {_field(override): override for override in request.overrides}
+    settings = [word for override in request.overrides if last[_field(override)] is override
+                for word in ("--set", override)]
     clusters = ["--clusters", str(request.clusters)] if request.clusters else []
     backend = ["--backend", request.backend] if request.backend else []
     container = ["--container"] if request.container else []
     return shlex.join(["launch", verb, str(request.path), *settings, *clusters, *backend, *container])
+
+
+def resuming(verb: str, request: Request, kind: Kind, run: Run) -> str | None:
+    """What to type to go on with a run of the request; None when its kind cannot."""
+    if not isinstance(kind, Resumable):
+        return None
+    settled = {".".join(map(str, (kind.key, *loc))) for loc in kind.settled("")}
+    kept = tuple(override for override in request.overrides if _field(override) not in settled)
+    return f"{command_of(verb, dataclasses.replace(request, overrides=kept))} --resume {run.run_id}"
+
+
+def _field(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def folder_of(run: Run, store: RunStore, request: Request) -> str:

@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command for an unknown one."""
+        """Name the nearest command for an unknown one; a known one finds in its context what was typed."""
         import difflib
 
         name = args[0] if args else ""
@@ -74,6 +74,7 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             ctx.fail(f"there is no command {name!r}{hint}; there are {', '.join(known)}")
+        ctx.obj = tuple(args)
         return super().resolve_command(ctx, args)
 
 

@@ -17,6 +17,7 @@ from trainer.errors import ConfigError
 from trainer.metrics import replace_text
 
 MANIFEST = "manifest.json"
+STATE = "trainer_state.json"  # transformers' own
 PART = ".saving"  # in the output folder, so that a rename moves a checkpoint out of it
 
 
@@ -91,6 +92,12 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes, written were {sealed['bytes']}"
     changed = (name for name, sealed in files.items() if _sha256(checkpoint / name) != sealed["sha256"])
     return next((f"{name} has changed since it was written" for name in changed), None)
+
+
+def planned_steps(checkpoint: Path) -> int:
+    """How many steps the run was to have that wrote it."""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return int(state["max_steps"])
 
 
 def check_writers(checkpoint: Path, writers: Writers) -> None:

@@ -128,16 +128,18 @@ def merge(arguments: argparse.Namespace) -> int:
 
 
 def read_config(path: Path) -> Any:
-    """The config of a run, as the job's log names its schema. Raises ConfigError."""
-    from trainer.config import SCHEMA_VERSION
+    """The config of a run. Raises ConfigError."""
     from trainer.config_file import load_config
 
-    config = load_config(path)
-    sys.stderr.write(f"trainer: schema {SCHEMA_VERSION}\n")
-    return config
+    return load_config(path)
 
 
 def _train(config: Any, stop: Stop) -> None:
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several ranks the first one looks, once the others hear of it
+        from trainer.output import show
+        from trainer.run_folder import RunFolder
+
+        RunFolder(config, os.environ, show).refuse_foreign()  # before torch is loaded, which takes seconds
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection fill a page each
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if _without_gpu() else "cuda")

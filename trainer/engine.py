@@ -30,7 +30,15 @@ from trainer.callbacks import (
     barrier,
     from_main,
 )
-from trainer.checkpoint import Writers, check_writers, checkpoint_step, newest_valid, publish, remove_parts
+from trainer.checkpoint import (
+    Writers,
+    check_writers,
+    checkpoint_step,
+    newest_valid,
+    planned_steps,
+    publish,
+    remove_parts,
+)
 from trainer.config import TrainConfig
 from trainer.data.cache import REJECTED, DataCache
 from trainer.data.collate import Collator
@@ -45,7 +53,7 @@ from trainer.divergence import Divergence
 from trainer.ds_config import build_ds_config, fill_buckets
 from trainer.errors import PreemptedError, TrainError
 from trainer.evaluate import Validation
-from trainer.finish import mark_finished
+from trainer.finish import mark_finished, mark_nothing_left
 from trainer.flops import flops_of
 from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
 from trainer.loop import CheckedTrainer
@@ -126,7 +134,7 @@ class Run:
         if tokenizer is None:
             tokenizer = new_tokenizer(self.config, self.output, self.place.is_main, barrier)
         rows = self._rows(tokenizer)
-        args = self._scheduled(args, len(rows["train"]))
+        args = self._scheduled(args, len(rows["train"]), resumed)
         model = self._model(rows["train"])
         args.gradient_checkpointing = prepare_layers(self.config, model, self.place, self.tell)
         if self.deepspeed:
@@ -217,7 +225,7 @@ class Run:
         if finished is None:
             return False
         self.tell(finished)
-        mark_finished(self.output, os.environ)
+        mark_nothing_left(self.output, os.environ)
         return True
 
     def _resume_point(self) -> Path | None:
@@ -243,8 +251,8 @@ class Run:
         reports = [name for name in self.trackers if name != TENSORBOARD]  # which gets a folder from us
         return training_arguments(self.config, self.place, self.output, self.deepspeed, reports)
 
-    def _scheduled(self, args: TrainingArguments, rows: int) -> TrainingArguments:
-        """How many steps, and how many of them warm up."""
+    def _scheduled(self, args: TrainingArguments, rows: int, resumed: Path | None) -> TrainingArguments:
+        """How many steps, and how many of them warm up. Raises ConfigError for fewer than are trained."""
         optimizer, batch = self.config.optimizer, self._batch
         total = optimizer.max_steps or math.ceil(rows * optimizer.epochs / batch)
         args.max_steps = total
@@ -253,7 +261,18 @@ class Run:
             f"steps: {total} of {batch} rows ({optimizer.batch_size} x {optimizer.accumulation} accumulated x "
             f"{self.place.world} processes), {args.warmup_steps} of them warm-up"
         )
+        if resumed:
+            self.folder.refuse_fewer(total, checkpoint_step(resumed))
+            self._tell_stretch(planned_steps(resumed), total)
         return args
+
+    def _tell_stretch(self, planned: int, total: int) -> None:
+        """What becomes of the learning rate when a run goes on with another number of steps."""
+        if planned != total:
+            self.tell(
+                f"learning rate: the {self.config.optimizer.schedule} schedule now spans {total} steps instead of "
+                f"{planned}, and goes on where it would be had it done so from the start"
+            )
 
     @property
     def _writers(self) -> Writers:
@@ -294,7 +313,7 @@ class Run:
         log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), self.flops)
         trainer.callback_handler.callbacks.insert(0, log)  # before the reports, which get what it measures
         if self.place.is_main:
-            trainer.callback_handler.callbacks.insert(0, StepEndCallback(self.folder.lock.require))
+            trainer.callback_handler.callbacks.insert(0, StepEndCallback(self._trained_step))
         if self.config.runtime.log_rows:
             trainer.add_callback(RowsCallback(self.place, ledger))
         trainer.add_callback(
@@ -321,9 +340,14 @@ class Run:
         self.folder.lock.verify()
         publish(self.output, step, self._writers, self.config.runtime.keep)
 
+    def _trained_step(self) -> None:
+        self.folder.lock.require()
+        self.folder.take_over()
+
     def _require_folder(self) -> None:
         if self.place.is_main:
             self.folder.lock.verify()
+            self.folder.take_over()
 
     def _collator(self, tokenizer: Any) -> Collator:
         data = self.config.data

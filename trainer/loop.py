@@ -162,6 +162,8 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             from trainer.ds_checkpoint import finish_loading
 
             finish_loading(self.model_wrapped, Path(theirs))
+        if resume_from_checkpoint:
+            _follow_schedule(self.lr_scheduler)
         return prepared
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -218,6 +220,17 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             raise
         self.saver.wait()
         return done
+
+
+def _follow_schedule(wrapped: Any) -> None:
+    """Give the optimizer the rate that the schedule has now: a checkpoint brings the one of the schedule that it was
+    written under, which is another one when the run has more steps now."""
+    scheduler = getattr(wrapped, "scheduler", wrapped)
+    rates = [base * share(scheduler.last_epoch)
+             for base, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]  # fmt: skip
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates  # what the log asks for
 
 
 def _change_mode_only(model: Any) -> None:

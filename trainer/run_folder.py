@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import checkpoint_step, is_sealed
-from trainer.command import command, undoing
+from trainer.command import VARIABLE, command, undoing
 from trainer.config import MARKER, TrainConfig, config_text
-from trainer.config_file import changes, load_run_config, read_sections
+from trainer.config_file import Change, changes, load_run_config, read_sections
 from trainer.errors import ConfigError, TrainError
-from trainer.finish import finished_by, has_finished
+from trainer.finish import finished_by, has_finished, unmark_finished
 from trainer.lock import DEAD_S, Holder, Lock, Sign, submission
 from trainer.metrics import replace_text
 from trainer.results import CONFIG, has_result, result_name
@@ -31,6 +31,7 @@ FRESH = {"lost+found"}  # what a new volume holds
 SCHEMA = 1
 WAIT_S = 500.0  # for an earlier start of the same run: the peers wait for 600 s
 NAMED = 5
+LENGTH = ("optimizer.max_steps", "optimizer.epochs")  # a run may go on with others
 
 Tell = Callable[[str], None]
 
@@ -43,18 +44,24 @@ class RunFolder:
         self.config, self.environ, self.tell = config, environ, tell
         self.path = Path(config.settings.output_dir or "outputs")
         self.lock = Lock(self.path / LOCK, Holder.me(*submission(environ)), dead_s)
+        self._is_mine = False
+
+    def refuse_foreign(self) -> None:
+        """Raise ConfigError for a folder that no run of this job could have; looks, and touches nothing."""
+        self._refuse_place()
+        self._refuse_strangers()
 
     def claim(self) -> None:
         """Have the folder for this run until `release`: nobody else trains there, and it holds nothing but what launch
-        has written, and files that launch never writes. Raises ConfigError, and leaves a folder that it refuses as it
-        was."""
-        self._refuse_place()
-        self._refuse_strangers()
+        has written, and files that launch never writes. Where something was trained it stays that run's until
+        `take_over`. Raises ConfigError, and leaves a folder that it refuses as it was."""
+        self.refuse_foreign()
         try:
             self._lock()
             self._refuse_strangers()  # nobody else writes now
             self._refuse_changes()
-            self._mark()
+            if not self._was_trained():
+                self._mark()
         except BaseException as error:
             self.release()
             if not isinstance(error, OSError):
@@ -63,6 +70,17 @@ class RunFolder:
                 f"settings.output_dir: {self.path} cannot be written: {error.strerror}",
                 "choose a folder that this user may write, on a mounted volume",
             ) from error
+
+    def take_over(self) -> None:
+        """From now on the folder is this run's, which has trained there, and what it held is not its last result.
+        Raises TrainError."""
+        if self._is_mine:
+            return
+        try:
+            unmark_finished(self.path)  # first: a config with more steps beside the mark would seem to be finished
+            self._mark()
+        except OSError as error:
+            raise TrainError(f"settings.output_dir: {self.path} cannot be written: {error.strerror}") from error
 
     def release(self) -> None:
         """Whoever comes next may have the folder."""
@@ -76,7 +94,7 @@ class RunFolder:
     def finished(self) -> str | None:
         """What is to be said when the results of this very configuration are there; None when something is left to do.
         """
-        if not (has_finished(self.path) and has_result(self.path, self.config)):
+        if not (has_finished(self.path) and has_result(self.path, self.config)) or self._changes():
             return None
         again = command(self.environ, "--new")
         return (
@@ -127,21 +145,55 @@ class RunFolder:
         return marked and path.name == result_name(self.config) and not is_own(path)
 
     def _refuse_changes(self) -> None:
-        """Where something was trained only the same configuration goes on."""
-        if not (has_finished(self.path) or any(map(is_sealed, self.path.glob("checkpoint-*")))):
+        """Where something was trained only the same configuration goes on, but for its length."""
+        if not self._was_trained():
             return
-        changed = changes(read_sections(self.path / CONFIG), self.config.model_dump(mode="json"))
-        run, mine = _text(_read(self.path / MARKER).get("run")), self.lock.me.run
-        is_restart = run is not None and run == mine
-        if not changed and (is_restart or self.config.runtime.resume == "auto"):
+        refused = [(change, why) for change in self._changes() if (why := self._problem(change)) is not None]
+        marker = _read(self.path / MARKER)
+        run = _text(marker.get("run"))
+        is_restart = run is not None and run == self.lock.me.run
+        if not refused and (is_restart or self.config.runtime.resume == "auto"):
             return
-        new = command(self.environ, "--new")
-        hint = f"a new run in a folder of its own: {new}"
-        if run:
-            hint += f"; to go on with {run}: {undoing(self.environ, changed, '--resume', run)}"
-        lines = [f"  {change}" for change in changed] or ["  runtime.resume: never, and something was trained there"]
-        raise ConfigError("\n".join([f"settings.output_dir: got {self.path}, which holds {self._owner(run)}", *lines]),
-                          hint)  # fmt: skip
+        lines = [f"  {change}{why}" for change, why in refused]
+        lines = lines or ["  runtime.resume: never, and something was trained there"]
+        typed = _text(marker.get("command"))
+        started = f" ({typed})" if typed else ""
+        raise ConfigError(
+            "\n".join([f"settings.output_dir: got {self.path}, which holds {self._owner(run)}{started}", *lines]),
+            self._instead([change for change, _ in refused], run),
+        )
+
+    def refuse_fewer(self, steps: int, trained: int) -> None:
+        """Raise ConfigError when so many steps, which the data have settled, were passed long ago."""
+        if steps < trained:
+            raise ConfigError(
+                f"optimizer.epochs: got {self.config.optimizer.epochs}, which is {steps} steps of these rows, but "
+                f"{trained} are trained; allowed: as many, or more",
+                self._instead([], None),
+            )
+
+    def _instead(self, refused: list[Change], run: str | None) -> str:
+        hint = f"a new run in a folder of its own: {command(self.environ, '--new')}"
+        return f"{hint}; to go on with {run}: {undoing(self.environ, refused, '--resume', run)}" if run else hint
+
+    def _changes(self) -> list[Change]:
+        """What is trained differently from what is there."""
+        return changes(read_sections(self.path / CONFIG), self.config.model_dump(mode="json"))
+
+    def _problem(self, change: Change) -> str | None:
+        """What is wrong with a change, besides that it is one; None when the run can go on with it."""
+        if change.field not in LENGTH:
+            return ""
+        trained, steps = max(self._steps_saved(), default=0), self.config.optimizer.max_steps
+        if not trained:
+            return ", and no checkpoint is left to go on from"
+        return f", but {trained} are trained" if steps is not None and steps < trained else None
+
+    def _was_trained(self) -> bool:
+        return has_finished(self.path) or bool(self._steps_saved())
+
+    def _steps_saved(self) -> list[int]:
+        return [checkpoint_step(path) for path in self.path.glob("checkpoint-*") if is_sealed(path)]
 
     def _lock(self) -> None:
         """Wait for the end of an earlier start of this run, and for a sign of life where that is unknown."""
@@ -160,7 +212,7 @@ class RunFolder:
                 self.tell(f"{self.path}: {_waiting(who, sign, again=again)}")
 
     def _mark(self) -> None:
-        """From now on the folder is this run's."""
+        """Write down that the folder is this run's, and what it trains."""
         result = self.path / result_name(self.config)
         if not (self.path / MARKER).exists() and result.is_dir():
             own(result)
@@ -171,9 +223,11 @@ class RunFolder:
             "host": socket.gethostname(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "launch": _version(),
+            "command": self.environ.get(VARIABLE),
         }
         replace_text(self.path / MARKER, json.dumps(marker, indent=1) + "\n")
         replace_text(self.path / CONFIG, config_text(self.config.model_dump(mode="json")))
+        self._is_mine = True
 
     def _owner(self, run: str | None) -> str:
         return f"run {run}" if run else "another training"

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from launcher.backends.registry import load_backend
-from launcher.job.kind import Estimable, Resumable
+from launcher.job.kind import Estimable
 from launcher.job.prepared import Prepared
 from launcher.services.options import backend_option, folder_options, job_options, prepared_run, run_store
 from launcher.services.prepare import Request, checked_run_id
 from launcher.services.rendering import rendered
-from launcher.services.resume import COMMAND, command_of
+from launcher.services.resume import COMMAND, command_of, resuming
 from launcher.services.submit import first_free, submit_run
 from launcher.terminal import ui
 
@@ -49,7 +49,7 @@ def command(request: Request, backend: str | None, run_id: str | None, dry_run: 
     if follow:
         from launcher.services.follow import watch
 
-        watch(target, store, run, f"{typed} --resume {run.run_id}" if isinstance(prepared.kind, Resumable) else None)
+        watch(target, store, run, resuming("submit", request, prepared.kind, run))
     else:
         ui.note(f"follow it: launch logs -f {run.run_id}")
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from launcher.job.payload import Payload
 from launcher.job.spec import Mount, Resources
 
+Loc = tuple[str | int, ...]  # where something stands in a kind's section
+
 
 @dataclass(frozen=True)
 class Context:
@@ -42,6 +44,10 @@ class Resumable(ABC):
     @abstractmethod
     def going_on(self, section: Any, folder: str) -> Any:
         """The section that goes on in this output folder."""
+
+    @abstractmethod
+    def settled(self, folder: str) -> dict[Loc, str]:
+        """What going on in this output folder settles, whatever the section says: fields of it, and their values."""
 
 
 class Estimable(ABC):

@@ -15,7 +15,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,9 @@ class Run:
 class RunStore:
     """The folder of all runs."""
 
-    def __init__(self, home: Path) -> None:
-        self.root = home / "runs"
+    def __init__(self, home: Path, again: Callable[[str], str] = "launch status {}".format) -> None:
+        """`again`: the command to type for a run of this id."""
+        self.root, self._again = home / "runs", again
         self._refused = home / "refused.json"
 
     def folder(self, run_id: str) -> Path:
@@ -149,7 +150,7 @@ class RunStore:
         runs = self.all()
         if refusal := self._refusal():
             raise NotFoundError(f"{refusal['job']} was not started at {refusal['at'][:19]}Z: {refusal['why']}",
-                                f"the run before it: launch status {runs[-1].run_id}" if runs else "start it again")
+                                f"the run before it: {self._again(runs[-1].run_id)}" if runs else "start it again")
         if not runs:
             raise NotFoundError(f"no runs in {self.root}", "start one: launch submit JOB.yaml")
         return runs[-1]

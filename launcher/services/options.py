@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,4 +115,11 @@ def run_store() -> "RunStore":
     """The runs of this user."""
     from launcher.runs.store import RunStore, launch_home
 
-    return RunStore(launch_home(os.environ))
+    return RunStore(launch_home(os.environ), typed_for)
+
+
+def typed_for(run_id: str, meant: str | None = None) -> str:
+    """What was typed, for this run: in place of the one that was `meant`, where one was."""
+    verb, *words = click.get_current_context().obj
+    words = [run_id if word == meant else word for word in words] if meant else [run_id, *words]
+    return shlex.join(["launch", verb, *words])

@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from launcher.backends.hosts.profile import HostProfile
 from launcher.errors import SpecError
 from launcher.job.code.snapshot import take_snapshot
 from launcher.job.kind import Kind, Resumable
-from launcher.job.load import Document, dotted, load_profiles, read_document, shown
+from launcher.job.load import Document, Loc, dotted, load_profiles, read_document, shown
 from launcher.job.names import default_run_id, is_run_id
 from launcher.job.plan import misfits
 from launcher.job.prepared import Prepared
@@ -58,7 +60,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
     kind = kind_of(job)
-    job = _in_folder(job, kind, request)
+    job = _in_folder(job, kind, request, document)
     snapshot = take_snapshot((job_dir / job.code).resolve()) if job.code else None
     digest = snapshot.digest if snapshot else None
     content = json.dumps([job, profile, digest], default=dict)  # as model_dump, without building its serializers
@@ -81,9 +83,9 @@ def checked_run_id(text: str | None) -> str | None:
     return text
 
 
-def _in_folder(job: JobSpec, kind: Kind, request: Request) -> JobSpec:
+def _in_folder(job: JobSpec, kind: Kind, request: Request, document: Document) -> JobSpec:
     """The job with the output folder that the command line asks for; what was left there is gone on with. Raises
-    SpecError for a job that has none."""
+    SpecError for a job that has none, and for a --set that asks for something else."""
     if request.output_dir is None and not request.new_folder:
         return job
     if not isinstance(kind, Resumable):
@@ -92,7 +94,20 @@ def _in_folder(job: JobSpec, kind: Kind, request: Request) -> JobSpec:
                         "output folder")
     if request.output_dir is None:
         return job
+    settled = {(kind.key, *loc): value for loc, value in kind.settled(request.output_dir).items()}
+    if problems := list(_contradictions(settled, job, document)):
+        raise SpecError("\n".join(problems), "leave that --set out; for a folder of its own: --new instead of --resume")
     return job.model_copy(update={kind.key: kind.going_on(job.section, request.output_dir)})
+
+
+def _contradictions(settled: Mapping[Loc, str], job: JobSpec, document: Document) -> Iterator[str]:
+    """Where a --set asks for something else than what is settled. What the file says is for runs that start over."""
+    job_dir = Path(document.source).absolute().parent
+    for loc, value in settled.items():
+        given, place = operator.attrgetter(".".join(map(str, loc)))(job), document.place(loc)
+        same = given is None or os.path.normpath(job_dir / given) == os.path.normpath(job_dir / value)
+        if place.startswith("--set") and not same:
+            yield f"{place}: {dotted(loc)}: got {given} with --resume, allowed: {value}, where that run goes on"
 
 
 def _with_container(profile: Profile) -> Profile:

@@ -1,10 +1,13 @@
 """Going on with a run: where it has trained, and the command that does it."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 from launcher.errors import SpecError
+from launcher.job.kind import Kind, Resumable
 from launcher.job.prepared import Prepared
+from launcher.kinds.train.kind import CONFIG
 from launcher.runs.store import Run, RunStore
 from launcher.services.prepare import Request
 
@@ -12,12 +15,27 @@ COMMAND = "LAUNCH_COMMAND"  # how a job learns what was typed: the trainer's hin
 
 
 def command_of(verb: str, request: Request) -> str:
-    """What was typed, without what it said of the output folder; quoted for a shell."""
-    settings = [word for override in request.overrides for word in ("--set", override)]
+    """What was typed, without --resume and --new, and each field set once; quoted for a shell."""
+    last = {_field(override): override for override in request.overrides}
+    settings = [word for override in request.overrides if last[_field(override)] is override
+                for word in ("--set", override)]
     clusters = ["--clusters", str(request.clusters)] if request.clusters else []
     backend = ["--backend", request.backend] if request.backend else []
     container = ["--container"] if request.container else []
     return shlex.join(["launch", verb, str(request.path), *settings, *clusters, *backend, *container])
+
+
+def resuming(verb: str, request: Request, kind: Kind, run: Run) -> str | None:
+    """What to type to go on with a run of the request; None when its kind cannot."""
+    if not isinstance(kind, Resumable):
+        return None
+    settled = {".".join(map(str, (kind.key, *loc))) for loc in kind.settled("")}
+    kept = tuple(override for override in request.overrides if _field(override) not in settled)
+    return f"{command_of(verb, dataclasses.replace(request, overrides=kept))} --resume {run.run_id}"
+
+
+def _field(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def folder_of(run: Run, store: RunStore, request: Request) -> str:
@@ -26,7 +44,7 @@ def folder_of(run: Run, store: RunStore, request: Request) -> str:
     import yaml
 
     try:
-        text = (store.folder(run.run_id) / "train.yaml").read_text(encoding="utf-8")
+        text = (store.folder(run.run_id) / CONFIG).read_text(encoding="utf-8")
         named = str(yaml.safe_load(text)["settings"]["output_dir"])
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
         raise SpecError(f"--resume: got {run.run_id}, allowed: a run of a job with `train`",

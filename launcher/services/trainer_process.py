@@ -11,9 +11,11 @@ import click
 
 from launcher.backends.processes import run_in_front
 from launcher.errors import BackendError, JobFailedError, SpecError
-from launcher.runs.store import Run
-from launcher.services.options import run_store
+from launcher.kinds.train.kind import CONFIG
+from launcher.runs.store import Run, RunStore
+from launcher.services.options import run_store, typed_for
 
+RESULTS = ("adapter", "model", "checkpoint-*")  # what the trainer leaves, at its end or before
 CONFIG_ERROR, INTERRUPTED, CLOSED_PIPE = 78, 130, 141  # trainer/errors.py, trainer/cli.py
 
 
@@ -28,19 +30,42 @@ class Place(NamedTuple):
 
 def find_place(reference: str | None) -> Place | None:
     """A folder as it is; a run as RunStore.find takes it; None for what is neither. Raises NotFoundError, LaunchError
-    for a damaged record, BackendError for a run whose output folder this machine cannot see."""
+    for a damaged record, SpecError for a run that has trained nothing, BackendError for one whose output folder this
+    machine cannot see."""
     if reference is not None and Path(reference).expanduser().is_dir():
         return Place(str(Path(reference).expanduser()))
     store = run_store()
     run = store.find(reference) if reference is None or "://" in reference else store.lookup(reference)
     if run is None:
         return None
-    if run.output_dir is None or not Path(run.output_dir).is_dir():
-        raise BackendError(
-            f"{run.run_id}: its output is in {run.output_dir or 'a volume of its cluster'}, which cannot be reached "
-            "from here",
-            "copy the folder to this machine, and name the copy; or run this where it can be reached")
-    return Place(run.output_dir, run.job_dir, run)
+    if not _trains(store, run):
+        raise SpecError(f"{run.run_id}: got a run that has trained nothing, allowed: a run of a job with `train`",
+                        _latest_trained(store, reference))
+    if run.output_dir is not None and Path(run.output_dir).is_dir():
+        return Place(run.output_dir, run.job_dir, run)
+    if run.output_dir is not None and run.backend == "local":
+        raise SpecError(f"{run.run_id}: got a run without an output folder: {run.output_dir} was never made, or is "
+                        "removed", _latest_trained(store, reference))
+    raise BackendError(
+        f"{run.run_id}: its output is in {run.output_dir or 'a volume of its cluster'}, which cannot be reached from "
+        "here",
+        "copy the folder to this machine, and name the copy; or run this where it can be reached")
+
+
+def _trains(store: RunStore, run: Run) -> bool:
+    return (store.folder(run.run_id) / CONFIG).is_file()
+
+
+def _latest_trained(store: RunStore, reference: str | None) -> str:
+    """What to type for the latest run whose output is here."""
+    for run in reversed(store.all()):
+        if run.output_dir and _trains(store, run) and _has_results(Path(run.output_dir)):
+            return f"the latest run that has trained here: {typed_for(run.run_id, reference)}"
+    return "list the runs: launch list"
+
+
+def _has_results(output: Path) -> bool:
+    return any(path for pattern in RESULTS for path in output.glob(pattern))
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:

@@ -154,7 +154,8 @@ def test_after_a_refused_submit_no_older_run_is_acted_on(site):
             done = site.launch.run(*words)
             assert (done.returncode, done.stdout) == (4, "")
             assert re.match(r"error: job.yaml was not started at 20\S+Z: ", done.stderr)
-            assert done.stderr.endswith(f"hint:  the run before it: launch status {older}\n")
+            again = " ".join(["launch", words[0], older, *words[1:]])
+            assert done.stderr.endswith(f"hint:  the run before it: {again}\n")
     assert [run["run"] for run in site.launch.json("list")] == [older]
     assert site.status(older)["state"] == "succeeded"
     site.launch.run("submit", "--dry-run", site.job("true"))

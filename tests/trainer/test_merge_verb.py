@@ -66,6 +66,7 @@ def saved_run(home, output, **values):
     store.save(Run(**{"run_id": "a", "name": "n", "backend": "local", "handle": "local://a", "cluster": None,
                       "nodes": 1, "created": "2026-01-01T00:00:00", "job_dir": "/", "output_dir": str(output),
                       **values}))  # fmt: skip
+    (store.folder("a") / "train.yaml").touch()
     return store.folder("a")
 
 
@@ -108,7 +109,7 @@ def test_a_run_that_goes_on_is_not_merged(trained, launch):
 
 
 def test_a_run_whose_output_is_elsewhere_is_told(launch):
-    (saved_run(launch.home, "/nowhere/x") / "exit_code").write_text("0\n")
+    saved_run(launch.home, "/nowhere/x", backend="slurm")
     done = launch.run("merge", "a", "--to", "served")
     assert done.returncode == 3
     assert "a: its output is in /nowhere/x, which cannot be reached from here" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
 from trainer.checkpoint import checkpoint_step, newest_valid
-from trainer.config import TrainConfig
+from trainer.config import MARKER, TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.recognise import with_template
 from trainer.data.store import ids_of
@@ -321,5 +321,55 @@ def test_what_was_trained_already_is_said_and_no_model_is_loaded(tmp_path, ranks
     assert f"nothing is left to train: run first-1 has written {tmp_path}/out/model" in again.text
     assert "model: " not in again.text.replace("/model; ", "") and "data: " not in again.text
     assert {path: path.read_bytes() for path in (tmp_path / "out/model").rglob("*")} == before
-    assert json.loads((tmp_path / "out/finished.json").read_text()) == {"run": "second-1"}
+    assert json.loads((tmp_path / "out/finished.json").read_text()) == {"run": "first-1", "nothing_left": "second-1"}
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["run"] == "first-1"
     assert not list((tmp_path / "out").glob(".launch-run.lock*"))
+
+
+@pytest.mark.parametrize("deepspeed", [True, False])
+def test_a_finished_run_goes_on_to_more_steps_under_the_schedule_of_all_of_them(base, tmp_path, deepspeed):
+    """Its next step has the rows and the rate that it has in a run which was that long from the start; the rate of the
+    shorter schedule's end, which is 0, would change nothing."""
+    plain = {} if deepspeed else {"optimizer__deepspeed": None}
+    longer = {**plain, "optimizer__max_steps": STEPS + 1}
+    whole = tmp_path / "whole"
+    run = warm.start(whole, job(whole, base, **longer))
+    short = warm.start(tmp_path, job(tmp_path, base, **plain), **NAMED)
+    assert (run.codes(), short.codes()) == ([0], [0]), run.text + short.text
+    adapter = tmp_path / "out/adapter/adapter_model.safetensors"
+    before = adapter.read_bytes()
+    more = warm.start(tmp_path, job(tmp_path, base, **longer), LAUNCH_RUN_ID="second-1")
+    assert more.codes() == [0], more.text
+    assert f"the cosine schedule now spans {STEPS + 1} steps instead of {STEPS}, and goes on" in more.text
+    assert more.rows() == {STEPS + 1: run.rows()[STEPS + 1]}
+    assert measured(tmp_path)[STEPS + 1][2] == measured(whole)[STEPS + 1][2] > 0
+    assert adapter.read_bytes() != before
+    assert json.loads((tmp_path / "out/finished.json").read_text()) == {"run": "second-1"}
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["run"] == "second-1"
+
+
+def test_more_epochs_are_more_steps_and_fewer_than_were_trained_are_refused(tmp_path):
+    by_epochs = {"optimizer__max_steps": None, "optimizer__deepspeed": None}
+    assert warm.start(tmp_path, job(tmp_path, **by_epochs, optimizer__epochs=1), **NAMED).codes() == [0]
+    more = warm.start(tmp_path, job(tmp_path, **by_epochs, optimizer__epochs=2), **NAMED)
+    assert more.codes() == [0], more.text
+    assert "the cosine schedule now spans 7 steps instead of 4" in more.text
+    fewer = warm.start(tmp_path, job(tmp_path, **by_epochs, optimizer__epochs=1), LAUNCH_COMMAND="launch local j.yaml")
+    assert fewer.codes() == [78], fewer.text
+    assert "optimizer.epochs: got 1.0, which is 4 steps of these rows, but 7 are trained" in fewer.text
+    assert "a new run in a folder of its own: launch local j.yaml --new" in fewer.text
+
+
+def test_a_run_that_ends_before_its_first_step_leaves_the_folder_to_its_owner(tmp_path):
+    """Killed while it loads, with more steps: what was trained is the first run's still, and the same command goes on.
+    """
+    assert warm.start(tmp_path, job(tmp_path), **NAMED).codes() == [0]
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in (MARKER, "config.yaml", "finished.json")}
+    longer = job(tmp_path, optimizer__max_steps=STEPS + 1)
+    run = warm.start(tmp_path, longer, LAUNCH_RUN_ID="second-1")
+    run.wait_for("^data: ")
+    run.kill()
+    run.codes()
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+    again = warm.start(tmp_path, longer, LAUNCH_RUN_ID="second-1")
+    assert again.codes() == [0] and f"step {STEPS + 1}/{STEPS + 1}" in again.text, again.text

@@ -146,7 +146,10 @@ def test_a_folder_from_before_there_were_markers_is_known_by_its_config(folder, 
     own(output / "adapter")
     (output / "adapter" / SEAL).unlink()
     (output / "adapter/adapter_config.json").write_text("{}")
-    folder().claim()
+    one = folder()
+    one.claim()
+    assert not (output / MARKER).exists()
+    one.take_over()
     assert is_own(output / "adapter") and (output / MARKER).exists()
 
 
@@ -222,6 +225,44 @@ def test_a_changed_configuration_is_refused_by_field_with_both_commands(folder, 
                  "launch local job.yaml --set train.optimizer.lr=0.001 --resume other-1", output=output):
         folder(optimizer__lr=5e-4).claim()
     folder(optimizer__lr=1e-3, optimizer__batch_size=2).claim()
+
+
+def test_the_command_that_goes_on_sets_no_field_twice_and_the_refusal_says_how_the_first_was_started(folder, output):
+    first = {**OTHER, "LAUNCH_COMMAND": "launch local job.yaml --set train.optimizer.lr=0.001"}
+    folder(first, optimizer__lr=1e-3).claim()
+    (output / LOCK).unlink()
+    checkpoint(output, 3)
+    typed = "launch local job.yaml --set name=x --set train.optimizer.lr=5e-4 --set train.settings.output_dir=o"
+    with refused(folder, f"which holds run other-1 ({first['LAUNCH_COMMAND']})",
+                 "other-1: launch local job.yaml --set name=x --set train.optimizer.lr=0.001 --resume other-1",
+                 f"of its own: {typed} --new", output=output):
+        folder({**RUN, "LAUNCH_COMMAND": typed}, optimizer__lr=5e-4).claim()
+
+
+def test_another_length_is_no_change_unless_more_is_trained(folder, output):
+    folder(OTHER, optimizer__max_steps=8).claim()
+    (output / LOCK).unlink()
+    checkpoint(output, 4)
+    for steps in (4, 6, 28, None):
+        folder(optimizer__max_steps=steps).claim()
+        (output / LOCK).unlink()
+    typed = {**RUN, "LAUNCH_COMMAND": "launch local job.yaml --set train.optimizer.max_steps=3"}
+    with refused(folder, "  optimizer.max_steps: 8 -> 3, but 4 are trained",
+                 "launch local job.yaml --set train.optimizer.max_steps=8 --resume other-1", output=output):
+        folder(typed, optimizer__max_steps=3).claim()
+    shutil.rmtree(output / "checkpoint-4")
+    mark_finished(output, OTHER)
+    with refused(folder, "  optimizer.max_steps: 8 -> 28, and no checkpoint is left to go on from", output=output):
+        folder(optimizer__max_steps=28).claim()
+
+
+def test_a_folder_is_looked_at_without_being_touched(folder, output):
+    folder().refuse_foreign()
+    assert not output.exists()
+    output.mkdir()
+    (output / "notes.txt").touch()
+    with refused(folder, "holds what launch has not written (notes.txt)", output=output):
+        folder().refuse_foreign()
 
 
 def test_never_refuses_what_was_trained_but_not_a_restart_of_the_same_run(folder, output):

@@ -1,6 +1,7 @@
 """Going on with a run, new folders, and the commands that are told: the real command with a trainer without a model."""
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -84,9 +85,32 @@ def test_resume_goes_on_in_the_folder_of_that_run(launch, job):
 
 def test_resume_turns_never_off(launch, job):
     job()
-    first = submitted(launch, "--set", "train.runtime.resume=never")
-    again = submitted(launch, "--set", "train.runtime.resume=never", "--resume", first["run_id"])
+    text = (launch.cwd / "job.yaml").read_text()
+    (launch.cwd / "job.yaml").write_text(text.replace("train:\n", "train:\n  runtime: {resume: never}\n"))
+    first = submitted(launch)
+    again = submitted(launch, "--resume", first["run_id"])
     assert yaml.safe_load((launch.run_dir(again["run_id"]) / "train.yaml").read_text())["runtime"]["resume"] == "auto"
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), [
+    ("train.settings.output_dir", "other", "outputs/RUN"), ("train.runtime.resume", "never", "auto"),
+])
+def test_a_setting_that_resume_would_drop_is_refused(launch, job, field, value, allowed):
+    job()
+    first = submitted(launch)["run_id"]
+    done = launch.run("submit", "job.yaml", "--set", f"{field}={value}", "--resume", first)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: --set {field}={value}: {field}: got {value} with --resume, allowed: {allowed.replace('RUN', first)}, "
+        "where that run goes on\n"
+        "hint:  leave that --set out; for a folder of its own: --new instead of --resume\n")
+    assert len(launch.json("list")) == 1
+
+
+def test_a_setting_that_names_the_folder_of_the_run_is_none_that_is_dropped(launch, job):
+    job()
+    first = submitted(launch)
+    same = f"train.settings.output_dir=./outputs/{first['run_id']}/"
+    assert submitted(launch, "--set", same, "--resume", first["run_id"])["output_dir"] == first["output_dir"]
 
 
 def test_new_is_a_folder_beside_the_one_that_the_job_names(launch, job):
@@ -165,6 +189,29 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(launch, job):
     assert process.wait(PATIENCE_S) == 130
     run = launch.json("list")[-1]["run"]
     assert f"stopped; to go on: launch local job.yaml --set {CUT} --resume {run}\n" in said
+
+
+def test_ctrl_c_shows_the_end_of_the_log_and_a_command_that_works(launch, job):
+    """There the trainer says what it has saved; what --resume settles is not typed again."""
+    package = launch.cwd / "python/trainer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "entrypoint.py").write_text(  # of the profile that `local` does not look at
+        f"import os, sys\nos.execv({str(launch.cwd / 'toy-python')!r}, ['toy', 'trainer.entrypoint', *sys.argv[1:]])\n")
+    job(env={"PYTHONPATH": str(package.parent)})
+    dropped = ("train.settings.output_dir=mine", "train.runtime.resume=never")
+    process = launch.start("local", "job.yaml", "--new", *(word for one in dropped for word in ("--set", one)),
+                           "--set", "train.optimizer.max_steps=1", "--set", "train.optimizer.max_steps=100000")
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("rows 2 "):
+        assert line, process.wait()
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    assert process.wait(PATIENCE_S) == 130
+    run = launch.json("list")[-1]["run"]
+    again = f"launch local job.yaml --set train.optimizer.max_steps=100000 --resume {run}"
+    assert re.search(rf"saved {run}/checkpoint-\d+ \(step \d+\)\n(?:.+\n)*\* stopped; to go on: {again}\n", said), said
+    assert launch.run(*shlex.split(again.replace("100000", "1"))[1:]).returncode == 0
 
 
 def test_a_job_learns_what_was_typed(launch, job):

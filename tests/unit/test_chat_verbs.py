@@ -1,5 +1,6 @@
 """`launch chat`, `sample` and `merge` up to the trainer: which model is meant, what is passed on, how it ends."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -50,6 +51,8 @@ def runs(tmp_path, launch_home):
         store.claim(name)
         store.save(Run(name, name, "local", f"local://{name}", None, 1, f"2026-01-0{number + 1}", str(tmp_path / "job"),
                        str(output) if output else None))
+        (store.folder(name) / "train.yaml").touch()
+    store.save(dataclasses.replace(store.find("first-1a"), backend="kubernetes"))
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -104,6 +107,41 @@ def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path)
 def test_a_run_whose_output_is_elsewhere_says_so(verb, runs):
     code, _, err = verb("chat", "first-1a")
     assert code == 3 and "first-1a: its output is in a volume of its cluster, which cannot be reached from here" in err
+
+
+def others(launch_home, tmp_path, *run_ids):
+    """Later runs on this machine; of a job with `train`, whose output folder is not there, if called so."""
+    store = RunStore(launch_home)
+    for run_id in run_ids:
+        trains = run_id.startswith("train")
+        store.claim(run_id)
+        store.save(Run(run_id, "x", "local", f"local://{run_id}", None, 1, "2026-02-01", str(tmp_path),
+                       str(tmp_path / run_id) if trains else None))
+        if trains:
+            (store.folder(run_id) / "train.yaml").touch()
+
+
+@pytest.mark.parametrize(("typed", "hint"), [
+    (["chat"], "launch chat second-2b"),
+    (["chat", "command-3c", "--once", "a b"], "launch chat second-2b --once 'a b'"),
+    (["merge", "--to", "new", "--gguf"], "launch merge second-2b --to new --gguf"),
+    (["sample", "--prompts", __file__, "comm"], f"launch sample --prompts {__file__} second-2b"),
+])
+def test_a_run_that_trained_nothing_says_so_and_names_the_latest_that_did(verb, runs, launch_home, tmp_path, typed,
+                                                                          hint):
+    others(launch_home, tmp_path, "command-3c")
+    (runs / "adapter").mkdir()
+    code, out, err = verb(*typed)
+    assert (code, out) == (2, "")
+    assert err == ("error: command-3c: got a run that has trained nothing, allowed: a run of a job with `train`\n"
+                   f"hint:  the latest run that has trained here: {hint}\n")
+
+
+def test_a_run_here_whose_folder_is_gone_says_so(verb, runs, launch_home, tmp_path):
+    others(launch_home, tmp_path, "train-3c")
+    code, _, err = verb("chat")
+    assert code == 2 and f"train-3c: got a run without an output folder: {tmp_path}/train-3c was never made, or" in err
+    assert "hint:  list the runs: launch list\n" in err  # the others have trained nothing yet
 
 
 def test_without_any_run_the_latest_is_none(verb):

@@ -25,7 +25,7 @@ def told(first, last, rank, *, local=False):
 
 
 def head(resumed=None):
-    lines = ["trainer: schema 1", "data: 40 rows read, 30 conversations kept, 900 tokens, 50% of them trained",
+    lines = ["data: 40 rows read, 30 conversations kept, 900 tokens, 50% of them trained",
              f"data: packed into {ROWS} rows of 128 tokens, 93.0% full, no sample cut"]
     return ([f"resuming from outputs/job/checkpoint-{resumed} (step {resumed})"] if resumed else []) + lines
 

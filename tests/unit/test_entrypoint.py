@@ -21,7 +21,7 @@ from trainer.entrypoint import (
     trainer_command,
     wait_for_master,
 )
-from trainer.finish import is_finished, mark_finished
+from trainer.finish import finished_by, is_finished, mark_finished, mark_nothing_left
 from trainer.reports import Report, leave_report, open_report, read_reports
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
@@ -85,6 +85,9 @@ def test_a_node_that_is_started_after_the_end_has_nothing_to_do(finished_run):
 def test_the_end_of_another_run_in_the_same_folder_is_not_ours(finished_run):
     assert is_finished(finished_run, {"LAUNCH_RUN_ID": "done-1"})
     assert not is_finished(finished_run, {"LAUNCH_RUN_ID": "done-2"})
+    mark_nothing_left(finished_run.parent / "out", {"LAUNCH_RUN_ID": "done-2"})
+    assert all(is_finished(finished_run, {"LAUNCH_RUN_ID": run}) for run in ("done-1", "done-2"))
+    assert finished_by(finished_run.parent / "out") == "done-1"
     assert not is_finished(finished_run, {})
     assert not is_finished(finished_run.parent / "absent.yaml", {"LAUNCH_RUN_ID": "done-1"})
 

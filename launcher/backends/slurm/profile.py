@@ -28,8 +28,8 @@ class SlurmProfile(HostProfile):
         """Slurm gives a task one core unless it is told otherwise, and a GPU is not fed by one."""
         if not resources.gpus_per_node or resources.cpus_per_node or self.asked("cpus_per_gpu", options):
             return []
-        return ["resources.cpus_per_node: not set, so Slurm gives each node's task its default, often one core; set it, "
-                "or sbatch.cpus_per_gpu"]
+        return ["resources.cpus_per_node: not set, so Slurm gives each node's task its default, often one core; set "
+                "it, or sbatch.cpus_per_gpu"]
 
     def asked(self, name: str, job: Any) -> Any:
         """An option of sbatch: the job's own, else the profile's."""

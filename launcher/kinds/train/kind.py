@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from launcher.job.kind import Context, Estimable, Kind, Resumable, ShowsData
+from launcher.job.kind import Context, Estimable, Kind, Loc, Resumable, ShowsData
 from launcher.job.payload import ExitCodes, FilePath, Outputs, Payload
 from launcher.job.spec import Mount
 from trainer.config import MARKER, TrainConfig, config_text
@@ -51,6 +51,10 @@ class Train(Kind, Resumable, Estimable, ShowsData):
         settings = section.settings.model_copy(update={"output_dir": folder})
         runtime = section.runtime.model_copy(update={"resume": "auto"})
         return section.model_copy(update={"settings": settings, "runtime": runtime})
+
+    def settled(self, folder: str) -> dict[Loc, str]:
+        """Where it trains, and that it goes on there."""
+        return {("settings", "output_dir"): folder, ("runtime", "resume"): "auto"}
 
     def assess(self, section: TrainConfig, prepared: "Prepared", gpu_memory: str | None = None) -> "Assessment":
         """Its memory against what there is."""

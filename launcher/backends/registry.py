@@ -46,7 +46,7 @@ BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
 
 # Models of the sections of a job file that are for one back end alone, whose profile names the section as its
 # `job_options`. Others come through the entry-point group `launch.options`.
-OPTIONS: Plugins[Any] = Plugins("launch.options", {})
+OPTIONS: Plugins[Any] = Plugins("launch.options", {"pod": "launcher.backends.kubernetes.overlay:PodOverlay"})
 
 
 def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Backend":

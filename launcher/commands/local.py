@@ -28,6 +28,8 @@ def command(request: Request, resume: str | None, new_folder: bool, container: b
         prepared = prepared_run(on_this_machine(request, container=container), store, resume, new_folder=new_folder)
         typed = command_of("local", dataclasses.replace(request, container=container))
         backend = load_backend("local", store, {**os.environ, COMMAND: typed})
+        for note in prepared.notes:
+            ui.note(note)
         run = submit_run(prepared, backend, store, os.environ)
     again = f"{typed} --resume {run.run_id}" if isinstance(prepared.kind, Resumable) else None
     try:

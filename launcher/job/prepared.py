@@ -28,10 +28,10 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What whoever sends it should know."""
-        if self.snapshot is None:
-            return []
-        large = self.snapshot.described() if self.snapshot.is_large else None
-        return [note for note in (large, self.profile.code_note(all_mounts(self.job, self.profile))) if note]
+        large = [self.snapshot.described()] if self.snapshot and self.snapshot.is_large else []
+        unused = [f"{section}: not used, because it is for another back end than {self.profile.backend}"
+                  for section in self.job.backend_sections if section != self.profile.job_options]
+        return [*large, *unused, *self.profile.notes(self.job, code=self.snapshot is not None)]
 
     @property
     def owns_folder(self) -> bool:

@@ -80,6 +80,12 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         """What stands there."""
         return getattr(self, self.kind)
 
+    @property
+    def backend_sections(self) -> list[str]:
+        """The sections it has that are for one back end alone."""
+        own = type(self).model_fields.keys() - JobSpec.model_fields.keys() - {*self.kinds}
+        return sorted(section for section in own if getattr(self, section) is not None)
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         problems = [*self._kind_problems()]

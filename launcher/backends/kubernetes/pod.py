@@ -32,7 +32,7 @@ LOST_NODE_S = 60
 EXTRA_GRACE_S = 15  # the trainer gets the whole grace; torchrun and the entrypoint end after it
 # The replicated job of a JobSet: its pods are called <run>-n-0-<node>-<5 random letters>.
 REPLICATED_JOB = "n"
-_LONG = ("volumes", "initContainers", "containers")  # a pod is read more easily when they stand last
+_LAST = ("volumes", "initContainers", "containers")  # long fields, after what an overlay adds
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
@@ -43,7 +43,7 @@ def pod_spec(plan: Plan[KubernetesProfile]) -> Object:
         spec = merge(spec, overlay.spec)
     if spec.get("hostNetwork"):  # the machine's own DNS does not know the pods
         spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
-    return dict(sorted(spec.items(), key=lambda field: field[0] in _LONG))
+    return dict(sorted(spec.items(), key=lambda field: _LAST.index(field[0]) if field[0] in _LAST else -1))
 
 
 def overlays(plan: Plan[KubernetesProfile]) -> list[PodOverlay]:

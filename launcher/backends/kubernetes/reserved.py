@@ -79,9 +79,7 @@ def _trainer_misfits(trainer: Object, values: Object, profile: "KubernetesProfil
     resources = trainer.get("resources", {})
     if any(profile.gpu_resource in resources.get(kind, {}) for kind in ("limits", "requests")):
         yield f"{profile.gpu_resource} cannot be set here (see resources.gpus_per_node)"
-    mounts = values.get("mounts")
-    paths = [mount.path for mount in profile.mounts]
-    paths += [mount.get("path") for mount in mounts if isinstance(mount, dict)] if isinstance(mounts, list) else []
+    paths = [*(mount.path for mount in profile.mounts), *(mount.get("path") for _, mount in _items(values, "mounts"))]
     known = {normal(path) for path in paths if isinstance(path, str)}
     for _, mount in _items(trainer, "volumeMounts"):
         path = normal(mount["mountPath"])

@@ -46,12 +46,13 @@ def _mistakes(value: Any, kind: str, loc: Loc) -> Iterator[Problem]:
         yield loc, f"must be {wanted}, not {shown(value)}"
 
 
-def _children(value: Any, kind: type, words: str, inner: str, loc: Loc) -> Iterator[Problem]:
+def _children(value: Any, kind: type[Any], words: str, inner: str, loc: Loc) -> Iterator[Problem]:
     if not isinstance(value, kind):
         yield loc, f"must be {words}, not {shown(value)}"
         return
-    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _mistakes(item, inner, (*loc, step))
+    steps = value if kind is dict else range(len(value))
+    for step in steps:
+        yield from _mistakes(value[step], inner, (*loc, step))
 
 
 def _section(value: Any, kind: str, loc: Loc, also: Iterable[str] = ()) -> Iterator[Problem]:
@@ -64,7 +65,7 @@ def _section(value: Any, kind: str, loc: Loc, also: Iterable[str] = ()) -> Itera
         if key in kinds:
             yield from _mistakes(item, kinds[key], (*loc, key))
         else:
-            yield (*loc, key), f"unknown key (of {kind.removeprefix('V1')}); {_near(key, [*kinds, *also])}"
+            yield (*loc, key), f"unknown key of {kind.removeprefix('V1')} ({_near(key, [*kinds, *also])})"
     for key in sorted(_required(model) - _MERGED.get(kind, set()) | _NAMED.get(kind, set())):
         if value.get(key) is None:
             yield (*loc, key), "is required"

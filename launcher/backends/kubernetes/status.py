@@ -136,6 +136,8 @@ def _refusal(message: str) -> str:
     text = re.sub(r'^(Error creating: )?pods "[^"]*" is forbidden: ', "", message)
     if "violates PodSecurity" in text:
         return f"the namespace's Pod Security level forbids it: {text}"
+    if "any security context constraint" in text:
+        return f"no security context constraint admits them (OpenShift wants run_as_user: null in the profile): {text}"
     if "exceeded quota" in text:
         return f"the namespace's quota is used up: {text}"
     if "must specify" in text:

@@ -32,9 +32,7 @@ class JobMetadata(Section):
 
 
 class PodOverlay(Section, extra="allow"):
-    """Kubernetes only: what is merged into the pods of the run, the profile's first and then the job's. Besides these
-    fields it takes every field of a PodSpec in the API's own spelling, such as affinity, hostNetwork, initContainers or
-    volumes; the item `trainer` of `containers` is merged into the job's own container. See clusters.md."""
+    """Merged into the pods on Kubernetes: these fields, and any field of a PodSpec by its own name (see clusters.md)."""
 
     annotations: dict[str, str | None] = Field({}, description="Annotations of the pods.")
     labels: dict[str, str | None] = Field({}, description="Labels of the pods.")

@@ -32,7 +32,7 @@ class JobMetadata(Section):
 
 
 class PodOverlay(Section, extra="allow"):
-    """Merged into the pods on Kubernetes: these fields, and any field of a PodSpec by its own name (see clusters.md)."""
+    """Merged into the pods on Kubernetes: these fields, and any of a PodSpec by its own name (see clusters.md)."""
 
     annotations: dict[str, str | None] = Field({}, description="Annotations of the pods.")
     labels: dict[str, str | None] = Field({}, description="Labels of the pods.")

@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.backends.kubernetes.overlay import merge, overlay_problems
 from launcher.backends.kubernetes.pod import CONTAINER, TMP, UNPACKER
-from launcher.backends.kubernetes.profile import WORKSPACE
+from launcher.backends.kubernetes.profile import WORKSPACE, KubernetesProfile
 from launcher.job.load import Loc
 from launcher.job.plan import CONFIG_FOLDER
 from launcher.job.profile import CONTAINER_CODE, Problem
 from launcher.job.types import is_below, normal
-
-if TYPE_CHECKING:
-    from launcher.backends.kubernetes.profile import KubernetesProfile
 
 Object = dict[str, Any]
 
@@ -58,24 +55,27 @@ def reserved_fields(overlay: Object) -> Iterator[Problem]:
             yield from ((("containers", index, *loc), why) for loc, why in _trainer(container))
 
 
-def misfits(values: Object, profile: "KubernetesProfile") -> Iterator[Problem]:
+def misfits(values: Object, profile: KubernetesProfile) -> Iterator[Problem]:
     """Where the overlays of a job and a profile do not go together with the rest: (path, message)."""
-    own = values.get("pod")
-    own = own if isinstance(own, dict) else {}
-    if any(True for _ in overlay_problems(own)):
-        return  # told anyway, and not fit to be merged
-    pod = merge(merge({}, profile.pod.spec if profile.pod else {}), own)
-    place: Loc = ("pod",) if own else ("cluster",)
+    pod = merge({}, profile.pod.spec) if profile.pod else {}
+    found = [*_pod_misfits(pod, values, profile)]
+    yield from ((("cluster",), f"pod of its profile: {why}") for why in found)
+    own = _mapping(values.get("pod"))
+    if not any(True for _ in overlay_problems(own)):  # else it is not fit to be merged
+        yield from ((("pod",), why) for why in _pod_misfits(merge(pod, own), values, profile) if why not in found)
+
+
+def _pod_misfits(pod: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
     for key in ("containers", "initContainers"):
         for _, container in _items(pod, key):
             if container["name"] != CONTAINER and not container.get("image"):
-                yield place, f"the container {container['name']} has no image (the job's own is called {CONTAINER})"
-    for _, trainer in _items(pod, "containers"):
-        if trainer["name"] == CONTAINER:
-            yield from ((place, why) for why in _trainer_misfits(trainer, values, profile))
+                yield f"the container {container['name']} has no image (the job's own is called {CONTAINER})"
+    for _, container in _items(pod, "containers"):
+        if container["name"] == CONTAINER:
+            yield from _trainer_misfits(container, values, profile)
 
 
-def _trainer_misfits(trainer: Object, values: Object, profile: "KubernetesProfile") -> Iterator[str]:
+def _trainer_misfits(trainer: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
     resources = trainer.get("resources", {})
     if any(profile.gpu_resource in resources.get(kind, {}) for kind in ("limits", "requests")):
         yield f"{profile.gpu_resource} cannot be set here (see resources.gpus_per_node)"

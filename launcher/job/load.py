@@ -239,7 +239,7 @@ def _explain(spec: type[BaseModel], document: Document, detail: Any,
     loc = _real_loc(tuple(detail["loc"]), document.values)
     where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
     kind, context, got = detail["type"], detail.get("ctx", {}), shown(detail["input"])
-    if kind == "extra_forbidden" and (owner := owner_of(str(loc[0]))):
+    if kind == "extra_forbidden" and len(loc) == 1 and (owner := owner_of(str(loc[0]))):
         return [f"{where}this is a setting of {owner} profiles, and this one is for {document.values['backend']}"]
     if kind == "extra_forbidden":
         known = sorted(_fields(spec, loc[:-1]))

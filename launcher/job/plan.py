@@ -73,7 +73,7 @@ def plan_run(job: JobSpec, profile: Profile, payload: Payload, *, run_id: str, c
         secrets=tuple(job.secrets),
         profile=profile,
         payload=payload,
-        options=job.options.get(profile.job_options or ""),
+        options=getattr(job, profile.job_options, None) if profile.job_options else None,
         code_digest=code_digest,
         code_archive=code_archive,
     )

@@ -29,11 +29,9 @@ class Prepared:
     def notes(self) -> list[str]:
         """What whoever sends it should know."""
         large = [self.snapshot.described()] if self.snapshot and self.snapshot.is_large else []
-        foreign = [f"{key}: not used, since the job goes to back end {self.profile.backend}"
-                   for key in self.job.options if key != self.profile.job_options]
-        own = self.profile.notes(self.job.options.get(self.profile.job_options or ""), self.job.resources,
-                                 all_mounts(self.job, self.profile), has_code=self.snapshot is not None)
-        return [*large, *foreign, *own]
+        unused = [f"{section}: not used, because it is for another back end than {self.profile.backend}"
+                  for section in self.job.backend_sections if section != self.profile.job_options]
+        return [*large, *unused, *self.profile.notes(self.job, code=self.snapshot is not None)]
 
     @property
     def owns_folder(self) -> bool:

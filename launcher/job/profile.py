@@ -1,12 +1,12 @@
 """What every back end's cluster profile has. A back end's own model adds its keys. No I/O."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from launcher.job.image import registry_image, registry_problem
-from launcher.job.spec import Mount, Resources
+from launcher.job.spec import JobSpec, Mount
 from launcher.job.types import Duration, EnvName, EnvValue, Size, Word
 from trainer.config import Section
 
@@ -52,9 +52,9 @@ class Profile(Section, defer_build=True):
         with the job's other mistakes."""
         yield from claims_problems(values, f"back end {self.backend}")
 
-    def notes(self, options: Any, resources: Resources, mounts: Iterable[Mount], *, has_code: bool) -> list[str]:
-        """What whoever sends a job there should know. `options`: what the job says for this back end alone."""
-        return []
+    def notes(self, job: JobSpec, *, code: bool) -> Iterator[str]:
+        """What whoever sends this job there should know. `code`: whether it has a code folder."""
+        return iter(())
 
 
 def claims_problems(values: dict[str, Any], who: str) -> Iterator[Problem]:

@@ -51,7 +51,6 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
     """A job file."""
 
     kinds: ClassVar[tuple[str, ...]] = ()  # the sections of job kinds, of which exactly one is given
-    sections: ClassVar[tuple[str, ...]] = ()  # those that are for one back end alone
 
     name: str = Field(min_length=1, max_length=200, description="Name of the job; its objects are named after it.")
     image: Image | None = Field(
@@ -82,9 +81,10 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         return getattr(self, self.kind)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What the job says for one back end alone, by the section's name."""
-        return {key: value for key in self.sections if (value := getattr(self, key)) is not None}
+    def backend_sections(self) -> list[str]:
+        """The sections it has that are for one back end alone."""
+        own = type(self).model_fields.keys() - JobSpec.model_fields.keys() - {*self.kinds}
+        return sorted(section for section in own if getattr(self, section) is not None)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -75,7 +75,6 @@ def _model(sections: frozenset[str]) -> type[JobSpec]:
         fields[key] = (model | None, Field(None, description=_first_line(model)))
     found: type[JobSpec] = create_model("JobSpec", __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
     found.kinds = tuple(kinds)
-    found.sections = tuple(key for key in fields if key not in kinds)
     return found
 
 

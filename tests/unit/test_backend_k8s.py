@@ -77,6 +77,14 @@ def test_pod_security_refusal_comes_before_anything_is_sent(backend, cluster):
     assert "use a claim" in error.hint
 
 
+def test_a_user_that_openshift_does_not_allow_is_named_with_the_setting(backend, cluster):
+    cluster.deny("/pods$", "unable to validate against any security context constraint: [provider restricted-v2: "
+                           ".spec.securityContext.fsGroup: Invalid value: []int64{1000}: 1000 is not an allowed group]")
+    error = refusal(backend, plan_of())
+    assert "no security context constraint of OpenShift admits the job's pods in namespace 'default'" in error.message
+    assert "run_as_user: null" in error.hint
+
+
 def test_quota_account_and_priority_refusals_are_plain(backend, cluster):
     asked = {"nodes": 1, "gpus_per_node": 8}
     cluster.set_quota("default", {"requests.nvidia.com/gpu": "4"})

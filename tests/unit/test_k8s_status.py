@@ -96,6 +96,8 @@ def test_only_an_event_tells_of_a_volume():
 REFUSED = [
     ("exceeded quota: q, requested: requests.nvidia.com/gpu=4, used: ..=4", "quota is used up: exceeded"),
     ('violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false', "Pod Security level forbids it"),
+    ("unable to validate against any security context constraint: [provider restricted-v2: "
+     ".spec.securityContext.fsGroup: Invalid value: []int64{1000}]", "OpenShift wants run_as_user: null"),
     ("failed quota: q: must specify limits.memory for: trainer", "quota wants these set"),
     ('error looking up service account ns/x: serviceaccount "x" not found', "error looking up service account ns/x"),
 ]

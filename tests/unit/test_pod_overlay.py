@@ -1,143 +1,344 @@
-"""What a cluster or a job adds to pods: merged, checked, and refused where launch's promises rest on it."""
+"""The section `pod`: merged into what launch makes, shown by a render, refused with a reason where it cannot be."""
 
+import os
+from pathlib import Path
+
+import kubernetes_validate
 import pytest
 import yaml
-from pydantic import ValidationError
 
-from launcher.backends.kubernetes.objects import run_objects
-from launcher.backends.kubernetes.overlay import merged
+from launcher.backends.kubernetes.objects import pod_template, run_objects
+from launcher.backends.kubernetes.overlay import merge
+from launcher.backends.kubernetes.schema import _mistakes
 from launcher.errors import SpecError
-from launcher.job.load import Document
-from launcher.services.job_model import check_job
-from tests import jobs
+from launcher.runs.status import State
+from launcher.services.prepare import Request, prepare
+from launcher.services.rendering import rendered
+from tests import crds, jobs, k8s_runs
+from tests.cli_runner import Launch
+from tests.unit.test_import_rules import loaded_by
 
-RUN_JOB = {"name": "a", "run": ["true"], "resources": {"nodes": 2, "gpus_per_node": 1}}
-
-
-def template_of(pod, *, profile=None, kind="Job"):
-    """The pod template of a job with this overlay."""
-    cluster = {"backend": "kubernetes", "kubernetes_kind": kind, **({"pod": profile} if profile else {})}
-    first = run_objects(jobs.plan_of({**RUN_JOB, "pod": pod} if pod else RUN_JOB, cluster))[0]
-    spec = first["spec"]
-    return spec["replicatedJobs"][0]["template"]["spec"]["template"] if kind == "JobSet" else spec["template"]
+API_VERSION = kubernetes_validate.latest_version()
+GOLDEN = Path(__file__).parent.parent / "golden"
+K8S = {"backend": "kubernetes"}
+JOB = {"name": "a", "run": ["true"], "resources": {"nodes": 2, "gpus_per_node": 1}}
 
 
-def trainer(template):
-    """The job's own container."""
-    return next(item for item in template["spec"]["containers"] if item["name"] == "trainer")
+@pytest.mark.parametrize("name", ["multus", "openshift"])
+def test_a_cluster_that_needs_more_is_the_golden_file_and_strictly_valid(name):
+    request = Request(GOLDEN / f"k8s-{name}.job.yaml", clusters=GOLDEN / f"k8s-{name}.profile.yaml")
+    text, golden = rendered(prepare(request, {}), "guanaco-0123abcd").text, GOLDEN / f"k8s-{name}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+    for body in yaml.safe_load_all(text):
+        kubernetes_validate.validate(body, API_VERSION, strict=True)
 
 
-def what_is_wrong(**pod):
-    """The lines about an overlay."""
-    with pytest.raises(SpecError) as error:
-        check_job(Document("job.yaml", {**RUN_JOB, "pod": pod}, {}, ()))
-    return [line.removeprefix("job.yaml:1: pod: ") for line in error.value.message.splitlines()]
+def plan_of(pod, *, profile=None, code=None, **job):
+    """The plan of a job with this overlay."""
+    return jobs.plan_of({**JOB, **job, **({"pod": pod} if pod else {})}, {**K8S, **(profile or {})}, code_archive=code)
 
 
-@pytest.mark.parametrize("kind", ["Job", "JobSet"])
-def test_fields_of_the_pod_and_its_metadata(kind):
-    found = template_of({"annotations": {"a": "b"}, "labels": {"team": "nlp"}, "runtimeClassName": "nvidia",
-                         "schedulerName": "kai", "resourceClaims": [{"name": "gpu", "resourceClaimName": "one"}]},
-                        kind=kind)
-    assert found["metadata"]["annotations"] == {"a": "b"}
-    assert found["metadata"]["labels"]["team"] == "nlp" and found["metadata"]["labels"]["launch/run-id"]
-    assert found["spec"]["schedulerName"] == "kai"
-    assert found["spec"]["resourceClaims"] == [{"name": "gpu", "resourceClaimName": "one"}]
+def template_of(pod=None, **more):
+    """The pods that a job with this overlay gets; what is sent is strictly valid."""
+    owner = run_objects(plan_of(pod, **more))[0]
+    kubernetes_validate.validate(owner, API_VERSION, strict=True)
+    return pod_template(owner)
 
 
-def test_metadata_of_the_job_itself():
-    overlay = {"job": {"labels": {"kueue.x-k8s.io/priority-class": "high"}, "annotations": {"x": "y"}}}
-    metadata = run_objects(jobs.plan_of({**RUN_JOB, "pod": overlay}, {"backend": "kubernetes"}))[0]["metadata"]
-    assert metadata["labels"]["kueue.x-k8s.io/priority-class"] == "high"
-    assert metadata["annotations"] == {"launch/name": "a", "x": "y"}
+def spec_of(pod=None, **more):
+    return template_of(pod, **more)["spec"]
 
 
-def test_the_jobs_own_container_keeps_what_launch_gives_it():
-    found = trainer(template_of({"containers": [{
-        "name": "trainer", "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}, "envFrom": [
-            {"secretRef": {"name": "s3"}}], "env": [{"name": "MINE", "value": "1"}],
-        "volumeMounts": [{"mountPath": "/tmp", "name": "tmp", "subPath": "x"}]}]}))
-    assert found["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
-    assert found["securityContext"]["readOnlyRootFilesystem"] is True
-    assert found["envFrom"] == [{"secretRef": {"name": "s3"}}]
-    assert {"name": "MINE", "value": "1"} in found["env"] and len(found["env"]) > 5
-    assert [mount for mount in found["volumeMounts"] if mount["mountPath"] == "/tmp"] == [
-        {"name": "tmp", "mountPath": "/tmp", "subPath": "x"}]
-    assert found["command"] == ["true"]
+def trainer_of(*args, **more):
+    return spec_of(*args, **more)["containers"][0]
 
 
-def test_affinity_is_added_to_that_of_launch():
-    terms = [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]
-    zone = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
-    found = template_of({"affinity": {
-        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}},
-        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [zone]}}})["spec"]["affinity"]
-    assert found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"] == terms
-    hosts, other = found["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert (hosts["topologyKey"], other) == ("kubernetes.io/hostname", zone)
+TERM = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+GPU = {"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}
 
 
-def test_the_jobs_overlay_comes_after_the_clusters():
-    found = template_of({"annotations": {"a": "job"}, "priorityClassName": None}, profile={
-        "annotations": {"a": "cluster", "b": "cluster"}, "priorityClassName": "low", "hostNetwork": True})
-    assert found["metadata"]["annotations"] == {"a": "job", "b": "cluster"}
-    assert "priorityClassName" not in found["spec"]
-    assert found["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"  # names of the cluster are found from there, too
+def node_affinity(term):
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
 
 
-def test_launch_unpacks_before_a_users_init_container():
-    plan = jobs.plan_of({**RUN_JOB, "pod": {"initContainers": [{"name": "mine", "image": "x"}]}},
-                        {"backend": "kubernetes"}, code_archive=b"tar", code_digest="5eed")
-    names = [item["name"] for item in run_objects(plan)[0]["spec"]["template"]["spec"]["initContainers"]]
-    assert names == ["unpack-code", "mine"]
+PLAIN = {
+    "runtimeClassName": "nvidia", "schedulerName": "kai", "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["store"]}],
+    "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "four-gpus"}], "priorityClassName": "high",
+    "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+}  # fmt: skip
 
 
-def test_how_things_are_merged():
-    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": None, "d": 3}}) == {"a": {"c": 2, "d": 3}}
-    assert merged({"volumes": [{"name": "tmp", "emptyDir": {}}]}, {"volumes": [{"name": "tmp", "hostPath": {}}]}) == {
-        "volumes": [{"name": "tmp", "hostPath": {}}]}
-    assert merged({"hostAliases": [1]}, {"hostAliases": [2]}) == {"hostAliases": [2]}
+@pytest.mark.parametrize("key", PLAIN)
+def test_a_field_of_the_pod_is_taken_as_it_is(key):
+    assert spec_of({key: PLAIN[key]})[key] == PLAIN[key]
+    assert spec_of(profile={"pod": {key: PLAIN[key]}})[key] == PLAIN[key]
 
 
-@pytest.mark.parametrize(("field", "value", "reason"), [
-    ("restartPolicy", "Always", "restartPolicy: cannot be set (launch restarts pods through the Job"),
-    ("terminationGracePeriodSeconds", 5, "terminationGracePeriodSeconds: cannot be set (see grace"),
-    ("hostname", "x", "hostname: cannot be set (the nodes of a run find each other by it)"),
-    ("spec", {"hostNetwork": True}, "spec: cannot be set (fields of a PodSpec stand right below pod)"),
-    ("labels", {"launch/run-id": "x"}, "labels.launch/run-id: cannot be set (launch finds its objects by it)"),
-    ("initContainers", [{"name": "unpack-code"}], "initContainers: unpack-code is launch's own"),
-    ("volumes", [{"name": "code", "emptyDir": {}}], "volumes: code is launch's own"),
-    ("containers", [{"name": "trainer", "image": "x"}], "containers.trainer.image: cannot be set (see image)"),
-    ("containers", [{"name": "trainer", "env": [{"name": "NODE_RANK", "value": "7"}]}],
-     "containers.trainer.env: NODE_RANK is set by launch itself"),
-    ("containers", [{"name": "trainer", "volumeMounts": [{"name": "x", "mountPath": "/opt"}]}],
-     "containers.trainer.volumeMounts: /opt is where launch puts the job's files"),
-    ("containers", [{"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": "4"}}}],
-     "containers.trainer.resources: nvidia.com/gpu cannot be set"),
-    ("hostNetwerk", True, "hostNetwerk: unknown key, did you mean hostNetwork?"),
-    ("hostNetwork", "yes", "hostNetwork: must be true or false, not 'yes'"),
-    ("containers", [{"name": "trainer", "imagee": "x"}], "containers[0].imagee: unknown key, did you mean image?"),
-    ("tolerations", {"key": "x"}, "tolerations: must be a list, not {'key': 'x'}"),
-])
-def test_what_cannot_be_is_refused_with_the_reason(field, value, reason):
-    assert [line for line in what_is_wrong(**{field: value}) if line.startswith(reason)]
+def test_the_jobs_overlay_comes_after_the_profiles():
+    profile = {"pod": {"annotations": {"a": "1", "b": "1"}, "schedulerName": "one", "runtimeClassName": "nvidia",
+                       "labels": {"team": "x"}, "job": {"labels": {"cost": "1"}}}}
+    plan = plan_of({"annotations": {"b": "2", "a": None}, "schedulerName": "two", "runtimeClassName": None,
+                    "job": {"annotations": {"c": "3"}, "labels": {"cost": "2"}}}, profile=profile)
+    owner = run_objects(plan)[0]
+    template = pod_template(owner)
+    assert template["metadata"]["annotations"] == {"b": "2"}
+    assert template["metadata"]["labels"]["team"] == "x"
+    assert template["spec"]["schedulerName"] == "two" and "runtimeClassName" not in template["spec"]
+    assert owner["metadata"]["annotations"]["c"] == "3" and owner["metadata"]["annotations"]["launch/name"] == "a"
+    assert owner["metadata"]["labels"]["cost"] == "2"
 
 
-def test_all_problems_come_at_once():
-    assert len(what_is_wrong(restartPolicy="Never", hostname="x", hostNetwerk=True)) == 3
+def test_a_job_set_takes_the_same():
+    pod = {"annotations": {"x": "y"}, "hostNetwork": True,
+           "job": {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "rack"}}}
+    owner = run_objects(plan_of(pod, profile={"kubernetes_kind": "JobSet"}))[0]
+    crds.validate(owner)
+    assert owner["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] == "rack"
+    assert pod_template(owner)["metadata"]["annotations"] == {"x": "y"}
+    assert pod_template(owner)["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
 
 
-def test_a_profile_is_checked_like_a_job():
-    with pytest.raises(ValidationError, match="restartPolicy: cannot be set"):
-        jobs.profile_of({"backend": "kubernetes", "pod": {"restartPolicy": "Always"}})
+def test_host_network_keeps_the_clusters_names_unless_the_overlay_says_otherwise():
+    assert spec_of({"hostNetwork": True})["dnsPolicy"] == "ClusterFirstWithHostNet"
+    own = {"hostNetwork": True, "dnsPolicy": "None", "dnsConfig": {"nameservers": ["169.254.20.10"]}}
+    assert spec_of(own)["dnsPolicy"] == "None"
+    assert "dnsPolicy" not in spec_of({"hostNetwork": False})
 
 
-def test_a_container_beside_the_jobs_own_and_options_of_another_back_end_are_told(tmp_path, launch):
-    launch.cwd = tmp_path
-    job = {**RUN_JOB, "pod": {"containers": [{"name": "metrics", "image": "x"}]}, "sbatch": ["--nice=3"]}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    done = launch.run("render", "job.yaml", "--backend", "kubernetes")
-    assert "pod.containers: the run ends only when metrics ended, too" in done.stderr
-    assert "sbatch: not used, since the job goes to back end kubernetes" in done.stderr
-    assert "pod: not used, since the job goes to back end slurm" in launch.run(
-        "render", "job.yaml", "--backend", "slurm").stderr
+def test_what_launch_asks_of_the_scheduler_stays():
+    profile = {"pod": {"affinity": node_affinity(TERM), "tolerations": [{"key": "a", "operator": "Exists"}]}}
+    spec = spec_of({"affinity": node_affinity(GPU), "tolerations": [{"key": "b", "operator": "Exists"}]},
+                   profile=profile)
+    assert [taint["key"] for taint in spec["tolerations"]] == [
+        "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "a", "b"]
+    assert spec["affinity"]["podAntiAffinity"] == spec_of()["affinity"]["podAntiAffinity"]
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [*TERM["matchExpressions"], *GPU["matchExpressions"]]}  # both, not either
+    own = {"podAffinityTerm": {"topologyKey": "rack"}, "weight": 1}
+    apart = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [own]}}
+    terms = spec_of({"affinity": apart}, resources={"nodes": 2})["affinity"]["podAntiAffinity"]
+    assert terms["preferredDuringSchedulingIgnoredDuringExecution"][1:] == [own]
+
+
+def test_the_item_trainer_is_merged_into_the_jobs_container():
+    before = trainer_of(env={"A": "1"}, mounts=[{"path": "/data", "claim": "team"}])
+    item = {
+        "name": "trainer", "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+        "resources": {"limits": {"rdma/hca": 1}, "claims": [{"name": "gpu"}]},
+        "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, {"name": "B", "value": "2"}],
+        "envFrom": [{"configMapRef": {"name": "site"}}], "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "volumeMounts": [{"mountPath": "/data/", "subPath": "me"}, {"name": "dev", "mountPath": "/dev/infiniband"}],
+        "ports": [{"containerPort": 9000, "name": "metrics"}],
+    }  # fmt: skip
+    volumes = [{"name": "dev", "hostPath": {"path": "/dev/infiniband"}},
+               {"name": "tmp", "emptyDir": {"sizeLimit": "9Gi"}}]
+    pod = {"containers": [item], "volumes": volumes, "resourceClaims": PLAIN["resourceClaims"]}
+    spec = spec_of(pod, env={"A": "1"}, mounts=[{"path": "/data", "claim": "team"}])
+    (after,) = spec["containers"]
+    assert after["securityContext"] == {**before["securityContext"],
+                                        "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]}}
+    assert after["resources"]["limits"] == {**before["resources"]["limits"], "rdma/hca": 1}
+    env = {one["name"]: one for one in after["env"]}
+    assert len(env) == len(after["env"]) == len(before["env"]) + 1 and env["A"] == item["env"][0]
+    mounts = {one["mountPath"]: one for one in after["volumeMounts"]}
+    assert mounts["/data/"] == {"name": "mount-0", "mountPath": "/data/", "subPath": "me"}
+    assert len(mounts) == len(before["volumeMounts"]) + 1
+    assert {one["name"]: one for one in spec["volumes"]}["tmp"] == volumes[1]
+    assert (after["command"], after["image"]) == (before["command"], before["image"])
+
+
+def test_init_containers_come_after_the_code_and_sidecars_after_the_trainer():
+    other = {"image": "b", "restartPolicy": "Always"}
+    pod = {"initContainers": [{"name": "proxy", **other}], "containers": [{"name": "stats", "image": "c"}]}
+    spec = spec_of(pod, code=b"tar", profile={"pod": {"initContainers": [{"name": "first", "image": "a"}]}})
+    assert [one["name"] for one in spec["initContainers"]] == ["unpack-code", "first", "proxy"]
+    assert [one["name"] for one in spec["containers"]] == ["trainer", "stats"]
+    assert [*spec][-3:] == ["volumes", "initContainers", "containers"]
+
+
+def test_null_removes_and_other_lists_are_replaced():
+    old = {"a": {"b": 1, "c": 2}, "args": [1], "containers": [{"name": "x", "image": "i", "tty": True}]}
+    new = {"a": {"b": None}, "args": [2], "containers": [{"name": "x", "tty": None}], "d": {"e": None, "f": {}}}
+    assert merge(old, new) == {"a": {"c": 2}, "args": [2], "containers": [{"name": "x", "image": "i"}], "d": {"f": {}}}
+    assert old["a"] == {"b": 1, "c": 2}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Writes a job and its cluster, and gives the request for them."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(pod=None, *, profile=None, **job):
+        job = {**JOB, "cluster": "c", **job, **({"pod": pod} if pod is not None else {})}
+        Path("job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+        Path("clusters.yaml").write_text(yaml.safe_dump({"c": {**K8S, **(profile or {})}}, sort_keys=False))
+        return Request(Path("job.yaml"))
+
+    return write
+
+
+def trainer(**fields):
+    return {"containers": [{"name": "trainer", **fields}]}
+
+
+REFUSED = [
+    ({"restartPolicy": "Always"}, "pod.restartPolicy: cannot be set, because launch restarts pods through the Job (see "
+                                  "restarts)"),
+    ({"restartPolicy": None}, "pod.restartPolicy: cannot be set"),
+    ({"terminationGracePeriodSeconds": 5}, "(see grace of the profile)"),
+    ({"activeDeadlineSeconds": 5}, "(see resources.time_limit)"),
+    ({"subdomain": "x"}, "pod.subdomain: cannot be set, because the nodes of a run find each other"),
+    ({"hostname": "x"}, "pod.hostname: cannot be set"),
+    ({"hostnameOverride": "x"}, "pod.hostnameOverride: cannot be set"),
+    ({"setHostnameAsFQDN": True}, "pod.setHostnameAsFQDN: cannot be set"),
+    ({"automountServiceAccountToken": True}, "pod.automountServiceAccountToken: must be false"),
+    ({"automountServiceAccountToken": None}, "pod.automountServiceAccountToken: must be false"),
+    ({"dnsPolicy": "Default"}, "pod.dnsPolicy: must be ClusterFirst"),
+    ({"ephemeralContainers": [{"name": "x"}]}, "pod.ephemeralContainers: cannot be set"),
+    ({"containers": None}, "pod.containers: cannot be removed"),
+    ({"volumes": None}, "pod.volumes: cannot be removed"),
+    (trainer(image="x"), "pod.containers[0].image: cannot be set here (see image of the job)"),
+    (trainer(command=["x"]), "pod.containers[0].command: cannot be set, because the job says what is run"),
+    (trainer(args=["x"]), "pod.containers[0].args: cannot be set"),
+    (trainer(workingDir="/x"), "pod.containers[0].workingDir: cannot be set"),
+    (trainer(restartPolicy="Always"), "pod.containers[0].restartPolicy: cannot be set"),
+    (trainer(env=None), "pod.containers[0].env: cannot be removed"),
+    (trainer(resources={"limits": None}), "pod.containers[0].resources.limits: cannot be removed"),
+    (trainer(env=[{"name": "LAUNCH_NODES", "value": "3"}]), "pod.containers[0].env[0].name: cannot be LAUNCH_NODES"),
+    (trainer(env=[{"name": "MASTER_ADDR", "value": "x"}]), "(see env of the job)"),
+    (trainer(env=[{"name": "PYTHONPATH", "value": "x"}]), "(see env of the job)"),
+    (trainer(volumeMounts=[{"name": "x", "mountPath": "/etc/launch/x"}]), "/etc/launch/x overlaps /etc/launch"),
+    (trainer(volumeMounts=[{"name": "x", "mountPath": "/opt"}]), "/opt overlaps /opt/code"),
+    (trainer(resources={"requests": {"nvidia.com/gpu": "2"}}), "nvidia.com/gpu cannot be set here (see "
+                                                               "resources.gpus_per_node)"),
+    (trainer(volumeMounts=[{"mountPath": "/dta", "subPath": "x"}]), "the mount at /dta must have the name of a volume"),
+    (trainer(volumeMounts=[{"name": "x", "mountPath": "/workspace"}]), "nothing can be mounted at /workspace here"),
+    ({"containers": [{"name": "stats"}]}, "pod: the container stats has no image (the job's own is called trainer)"),
+    ({"initContainers": [{"name": "unpack-code", "image": "x"}]}, "must be another than unpack-code"),
+    ({"initContainers": [{"name": "trainer", "image": "x"}]}, "must be another than trainer"),
+    ({"volumes": [{"name": "config", "emptyDir": {}}]}, "pod.volumes[0].name: must be another than config"),
+    ({"volumes": [{"name": "mount-0", "emptyDir": {}}]}, "must be another than mount-0"),
+    ({"labels": {"launch/run-id": "x"}}, "pod.labels.launch/run-id: cannot be set"),
+    ({"labels": {"app.kubernetes.io/name": "x"}}, "pod.labels.app.kubernetes.io/name: cannot be set"),
+    ({"job": {"labels": {"batch.kubernetes.io/x": "x"}}}, "pod.job.labels.batch.kubernetes.io/x: cannot be set"),
+    ({"job": {"annotations": {"launch/name": "x"}}}, "pod.job.annotations.launch/name: cannot be set"),
+]
+MISTAKES = [
+    (trainer(imagee="x"), "pod.containers[0].imagee: unknown key of Container (did you mean image?)"),
+    ({"anotations": {}}, "pod.anotations: unknown key of PodSpec (did you mean annotations?)"),
+    ({"runtime_class": "x"}, "did you mean runtimeClassName?"),
+    ({"hostNetwork": "yes"}, "pod.hostNetwork: must be true or false, not 'yes'"),
+    ({"schedulerName": 3}, 'pod.schedulerName: must be text, so in quotes: "3", not 3'),
+    ({"priority": True}, "pod.priority: must be a whole number, not true"),
+    ({"tolerations": {"key": "a"}}, "pod.tolerations: must be a list, not keys with values"),
+    ({"nodeSelector": ["a"]}, "pod.nodeSelector: must be keys with values, not a list"),
+    ({"nodeSelector": {"a": True}}, 'pod.nodeSelector.a: must be text, so in quotes: "true"'),
+    ({"affinity": "x"}, "pod.affinity: must be keys with values, not 'x'"),
+    ({"containers": [None]}, "pod.containers[0]: must be keys with values, not nothing"),
+    ({"containers": [{"image": "x"}]}, "pod.containers[0].name: is required"),
+    ({"volumes": [{"name": "x", "persistentVolumeClaim": {}}]}, "persistentVolumeClaim.claimName: is required"),
+    ({"annotations": {"a": 1}}, 'pod.annotations.a: must be text, so in quotes: "1", not 1'),
+    ({"job": {"spec": {}}}, "pod.job.spec: unknown key; known here: annotations, labels"),
+    ("x", "pod: must be keys with values, not 'x'"),
+    ({"schedulerName": {"a": 1}}, "pod.schedulerName: must be text, not keys with values"),
+]
+
+
+@pytest.mark.parametrize(("pod", "words"), [*REFUSED, *MISTAKES], ids=lambda case: str(case)[:60])
+def test_what_cannot_be_is_refused_with_its_place_and_the_right_setting(pod, words, folder):
+    with pytest.raises(SpecError) as refused:
+        prepare(folder(pod), {})
+    assert words in refused.value.message
+    assert all(line.startswith("job.yaml:") for line in refused.value.message.splitlines())
+
+
+@pytest.mark.parametrize(("pod", "words"), [*REFUSED, *MISTAKES], ids=lambda case: str(case)[:60])
+def test_the_same_holds_for_a_profile(pod, words, folder):
+    with pytest.raises(SpecError) as refused:
+        prepare(folder(profile={"pod": pod}), {})
+    assert words.removeprefix("pod: ") in refused.value.message
+
+
+def test_every_mistake_is_told_at_once_with_its_line(folder):
+    request = folder({"restartPolicy": "Never", "annotations": {"a": 1}, "hostNetwork": 1,
+                      **trainer(image="x", evn=[])})
+    with pytest.raises(SpecError) as refused:
+        prepare(request, {})
+    lines = Path("job.yaml").read_text().splitlines()
+    found = {line.split(": ")[1]: int(line.split(":")[1]) for line in refused.value.message.splitlines()}
+    assert found.keys() == {"pod.restartPolicy", "pod.annotations.a", "pod.hostNetwork", "pod.containers[0].image",
+                            "pod.containers[0].evn"}
+    assert all(path.rpartition(".")[2] in lines[number - 1] for path, number in found.items())
+
+
+def test_gpus_of_another_name_and_a_mount_of_the_jobs_own_are_known(folder):
+    gpu = trainer(resources={"limits": {"amd.com/gpu": "1"}})
+    prepare(folder(gpu), {})
+    with pytest.raises(SpecError, match=r"amd\.com/gpu cannot be set here"):
+        prepare(folder(gpu, profile={"gpu_resource": "amd.com/gpu"}), {})
+    sub = trainer(volumeMounts=[{"mountPath": "/workspace", "subPath": "me"}, {"mountPath": "/tmp", "subPath": "t"}])
+    prepare(folder(sub, mounts=[{"path": "/workspace", "claim": "team"}]), {})
+
+
+def test_a_container_beside_the_trainer_is_noted(folder):
+    beside = {"containers": [{"name": "stats", "image": "x"}]}
+    (note,) = prepare(folder(beside), {}).notes
+    assert note.startswith("pod.containers: the run ends only when stats ends, too; a sidecar")
+    assert "initContainers with restartPolicy: Always" in note
+    assert prepare(folder(profile={"pod": beside}), {}).notes == [note]
+    native = {"initContainers": [{"name": "stats", "image": "x", "restartPolicy": "Always"}], **trainer(tty=True)}
+    assert prepare(folder(native), {}).notes == []
+
+
+@pytest.mark.parametrize("backend", ["slurm", "local"])
+def test_a_section_for_another_back_end_is_noted(backend, folder):
+    request = folder({"hostNetwork": True}, profile={"backend": backend})
+    assert prepare(request, {}).notes[0] == f"pod: not used, because it is for another back end than {backend}"
+
+
+def test_the_clients_models_are_loaded_for_an_overlay_only(tmp_path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**JOB, "pod": {"hostNetwork": True}}))
+    loaded = loaded_by("render", "job.yaml", "--backend", "kubernetes", cwd=tmp_path)
+    assert "kubernetes" in loaded and "launcher.backends.kubernetes.client" not in loaded
+
+
+@pytest.mark.parametrize("name", ["multus", "openshift"])
+def test_what_the_page_on_clusters_shows_is_the_golden_file(name):
+    page = (GOLDEN.parents[1] / "docs/clusters.md").read_text(encoding="utf-8")
+    for part in ("profile", "job"):
+        assert f"```yaml\n{(GOLDEN / f'k8s-{name}.{part}.yaml').read_text(encoding='utf-8')}```" in page
+
+
+def test_local_notes_a_section_that_it_does_not_use(tmp_path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"name": "a", "run": ["true"], "pod": {"hostNetwork": True}}))
+    done = Launch(tmp_path / "home", tmp_path).run("local", "job.yaml")
+    assert done.returncode == 0
+    assert "pod: not used, because it is for another back end than local" in done.stderr
+
+
+def test_containers_of_an_overlay_run_with_the_job(backend):
+    """An init container prepares, the job's own container has the overlay's environment, a third one ends by itself."""
+    volume = {"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
+    pod = {"initContainers": [{"name": "first", "image": "i", "command": ["sh", "-c", "echo ready >/tmp/x"], **volume}],
+           "containers": [{"name": "beside", "image": "i", "command": ["true"]},
+                          {"name": "trainer", "env": [{"name": "WORD", "value": "go"}]}]}
+    plan = k8s_runs.plan_of("cat /tmp/x; echo $WORD", resources={"nodes": 1}, pod=pod)
+    backend.check(jobs.rendered(plan))
+    run = k8s_runs.submit(backend, plan)
+    k8s_runs.wait_state(backend, run, State.SUCCEEDED)
+    assert k8s_runs.texts(backend, run) == {0: ["ready", "go"]}
+
+
+def test_a_container_beside_the_trainer_that_fails_is_named(backend):
+    pod = {"containers": [{"name": "stats", "image": "i", "command": ["sh", "-c", "exit 3"]}]}
+    run = k8s_runs.submit(backend, k8s_runs.plan_of("true", resources={"nodes": 1}, pod=pod))
+    status = k8s_runs.wait_state(backend, run, State.FAILED)
+    assert "its container stats failed: exit code 3" in status.reason
+
+
+@pytest.mark.parametrize(("kind", "value"), [
+    ("list[str]", ["a", 1]), ("List[str]", ["a", 1]), ("dict(str, str)", {1: 1}), ("Dict[str, str]", {1: 1})])
+def test_types_are_read_as_both_clients_write_them(kind, value):
+    assert list(_mistakes(value, kind, ("x",))) == [(("x", 1), 'must be text, so in quotes: "1", not 1')]

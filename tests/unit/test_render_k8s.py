@@ -87,21 +87,6 @@ JOB_SET = {"backend": "kubernetes", "kubernetes_kind": "JobSet"}
 VARIANTS = {"run": (RUN_JOB, None), "train": (TRAIN_JOB, PROFILE), "jobset": (TRAIN_JOB, {**PROFILE, **JOB_SET})}
 
 
-WRITTEN = ("multus", "openshift")  # a job and a profile as files, which docs/clusters.md shows
-SHOWN = {name: tuple(yaml.safe_load((GOLDEN / f"k8s-{name}.{part}.yaml").read_text()) for part in ("job", "profile"))
-         for name in WRITTEN}
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_what_clusters_ask_for_renders_as_by_hand_and_strictly_valid(name):
-    text, golden = jobs.rendered(plan_of(*SHOWN[name])).text, GOLDEN / f"k8s-{name}.yaml"
-    if os.environ.get("UPDATE_GOLDEN"):
-        golden.write_text(text, encoding="utf-8")
-    assert text == golden.read_text(encoding="utf-8")
-    for body in yaml.safe_load_all(text):
-        validate(body)
-
-
 @pytest.mark.parametrize("variant", [*VARIANTS, "code"])
 def test_render_is_the_golden_file(variant):
     plan = plan_of(RUN_JOB, code=b"a tar.gz") if variant == "code" else plan_of(*VARIANTS[variant])

@@ -14,7 +14,10 @@ Object = dict[str, Any]
 # What admission says about a pod -> plain words, and what to do. {0} is the namespace.
 _POD_REFUSALS = (
     ("violates PodSecurity", "the Pod Security level of namespace {0!r} forbids the job's pods",
-     "mounts with host_path are the usual reason: use a claim"),
+     "mounts with host_path (use a claim) and what `pod` adds are the usual reasons"),
+    ("any security context constraint",
+     "no security context constraint of OpenShift admits the job's pods in namespace {0!r}",
+     "set run_as_user: null in the profile, so that the namespace's own user is taken"),
     ("exceeded quota", "the quota of namespace {0!r} has no room for one pod of the job",
      "see what is used: kubectl -n {0} describe quota"),
     ("must specify", "the quota of namespace {0!r} wants limits", "set resources.cpus_per_node and memory_per_node"),

@@ -9,7 +9,7 @@ index of a Job, or together they spend one restart of a JobSet.
 import base64
 import re
 
-from launcher.backends.kubernetes.overlay import overlaid
+from launcher.backends.kubernetes.overlay import JobMetadata, PodOverlay, merge
 from launcher.backends.kubernetes.pod import (
     CODE_ARCHIVE,
     CONTAINER,
@@ -18,6 +18,7 @@ from launcher.backends.kubernetes.pod import (
     Object,
     code_parts,
     job_name,
+    overlays,
     pod_spec,
 )
 from launcher.backends.kubernetes.profile import KubernetesProfile
@@ -118,21 +119,26 @@ def _indexed(plan: Plan[KubernetesProfile], failures: Object) -> Object:
 
 def _template(plan: Plan[KubernetesProfile]) -> Object:
     """A sidecar that never ends would keep the Job from ending, so none is asked for."""
-    template = {"metadata": {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}, "spec": pod_spec(plan)}
-    return overlaid(template, plan.profile.overlays(plan.options))
+    metadata: Object = {"labels": {**labels(plan), "sidecar.istio.io/inject": "false"}}
+    for overlay in overlays(plan):
+        metadata = _over(metadata, overlay)
+    return {"metadata": metadata, "spec": pod_spec(plan)}
 
 
 def _metadata(plan: Plan[KubernetesProfile]) -> Object:
     queue = {"kueue.x-k8s.io/queue-name": plan.profile.queue} if plan.profile.queue else {}
     annotations = {"launch/name": plan.name} | ({"launch/code": plan.code_digest} if plan.code_digest else {})
-    wanted = [overlay.job for overlay in plan.profile.overlays(plan.options)]
-    return {"name": plan.run_id, "namespace": plan.profile.namespace,
-            "labels": _together(labels(plan) | queue, [job.labels for job in wanted]),
-            "annotations": _together(annotations, [job.annotations for job in wanted])}
+    metadata = {"name": plan.run_id, "namespace": plan.profile.namespace, "labels": labels(plan) | queue,
+                "annotations": annotations}
+    for overlay in overlays(plan):
+        metadata = _over(metadata, overlay.job)
+    return metadata
 
 
-def _together(own: dict[str, str], others: list[dict[str, str]]) -> dict[str, str]:
-    return {key: value for values in (own, *others) for key, value in values.items()}
+def _over(metadata: Object, overlay: PodOverlay | JobMetadata) -> Object:
+    """With the overlay's annotations and labels."""
+    given = {"annotations": overlay.annotations, "labels": overlay.labels}
+    return merge(metadata, {kind: values for kind, values in given.items() if values})
 
 
 def _failure_rules(plan: Plan[KubernetesProfile]) -> list[Object]:

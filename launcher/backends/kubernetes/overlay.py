@@ -1,151 +1,119 @@
-"""What a cluster or a job adds to the rendered pod and Job. Merged as kubectl merges a patch. Pure.
+"""The section `pod` of a job or a profile: what is merged into the pods, and into the Job, that launch makes. Pure."""
 
-Mappings are merged key by key; lists of named things item by item; what only grows (tolerations, capabilities, terms of
-affinity) is appended; any other list is replaced; null takes a field away.
-"""
+from collections.abc import Iterator
+from typing import Any, cast
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic_core import InitErrorDetails
 
-from pydantic import Field, model_validator
-
-from launcher.job.profile import CONTAINER_CODE
-from launcher.job.types import is_below
+from launcher.job.profile import Problem
+from launcher.job.types import normal
 from trainer.config import Section
 
 Object = dict[str, Any]
 
-TRAINER = "trainer"  # the job's own container
-CONFIG_FOLDER = "/etc/launch"
-# Lists whose items are merged, and the key that tells them apart.
-_KEYS = {"containers": "name", "initContainers": "name", "env": "name", "imagePullSecrets": "name",
-         "volumes": "name", "volumeMounts": "mountPath", "resourceClaims": "name", "ports": "containerPort"}
-_WHOLE = ("volumes",)  # an item has one source, so it is replaced
-_GROWING = ("tolerations", "add", "drop", "requiredDuringSchedulingIgnoredDuringExecution",
-            "preferredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms", "topologySpreadConstraints",
-            "claims")
-# Fields that launch's promises rest on.
-_OWN_POD = {
-    "restartPolicy": "launch restarts pods through the Job; see restarts",
-    "terminationGracePeriodSeconds": "see grace of the cluster's profile",
-    "activeDeadlineSeconds": "see resources.time_limit",
-    "subdomain": "the nodes of a run find each other by it", "hostname": "the nodes of a run find each other by it",
-    "hostnameOverride": "the nodes of a run find each other by it",
-    "setHostnameAsFQDN": "the nodes of a run find each other by their host names",
-    "automountServiceAccountToken": "launch mounts no token into a job",
-    "serviceAccountName": "see service_account of the cluster's profile",
-    "metadata": "annotations and labels stand right below pod", "spec": "fields of a PodSpec stand right below pod",
+# What tells the items of a list apart; a list that is not here, nor in the next table, is replaced.
+_KEYS = {
+    "containers": "name", "initContainers": "name", "imagePullSecrets": "name", "resourceClaims": "name",
+    "claims": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath", "ports": "containerPort",
+    "hostAliases": "ip", "topologySpreadConstraints": "topologyKey",
 }  # fmt: skip
-_OWN_CONTAINER = {
-    "image": "see image", "command": "it is what the job runs", "args": "it is what the job runs",
-    "workingDir": "relative paths of a job start there", "restartPolicy": "see restarts",
-    "terminationMessagePolicy": "launch reads why a container ended",
-}
-_OWN_ENV = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-_OWN_LABELS = ("launch/", "app.kubernetes.io/", "batch.kubernetes.io/", "jobset.sigs.k8s.io/")
-_OWN_NAMES = {"volumes": ("config", "code"), "initContainers": ("unpack-code",)}
+# Half of an old item and half of a new one would be two sources in one.
+_WHOLE_ITEMS = {"env", "volumes", "resourceClaims"}
+_APPENDED = {"tolerations", "add", "requiredDuringSchedulingIgnoredDuringExecution",
+             "preferredDuringSchedulingIgnoredDuringExecution"}
 
 
 class JobMetadata(Section):
     """Of the Job or JobSet itself."""
 
-    annotations: dict[str, str] = Field({}, description="Annotations.")
-    labels: dict[str, str] = Field({}, description="Labels, such as kueue.x-k8s.io/priority-class.")
+    annotations: dict[str, str | None] = Field({}, description="Annotations of the Job or JobSet.")
+    labels: dict[str, str | None] = Field({}, description="Labels of the Job or JobSet.")
 
 
 class PodOverlay(Section, extra="allow"):
-    """Kubernetes alone: what is merged into the rendered pods. Besides these keys any field of a PodSpec, in the API's
-    own spelling: affinity, initContainers, hostNetwork, ... `containers` with the name trainer is the job's own."""
+    """Merged into the pods on Kubernetes: these fields, and any of a PodSpec by its own name (see clusters.md)."""
 
-    annotations: dict[str, str] = Field({}, description="Annotations of the pods.")
-    labels: dict[str, str] = Field({}, description="Labels of the pods.")
-    job: JobMetadata = Field(default_factory=JobMetadata.model_construct, description="Of the Job or JobSet itself.")
+    annotations: dict[str, str | None] = Field({}, description="Annotations of the pods.")
+    labels: dict[str, str | None] = Field({}, description="Labels of the pods.")
+    job: JobMetadata = Field(default_factory=JobMetadata.model_construct, description="Annotations and labels of the "
+                             "Job or JobSet.")
 
     @property
-    def fields(self) -> Object:
-        """The fields of a PodSpec."""
-        return dict(self.model_extra or {})
+    def spec(self) -> Object:
+        """The fields of the PodSpec."""
+        return self.model_extra or {}
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        from launcher.backends.kubernetes.schema import pod_problems
-
-        known = {key: value for key, value in self.fields.items() if key not in _OWN_POD}
-        problems = [f"{key}: cannot be set ({_OWN_POD[key]})" for key in self.fields if key in _OWN_POD]
-        problems += [line.removeprefix(".") for line in pod_problems(known, "")] if known else []
-        problems += _promises(self) if not problems else []
-        if problems:
-            raise ValueError("; ".join(line.replace("; ", ", ") for line in problems))
-        return self
-
-
-def _promises(overlay: PodOverlay) -> Iterator[str]:
-    """What would break a promise of launch: its names, its paths, its container."""
-    for where, labels in (("labels", overlay.labels), ("job.labels", overlay.job.labels)):
-        yield from (f"{where}.{name}: cannot be set (launch finds its objects by it)" for name in labels
-                    if name.startswith(_OWN_LABELS))
-    for key, own in _OWN_NAMES.items():
-        names = [item.get("name") for item in overlay.fields.get(key) or []]
-        yield from (f"{key}: {name} is launch's own; choose another name" for name in names if name in own)
-    for container in overlay.fields.get("containers") or []:
-        if container.get("name") == TRAINER:
-            yield from _trainers(container)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> "PodOverlay":
+        """Every mistake with its place, those of the fields above and those of the PodSpec at once."""
+        wrong = []
+        overlay = None
+        try:
+            overlay = cast(PodOverlay, handler(values))
+        except ValidationError as error:
+            wrong = [InitErrorDetails(type=one["type"], loc=one["loc"], input=one["input"], ctx=one.get("ctx", {}))
+                     for one in error.errors()]
+        if isinstance(values, dict):
+            wrong += [InitErrorDetails(type="value_error", loc=loc, input=None, ctx={"error": ValueError(text)})
+                      for loc, text in overlay_problems(values)]
+        if wrong or overlay is None:
+            raise ValidationError.from_exception_data("pod", wrong)
+        return overlay
 
 
-def _trainers(container: Object) -> Iterator[str]:
-    yield from (f"containers.{TRAINER}.{key}: cannot be set ({why})" for key, why in _OWN_CONTAINER.items()
-                if key in container)
-    for variable in container.get("env") or []:
-        name = str(variable.get("name"))
-        if name in _OWN_ENV or name.startswith("LAUNCH_"):
-            yield f"containers.{TRAINER}.env: {name} is set by launch itself"
-    for mount in container.get("volumeMounts") or []:
-        path = str(mount.get("mountPath"))
-        if any(is_below(own, path) or is_below(path, own) for own in (CONTAINER_CODE, CONFIG_FOLDER)):
-            yield f"containers.{TRAINER}.volumeMounts: {path} is where launch puts the job's files"
-    for amounts in (container.get("resources") or {}).values():
-        if isinstance(amounts, dict):
-            yield from (f"containers.{TRAINER}.resources: {name} cannot be set, since launch starts a process for each "
-                        "GPU; see resources.gpus_per_node" for name in amounts if name.endswith("/gpu"))
+def overlay_problems(values: Object) -> Iterator[Problem]:
+    """What is wrong with an overlay by itself: keys and types, and what launch keeps for itself."""
+    from launcher.backends.kubernetes.reserved import reserved_fields  # both load much, and few jobs have an overlay
+    from launcher.backends.kubernetes.schema import pod_mistakes
+
+    yield from pod_mistakes(values, also=PodOverlay.model_fields)
+    yield from reserved_fields(values)
 
 
-def overlaid(template: Object, overlays: Iterable[PodOverlay]) -> Object:
-    """A pod template with overlays merged into it, in this order."""
-    for overlay in overlays:
-        metadata = {"labels": overlay.labels, "annotations": overlay.annotations}
-        template = merged(template, {"metadata": {key: value for key, value in metadata.items() if value},
-                                     "spec": overlay.fields})
-    spec = template["spec"]
-    if spec.get("hostNetwork") and "dnsPolicy" not in spec:  # else names of the cluster are not found
-        template = {**template, "spec": {**spec, "dnsPolicy": "ClusterFirstWithHostNet"}}
-    return template
+def merge(old: Object, new: Object) -> Object:
+    """`new` over `old`, as kubectl's strategic merge does it: mappings key by key, lists of named items by name, null
+    removes. Other lists are replaced, but for those to which an overlay can only add."""
+    merged = dict(old)
+    for key, value in new.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            merged[key] = merge(old[key] if isinstance(old.get(key), dict) else {}, value)
+        elif isinstance(value, list):
+            merged[key] = _merged_lists(key, old.get(key) or [], value)
+        else:
+            merged[key] = value
+    return merged
 
 
-def merged(base: Any, patch: Any, key: str = "") -> Any:
-    """`patch` over `base`, which stands at `key`."""
-    if isinstance(base, dict) and isinstance(patch, dict):
-        both = {name: merged(base[name], patch[name], name) if name in base else patch[name] for name in patch}
-        return {name: value for name, value in {**base, **both}.items() if value is not None}
-    if not (isinstance(base, list) and isinstance(patch, list)):
-        return patch
-    if key in _GROWING:
-        return [*base, *(item for item in patch if item not in base)]
-    return _merged_items(base, patch, key) if key in _KEYS else patch
+def _merged_lists(key: str, old: list[Any], new: list[Any]) -> list[Any]:
+    new = [merge({}, item) if isinstance(item, dict) and key not in _KEYS else item for item in new]
+    if key in _KEYS:
+        return _by_key(key, old, new)
+    if key == "nodeSelectorTerms" and old:
+        return [_both(one, other) for one in old for other in new]
+    return [*old, *(item for item in new if item not in old)] if key in _APPENDED else new
 
 
-def _merged_items(base: list[Any], patch: list[Any], key: str) -> list[Any]:
-    names = {item.get(_KEYS[key]): item for item in patch}
-    known = [item.get(_KEYS[key]) for item in base]
-    kept = [item if item.get(_KEYS[key]) not in names else
-            names[item[_KEYS[key]]] if key in _WHOLE else merged(item, names[item[_KEYS[key]]]) for item in base]
-    return [*kept, *(item for item in patch if item.get(_KEYS[key]) not in known)]
+def _by_key(key: str, old: list[Object], new: list[Object]) -> list[Object]:
+    found = {_name(key, item): item for item in old}
+    for item in new:
+        name = _name(key, item)
+        found[name] = merge({} if key in _WHOLE_ITEMS else found.get(name, {}), item)
+    return list(found.values())
 
 
-def sidecar_note(overlays: Iterable[PodOverlay]) -> str | None:
-    """A container beside the job's own keeps the pod alive."""
-    names = [item["name"] for overlay in overlays for item in overlay.fields.get("containers") or []
-             if item.get("name") != TRAINER]
-    if not names:
-        return None
-    return (f"pod.containers: the run ends only when {', '.join(names)} ended, too; a sidecar that ends with the run "
-            "is an item of initContainers with restartPolicy: Always")
+def _name(key: str, item: Object) -> Any:
+    """What an item is called; a port has a number of its own for each protocol."""
+    value = item.get(_KEYS[key])
+    if key == "ports":
+        return value, item.get("protocol", "TCP")
+    return normal(value) if key == "volumeMounts" and isinstance(value, str) else value
+
+
+def _both(one: Object, other: Object) -> Object:
+    """A term that asks for what two terms ask for: of several terms a node need only fit one, so a term more would
+    undo what the profile asks for."""
+    return {key: [*one.get(key, []), *other.get(key, [])] for key in {**one, **other}}

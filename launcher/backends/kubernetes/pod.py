@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.backends.env import DEFAULT_PORT, container_python_path, job_env
+from launcher.backends.kubernetes.overlay import PodOverlay, merge
 from launcher.backends.kubernetes.profile import WORKSPACE, KubernetesProfile
 from launcher.job.plan import CONFIG_FOLDER, Plan
 from launcher.job.profile import CONTAINER_CODE
@@ -31,11 +32,26 @@ LOST_NODE_S = 60
 EXTRA_GRACE_S = 15  # the trainer gets the whole grace; torchrun and the entrypoint end after it
 # The replicated job of a JobSet: its pods are called <run>-n-0-<node>-<5 random letters>.
 REPLICATED_JOB = "n"
+_LAST = ("volumes", "initContainers", "containers")  # long fields, after what an overlay adds
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
 def pod_spec(plan: Plan[KubernetesProfile]) -> Object:
-    """The pod template's spec, without empty fields."""
+    """The pod template's spec: launch's own, and the overlays over it."""
+    spec = _own_spec(plan)
+    for overlay in overlays(plan):
+        spec = merge(spec, overlay.spec)
+    if spec.get("hostNetwork"):  # the machine's own DNS does not know the pods
+        spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+    return dict(sorted(spec.items(), key=lambda field: _LAST.index(field[0]) if field[0] in _LAST else -1))
+
+
+def overlays(plan: Plan[KubernetesProfile]) -> list[PodOverlay]:
+    """The profile's and the job's, in the order in which they are merged."""
+    return [overlay for overlay in (plan.profile.pod, plan.options) if overlay is not None]
+
+
+def _own_spec(plan: Plan[KubernetesProfile]) -> Object:
     profile = plan.profile
     spec = {
         "subdomain": plan.run_id,

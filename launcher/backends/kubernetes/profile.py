@@ -5,9 +5,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from launcher.backends.kubernetes.overlay import PodOverlay, sidecar_note
+from launcher.backends.kubernetes.overlay import PodOverlay
+from launcher.job.plan import all_mounts
 from launcher.job.profile import CONTAINER_CODE, Problem, Profile
-from launcher.job.spec import Mount, Resources, mount_at
+from launcher.job.spec import JobSpec, mount_at
 from launcher.job.types import AbsolutePath, DnsName, Word, is_below
 from trainer.config import Section
 
@@ -55,30 +56,29 @@ class KubernetesProfile(Profile):
     tolerations: list[Toleration] = Field([], description="Taints the pods accept.")
     gpu_resource: Word = Field("nvidia.com/gpu", description="Name of the GPU resource.")
     extra_resources: dict[str, str] = Field({}, description="More resources per node, such as rdma/hca: '1'.")
-    pod: PodOverlay | None = Field(None, description="What is merged into the pods of every job.")
     log_archive: AbsolutePath | None = Field(
         None, description="Folder on one of the profile's mounts where training jobs keep a copy of their logs; what a "
                           "node throws away unread is filled from it.")
-
-    def overlays(self, job: PodOverlay | None) -> list[PodOverlay]:
-        """The cluster's, then the job's."""
-        return [overlay for overlay in (self.pod, job) if overlay is not None]
+    pod: PodOverlay | None = Field(None, description="What is merged into the pods and Jobs of every job.")
 
     def problems(self, values: dict[str, Any]) -> Iterator[Problem]:
-        """Claims are what Kubernetes has."""
-        return iter(())
+        """Claims are what Kubernetes has; overlays must fit the job."""
+        if self.pod is None and not values.get("pod"):
+            return
+        from launcher.backends.kubernetes.reserved import misfits
 
-    def notes(self, options: Any, resources: Resources, mounts: Iterable[Mount], *, has_code: bool) -> list[str]:
-        """A pod's working directory has a copy of the code, unless it is a volume of the user's; a container beside the
-        job's own keeps a pod alive."""
-        mount = mount_at(mounts, WORKSPACE) if has_code else None
-        found = [self._code_note(mount) if mount else None, sidecar_note(self.overlays(options))]
-        return [note for note in found if note]
+        yield from misfits(values, self)
 
-    def _code_note(self, mount: Mount) -> str:
-        where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
-        return (f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start at "
-                f"{WORKSPACE}, which is {where}: launch writes nothing there")
+    def notes(self, job: JobSpec, *, code: bool) -> Iterator[str]:
+        """A pod's working directory has a copy of the code, unless it is a volume of the user's; containers beside the
+        job's own are waited for."""
+        mount = mount_at(all_mounts(job, self), WORKSPACE)
+        if code and mount is not None:
+            where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
+            yield (f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start at "
+                   f"{WORKSPACE}, which is {where}: launch writes nothing there")
+        if overlays := [overlay for overlay in (self.pod, getattr(job, "pod", None)) if overlay]:
+            yield from _sidecar_notes(overlays)
 
     @model_validator(mode="after")
     def _archive_on_a_mount(self) -> Self:
@@ -90,3 +90,13 @@ class KubernetesProfile(Profile):
             raise ValueError(f"log_archive: got {self.log_archive!r}, allowed: a folder below one of the profile's "
                              f"writable mounts ({', '.join(paths) or 'there are none'})")
         return self
+
+
+def _sidecar_notes(overlays: Iterable[PodOverlay]) -> Iterator[str]:
+    """A pod has not ended before all of its containers have."""
+    from launcher.backends.kubernetes.pod import CONTAINER
+
+    names = dict.fromkeys(item["name"] for overlay in overlays for item in overlay.spec.get("containers", []))
+    if beside := [name for name in names if name != CONTAINER]:
+        yield (f"pod.containers: the run ends only when {' and '.join(beside)} ends, too; a sidecar that Kubernetes is "
+               "to end is an item of initContainers with restartPolicy: Always")

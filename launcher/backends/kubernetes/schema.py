@@ -1,70 +1,81 @@
-"""Whether keys and types of a part of a pod are those of the API, by the models of the official client. Nobody is
-asked."""
+"""The fields of a pod and their types, as the models of the official client have them. Talks to nobody."""
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from kubernetes.client import models
+
+from launcher.job.load import Loc, shown
+from launcher.job.profile import Problem
+
+# Types are written `List[V1Container]` and `Dict[str, str]` by client 37, `list[...]` and `dict(str, str)` by 36.
 _LIST = re.compile(r"[Ll]ist\[(.+)\]")
-_DICT = re.compile(r"[Dd]ict[\[(]str, (.+)[\])]")
-_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
+_MAP = re.compile(r"[Dd]ict[\[(]str, (.+)[\])]")
+_PLAIN = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float), "datetime": (str,),
+          "object": (str, int, float, bool, dict, list)}
+_WORDS = {"int": "a whole number", "bool": "true or false", "float": "a number"}
+# A quantity may be a number.
+_QUANTITIES = (("limits",), ("requests",))
+# What must be there whichever client it is: 36 does not say what is required, and leaves it to the API server.
+_NAMED = {"V1Container": {"name"}, "V1EnvVar": {"name"}, "V1Volume": {"name"}, "V1VolumeMount": {"mountPath"}}
+# An item that is merged into one of launch's own need not repeat what that has.
+_MERGED = {"V1PodSpec": {"containers"}, "V1VolumeMount": {"name"}}
 
 
-def pod_problems(values: dict[str, Any], place: str) -> Iterator[str]:
-    """What in some fields of a PodSpec the API would not take, with its place."""
-    yield from _problems(values, "V1PodSpec", place)
+def pod_mistakes(values: dict[str, Any], also: Iterable[str]) -> Iterator[Problem]:
+    """Keys that a PodSpec has not, values of a wrong type, and required keys that are missing: (path, message). `also`:
+    keys that are not a PodSpec's, and are checked elsewhere."""
+    spec = {key: value for key, value in values.items() if key not in also}
+    yield from _section(spec, "V1PodSpec", (), list(also))
 
 
-def _problems(value: Any, kind: str, place: str) -> Iterator[str]:
-    """`kind` as the client writes its types: str, V1Affinity, List[V1Container], Dict[str, str]."""
-    if value is None:  # removes the field
+def _mistakes(value: Any, kind: str, loc: Loc) -> Iterator[Problem]:
+    if value is None and not isinstance(loc[-1], int):
+        return  # it removes what was there
+    if inner := _LIST.fullmatch(kind):
+        yield from _children(value, list, "a list", inner[1], loc)
+    elif inner := _MAP.fullmatch(kind):
+        yield from _children(value, dict, "keys with values", inner[1], loc)
+    elif kind not in _PLAIN:
+        yield from _section(value, kind, loc)
+    elif type(value) not in _PLAIN[kind] and not (loc[-2:-1] in _QUANTITIES and type(value) in (int, float)):
+        wanted = _WORDS.get(kind) or (f'text, so in quotes: "{shown(value)}"' if type(value) not in (dict, list)
+                                      else "text")
+        yield loc, f"must be {wanted}, not {shown(value)}"
+
+
+def _children(value: Any, kind: type[Any], words: str, inner: str, loc: Loc) -> Iterator[Problem]:
+    if not isinstance(value, kind):
+        yield loc, f"must be {words}, not {shown(value)}"
         return
-    if match := _LIST.fullmatch(kind):
-        yield from _items(value, match[1], place)
-    elif match := _DICT.fullmatch(kind):
-        yield from _entries(value, match[1], place)
-    elif kind in _PLAIN:
-        if not isinstance(value, _PLAIN[kind]) or (kind == "int" and isinstance(value, bool)):
-            yield f"{place}: must be {_WORDS[kind]}, not {value!r}"
-    elif kind.startswith("V1"):
-        yield from _fields(value, kind, place)
+    steps = value if kind is dict else range(len(value))
+    for step in steps:
+        yield from _mistakes(value[step], inner, (*loc, step))
 
 
-_WORDS = {"str": "text (in quotes)", "int": "a whole number", "bool": "true or false", "float": "a number"}
-
-
-def _items(value: Any, kind: str, place: str) -> Iterator[str]:
-    if not isinstance(value, list):
-        yield f"{place}: must be a list, not {value!r}"
-        return
-    for index, item in enumerate(value):
-        yield from _problems(item, kind, f"{place}[{index}]")
-
-
-def _entries(value: Any, kind: str, place: str) -> Iterator[str]:
+def _section(value: Any, kind: str, loc: Loc, also: Iterable[str] = ()) -> Iterator[Problem]:
     if not isinstance(value, dict):
-        yield f"{place}: must be keys with values, not {value!r}"
+        yield loc, f"must be keys with values, not {shown(value)}"
         return
+    model = getattr(models, kind)
+    kinds = {key: model.openapi_types[name] for name, key in model.attribute_map.items()}
     for key, item in value.items():
-        if not (kind == "str" and isinstance(item, int) and not isinstance(item, bool)):  # quantities may be numbers
-            yield from _problems(item, kind, f"{place}.{key}")
-
-
-def _fields(value: Any, kind: str, place: str) -> Iterator[str]:
-    import kubernetes.client.models
-
-    model = getattr(kubernetes.client.models, kind, None)
-    if model is None:
-        return
-    if not isinstance(value, dict):
-        yield f"{place}: must be keys with values, not {value!r}"
-        return
-    types = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
-    for key, item in value.items():
-        if key in types:
-            yield from _problems(item, types[key], f"{place}.{key}")
+        if key in kinds:
+            yield from _mistakes(item, kinds[key], (*loc, key))
         else:
-            near = difflib.get_close_matches(str(key), types, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(types))}"
-            yield f"{place}.{key}: unknown key; {hint}"
+            yield (*loc, key), f"unknown key of {kind.removeprefix('V1')} ({_near(key, [*kinds, *also])})"
+    for key in sorted(_required(model) - _MERGED.get(kind, set()) | _NAMED.get(kind, set())):
+        if value.get(key) is None:
+            yield (*loc, key), "is required"
+
+
+def _near(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+
+
+def _required(model: Any) -> set[str]:
+    fields = getattr(model, "model_fields", {})
+    return {model.attribute_map[name] for name, field in fields.items() if field.is_required()}

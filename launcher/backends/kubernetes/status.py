@@ -136,6 +136,8 @@ def _refusal(message: str) -> str:
     text = re.sub(r'^(Error creating: )?pods "[^"]*" is forbidden: ', "", message)
     if "violates PodSecurity" in text:
         return f"the namespace's Pod Security level forbids it: {text}"
+    if "any security context constraint" in text:
+        return f"no security context constraint admits them (OpenShift wants run_as_user: null in the profile): {text}"
     if "exceeded quota" in text:
         return f"the namespace's quota is used up: {text}"
     if "must specify" in text:
@@ -185,10 +187,18 @@ def _ended(pod: Object) -> str | None:
         return None
     words = _end_words(pod, ended)
     if failed is None:
-        return words
+        return words or _failed_beside(pod)
     if failed["name"] == UNPACKER:
         return f"its code could not be unpacked (the image needs sh, tar and gzip): {words}"
     return f"its init container {failed['name']} failed: {words}"
+
+
+def _failed_beside(pod: Object) -> str | None:
+    """Of a pod that failed though the trainer's container ended well: the container beside it that did not."""
+    statuses = pod["status"].get("containerStatuses", []) if pod["status"].get("phase") == "Failed" else []
+    ends = ((status["name"], status.get("state", {}).get("terminated")) for status in statuses)
+    return next((f"its container {name} failed: {_end_words(pod, end)}" for name, end in ends
+                 if end and end["exitCode"]), None)
 
 
 def _end_words(pod: Object, ended: Object) -> str | None:

@@ -1,13 +1,13 @@
 """The profile of a Slurm cluster. No I/O."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from launcher.backends.hosts.profile import HostProfile
 from launcher.backends.slurm.options import ClusterSection, SbatchOptions
-from launcher.job.spec import Mount, Resources
+from launcher.job.spec import JobSpec
 from launcher.job.types import Word
 
 
@@ -24,12 +24,12 @@ class SlurmProfile(HostProfile):
     sbatch: ClusterSection = Field(default_factory=SbatchOptions.model_construct, description="Options of sbatch for "
                                    "every job, and what is done before each. A list alone is `options`.")
 
-    def notes(self, options: Any, resources: Resources, mounts: Iterable[Mount], *, has_code: bool) -> list[str]:
+    def notes(self, job: JobSpec, *, code: bool) -> Iterator[str]:
         """Slurm gives a task one core unless it is told otherwise, and a GPU is not fed by one."""
-        if not resources.gpus_per_node or resources.cpus_per_node or self.asked("cpus_per_gpu", options):
-            return []
-        return ["resources.cpus_per_node: not set, so Slurm gives each node's task its default, often one core; set "
-                "it, or sbatch.cpus_per_gpu"]
+        options = getattr(job, "sbatch", None)
+        if job.resources.gpus_per_node and not job.resources.cpus_per_node and not self.asked("cpus_per_gpu", options):
+            yield ("resources.cpus_per_node: not set, so Slurm gives each node's task its default, often one core; set "
+                   "it, or sbatch.cpus_per_gpu")
 
     def asked(self, name: str, job: Any) -> Any:
         """An option of sbatch: the job's own, else the profile's."""

@@ -108,6 +108,17 @@ BAD = [
     ("moss", moss(loss="no"), "chat.turn_1.loss: got text 'no', expected true or false"),
     ("msagent", {"conversations": [{"from": "user", "value": "q", "training": 2}]},
      "conversations[0].training: got 2, expected true or false"),
+    # a key twice, in a JSON text or in Python's
+    ("messages", {"messages": '[{"role": "user", "content": "LOST", "content": "q"}]'},
+     "messages: got the key 'content' more than once in an object, expected each key once"),
+    ("messages", chat(Q, call(arguments='{"x": 1, "y": {"z": 1, "z": 2}}')),
+     "messages[1].tool_calls[0].arguments: got the key 'z' more than once in an object, expected each key once"),
+    ("sharegpt", said(("human", "q"), ("function_call", '{"name": "f", "name": "g", "arguments": {}}')),
+     "conversations[1].value: got the key 'name' more than once in an object, expected each key once"),
+    ("msagent", {"conversations": "[{'from': 'user', 'value': 'LOST', 'value': 'q'}]"},
+     "conversations: got a key more than once in a dict, expected each key once"),
+    ("msagent", said(("system", '当前对话可以使用的插件信息如下 1. {"name": "f", "name": "g"}')),
+     "conversations[0].value: got the key 'name' more than once in an object, expected each key once"),
     # the turns of one format under the column of another
     ("messages", {"messages": [{"from": "human", "value": "q"}]},
      "messages[0]: got a turn with the key from, expected role, or in the job format: sharegpt and columns: "

@@ -49,7 +49,10 @@ def said(*turns):
     return {"conversations": [{"from": role, "value": value, **more} for role, value, more in turns]}
 
 
-@pytest.mark.parametrize(("key", "value"), [("loss", False), ("weight", 0), ("train", False), ("training", 0.0)])
+@pytest.mark.parametrize(("key", "value"), [
+    ("loss", False), ("weight", 0), ("train", False), ("training", 0.0),
+    ("Loss", False), ("trainable", False), ("train_on", 0), ("do_train", False), ("doTrain", False), ("LOSS", 0),
+])  # fmt: skip
 @pytest.mark.parametrize(
     ("name", "row"),
     [
@@ -78,8 +81,11 @@ def test_a_call_that_is_not_to_be_trained_is_not():
     assert [turn.loss for turn in found.messages] == [True, False, True, True]
 
 
-def test_of_trls_prompt_only_the_completion_is_trained():
-    row = {"prompt": chat(Q, A, ("user", "r"))["messages"], "completion": chat(("assistant", "b"))["messages"]}
+@pytest.mark.parametrize("flag", [{}, {"loss": None}, {"weight": None, "Train": None}, {"loss": False}])
+def test_of_trls_prompt_only_the_completion_is_trained(flag):
+    """A column of flags in parquet is null where a row has none."""
+    prompt = chat(Q, {"role": "assistant", "content": "a", **flag}, ("user", "r"))["messages"]
+    row = {"prompt": prompt, "completion": chat(("assistant", "b"))["messages"]}
     found = mapped("prompt_completion", row)
     assert [(turn.content, turn.loss) for turn in found.messages if turn.role == "assistant"] == [
         ("a", False), ("b", True)]  # fmt: skip

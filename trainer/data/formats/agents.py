@@ -9,7 +9,7 @@ import re
 from typing import Any, NamedTuple
 
 from trainer.data.doubled import first_doubled, object_of
-from trainer.data.formats.toolcalls import read_call
+from trainer.data.formats.toolcalls import ARGUMENTS, read_call
 from trainer.data.formats.turns import ordered, turn_fields
 from trainer.data.formats.values import Row, filled, misfit, optional_text, parsed, shown, unread
 from trainer.data.message import Conversation, Message, RowError, ToolCall
@@ -185,8 +185,8 @@ def _msagent_answer(field: str, value: str) -> list[Message]:
 def _msagent_call(field: str, said: str, call: Any) -> Message:
     if not isinstance(call, dict):
         return Message("assistant", said, calls=(read_call(field, call),))
-    extra = {key: value for key, value in call.items() if key not in ("api_name", "parameters") and filled(value)}
-    given = {"name": call.get("api_name"), "arguments": call.get("parameters")}
+    extra = {key: value for key, value in call.items() if key not in ("api_name", *ARGUMENTS) and filled(value)}
+    given = {**call, "name": call.get("api_name")}
     return Message("assistant", said, calls=(read_call(field, given),), extra=extra)
 
 

@@ -30,6 +30,12 @@ def said(*turns):
     return {"conversations": [{"from": role, "value": value} for role, value in turns]}
 
 
+def trl(flag):
+    """A prompt that holds an answer with a flag, and the completion."""
+    prompt = chat(Q, {"role": "assistant", "content": "a", **flag}, ("user", "r"))["messages"]
+    return {"prompt": prompt, "completion": chat(("assistant", "b"))["messages"]}
+
+
 def moss(**parts):
     turn = {"Human": "<|Human|>: q<eoh>\n", "MOSS": "<|MOSS|>: a<eom>\n", **parts}
     return {"meta_instruction": "- Calculator: enabled. API: Calculate(expression)\n", "chat": {"turn_1": turn}}
@@ -100,7 +106,63 @@ BAD = [
      "conversations[0].weight: got 1 on a turn of the system, expected no flag there: only the assistant's turns "
      "are trained"),
     ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "mask": True}]},
-     "conversations[1].mask: got true, expected loss: true or loss: false (a mask has two meanings)"),
+     "conversations[1].mask: got true, expected loss: true or loss: false (other flags have no clear meaning)"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "train_detail": [{"train": False}]}),
+     "messages[1].train_detail: got a list, expected loss: true or loss: false (other flags have no clear "
+     "meaning)"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "lossMask": 0}),
+     "messages[1].lossMask: got 0, expected loss: true or loss: false (other flags have no clear meaning)"),
+    ("messages", chat(Q, {"role": "assistant", "content": "a", "loss": True, "Loss": False}),
+     "messages[1]: got flags that contradict each other (loss true, Loss false), expected one flag"),
+    ("messages", chat(Q, {"role": "assistant", "content": [{"type": "text", "text": "a", "loss": False}]}),
+     "messages[1].content[0].loss: got false, expected no flag there, but loss: true or loss: false beside the turn's "
+     "content"),
+    ("messages", chat(Q, {"role": "assistant", "tool_calls": [{"Train": 0, "function": {"name": "f"}}]}),
+     "messages[1].tool_calls[0].Train: got 0, expected no flag there, but loss: true or loss: false beside the turn's "
+     "content"),
+    ("sharegpt", said(("human", "q"), ("function_call", '{"name": "f", "weight": 0}')),
+     "conversations[1].value.weight: got 0, expected no flag there, but loss: true or loss: false beside the turn's "
+     "content"),
+    ("msagent", said(("user", "q"), ("assistant", '<|startofthink|>{"api_name": "f", "loss": false}<|endofthink|>')),
+     "conversations[1].value.loss: got false, expected no flag there, but loss: true or loss: false beside the turn's "
+     "content"),
+    # prompt and completion
+    ("prompt_completion", trl({"train": True}), "prompt[1].train: got true in the prompt, expected no flag there: only "
+     "the completion is trained"),
+    ("prompt_completion", trl({"Loss": 1}), "prompt[1].Loss: got 1 in the prompt, expected no flag there: only the "
+     "completion is trained"),
+    ("prompt_completion", {"prompt": "q", "completion": chat(A)["messages"]},
+     "prompt: got text 'q', expected a list of messages as completion has, or text in both"),
+    ("prompt_completion", {"prompt": chat(Q)["messages"], "completion": "a"},
+     "completion: got text 'a', expected a list of messages as prompt has, or text in both"),
+    ("prompt_completion", {"completion": chat(A)["messages"]}, "prompt: got only the columns completion, expected a "
+     "column prompt with a list of messages as completion has, or text in both"),
+    # results
+    ("messages", chat(Q, call(), ("tool", "r"), ("tool", "s"), A),
+     "messages[3]: got one more tool's result than calls, expected one for each call"),
+    ("messages", chat(Q, {"role": "assistant", "tool_calls": [{"id": name, "name": "f"} for name in "ab"]},
+                      *[{"role": "tool", "tool_call_id": "a", "content": "r"}] * 2),
+     "messages[3].tool_call_id: got text 'a' once more, expected one result for each call"),
+    ("sharegpt", said(("human", "q"), ("function_call", '{"name": "f"}'), ("observation", "r"), ("tool", "s")),
+     "conversations[3]: got one more tool's result than calls, expected one for each call"),
+    # arguments under other keys
+    ("messages", chat(Q, call(arguments="null")),
+     "messages[1].tool_calls[0].arguments: got null, expected an object or its JSON text"),
+    ("messages", chat(Q, call(arguments='""')),
+     "messages[1].tool_calls[0].arguments: got text '', expected an object or its JSON text"),
+    ("messages", chat(Q, call(parameters="null", arguments=None)),
+     "messages[1].tool_calls[0].parameters: got null, expected an object or its JSON text"),
+    ("messages", chat(Q, call(parameters={"x": 1})),
+     "messages[1].tool_calls[0].parameters: got a key beside arguments, expected one of the two"),
+    ("messages", chat(Q, call(arguments="", input={"x": 1})),
+     "messages[1].tool_calls[0]: got a call without arguments, but with the key 'input', expected the key arguments"),
+    ("messages", chat(Q, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}, "arguments": '{"x": 1}'}]}),
+     "messages[1].tool_calls[0]: got a call without arguments, but with the key 'arguments', expected the key "
+     "arguments"),
+    ("sharegpt", said(("human", "q"), ("function_call", '{"name": "f", "args": {"x": 1}}')),
+     "conversations[1].value: got a call without arguments, but with the key 'args', expected the key arguments"),
+    ("msagent", said(("user", "q"), ("assistant", '<|startofthink|>{"api_name": "f", "in": {"x": 1}}<|endofthink|>')),
+     "conversations[1].value: got a call without arguments, but with the key 'in', expected the key arguments"),
     ("sharegpt", {"conversations": [
         {"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False},
         {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
@@ -108,6 +170,17 @@ BAD = [
     ("moss", moss(loss="no"), "chat.turn_1.loss: got text 'no', expected true or false"),
     ("msagent", {"conversations": [{"from": "user", "value": "q", "training": 2}]},
      "conversations[0].training: got 2, expected true or false"),
+    # a key twice, in a JSON text or in Python's
+    ("messages", {"messages": '[{"role": "user", "content": "LOST", "content": "q"}]'},
+     "messages: got the key 'content' more than once in an object, expected each key once"),
+    ("messages", chat(Q, call(arguments='{"x": 1, "y": {"z": 1, "z": 2}}')),
+     "messages[1].tool_calls[0].arguments: got the key 'z' more than once in an object, expected each key once"),
+    ("sharegpt", said(("human", "q"), ("function_call", '{"name": "f", "name": "g", "arguments": {}}')),
+     "conversations[1].value: got the key 'name' more than once in an object, expected each key once"),
+    ("msagent", {"conversations": "[{'from': 'user', 'value': 'LOST', 'value': 'q'}]"},
+     "conversations: got a key more than once in a dict, expected each key once"),
+    ("msagent", said(("system", '当前对话可以使用的插件信息如下 1. {"name": "f", "name": "g"}')),
+     "conversations[0].value: got the key 'name' more than once in an object, expected each key once"),
     # the turns of one format under the column of another
     ("messages", {"messages": [{"from": "human", "value": "q"}]},
      "messages[0]: got a turn with the key from, expected role, or in the job format: sharegpt and columns: "

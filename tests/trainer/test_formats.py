@@ -158,6 +158,14 @@ def test_a_call_without_arguments_has_none(arguments):
     assert mapped("messages", chat(("user", "q"), call)).messages[1].calls == (ToolCall("f", {}),)
 
 
+@pytest.mark.parametrize("arguments", ['{"x": 1}', {"x": 1}])
+def test_arguments_may_be_called_parameters(arguments):
+    """As InternLM2 and Llama 3.1 write a call; api_name and parameters are MSAgent's."""
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "parameters": arguments}}]}
+    found = mapped("messages", chat(("user", "q"), call))
+    assert found.messages[1].calls == (ToolCall("f", {"x": 1}),) and not found.unread
+
+
 @pytest.mark.parametrize("arguments", ["print(1)", '{"code": "print(1)"}', {"code": "print(1)"}])
 def test_a_call_of_the_interpreter_is_code(arguments):
     call = {

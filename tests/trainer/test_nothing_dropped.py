@@ -49,7 +49,10 @@ def said(*turns):
     return {"conversations": [{"from": role, "value": value, **more} for role, value, more in turns]}
 
 
-@pytest.mark.parametrize(("key", "value"), [("loss", False), ("weight", 0), ("train", False), ("training", 0.0)])
+@pytest.mark.parametrize(("key", "value"), [
+    ("loss", False), ("weight", 0), ("train", False), ("training", 0.0),
+    ("Loss", False), ("trainable", False), ("train_on", 0), ("do_train", False), ("doTrain", False), ("LOSS", 0),
+])  # fmt: skip
 @pytest.mark.parametrize(
     ("name", "row"),
     [
@@ -78,8 +81,11 @@ def test_a_call_that_is_not_to_be_trained_is_not():
     assert [turn.loss for turn in found.messages] == [True, False, True, True]
 
 
-def test_of_trls_prompt_only_the_completion_is_trained():
-    row = {"prompt": chat(Q, A, ("user", "r"))["messages"], "completion": chat(("assistant", "b"))["messages"]}
+@pytest.mark.parametrize("flag", [{}, {"loss": None}, {"weight": None, "Train": None}, {"loss": False}])
+def test_of_trls_prompt_only_the_completion_is_trained(flag):
+    """A column of flags in parquet is null where a row has none."""
+    prompt = chat(Q, {"role": "assistant", "content": "a", **flag}, ("user", "r"))["messages"]
+    row = {"prompt": prompt, "completion": chat(("assistant", "b"))["messages"]}
     found = mapped("prompt_completion", row)
     assert [(turn.content, turn.loss) for turn in found.messages if turn.role == "assistant"] == [
         ("a", False), ("b", True)]  # fmt: skip
@@ -191,6 +197,23 @@ def test_older_functions_and_calls_are_tools_and_calls():
         ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, "columns: {output: chosen}"),
         ({"chosen": chat(Q, A)["messages"], "rejected": chat(Q, ("assistant", "b"))["messages"]},
          "format: messages and columns: {messages: chosen}"),
+        ({"Prompt": "q", "Completion": "a", "Chosen": "a", "Rejected": "b"}, "to train without, take the columns out"),
+        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "columns: {completion: Chosen}"),
+        ({"Chosen": chat(Q, A)["messages"], "Rejected": chat(Q, ("assistant", "b"))["messages"]},
+         "format: messages and columns: {messages: Chosen}"),
+        ({"Prompt": "q", "Completion": "a", "Label": False}, "to train the good ones alone: min: {Label: 1}"),
+        ({"prompt": "q", "completion": "a", "label": 0.0}, "min: {label: 1}"),
+        ({"prompt": "q", "completion": "a", "label": "1.0"}, "min: {label: 1}"),
+        ({"question": "q", "answer": "a", "label": "False "}, "min: {label: 1}"),
+        ({"question": "q", "answer": "a", "Label": "bad"}, "to train the good ones alone, take the others out"),
+        ({**chat(Q, A), "label": 0}, "min: {label: 1}"),
+        ({**chat(Q, A), "label": -1}, "min: {label: 1}"),
+        ({**chat(Q, A), "desirable": False}, "min: {desirable: 1}"),
+        ({**chat(Q, A), "isDesirable": 0}, "min: {isDesirable: 1}"),
+        ({**chat(Q, A), "is_rejected": True}, "max: {is_rejected: 0}"),
+        ({**chat(Q, A), "undesirable": "true"}, "max: {undesirable: 0}"),
+        ({"question": "q", "answer": "a", "rejected_answer": "b"}, "to train without, take the columns out"),
+        ({**said(("human", "q", {}), ("gpt", "a", {})), "RejectedAnswer": "b"}, "take the columns out"),
     ],
 )  # fmt: skip
 def test_preferences_are_refused_with_what_would_train_them(make_config, run, row, advice):
@@ -199,8 +222,19 @@ def test_preferences_are_refused_with_what_would_train_them(make_config, run, ro
     assert "preference data" in caught.value.message and advice in caught.value.message
 
 
-def test_the_class_of_a_document_is_no_preference(make_config, run):
-    assert list(run(make_config([{"text": "A document.", "label": True}]))[1].unread) == ["label"]
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "A document.", "label": True},
+        {"text": "A document.", "desirable": 0},
+        {"question": "q", "answer": "a", "label": 7},
+        {"question": "q", "answer": "a", "label": "harbours"},
+        {"question": "q", "answer": "a", "image_label": 1},
+        {"question": "q", "answer": "a", "preferred_language": "en"},
+    ],
+)
+def test_a_class_is_no_preference(make_config, run, row):
+    assert list(run(make_config([row]))[1].unread) == [list(row)[-1]]
 
 
 @pytest.mark.parametrize(
@@ -211,12 +245,19 @@ def test_the_class_of_a_document_is_no_preference(make_config, run):
          {"format": "messages", "columns": {"messages": "chosen"}}, ["a"]),
         ([{"prompt": "q", "completion": word, "label": word == "good"} for word in ("bad", "good")],
          {"min": {"label": 1}}, ["good"]),
+        ([{"prompt": "q", "completion": word, "label": str(word == "good")} for word in ("bad", "good")],
+         {"min": {"label": 1}}, ["good"]),
+        ([{"prompt": "q", "completion": word, "label": "0.0"} for word in ("bad", "good")],
+         {"min": {"label": 0}}, ["bad", "good"]),
+        ([{**chat(Q, ("assistant", word)), "is_rejected": word == "bad"} for word in ("bad", "good")],
+         {"max": {"is_rejected": 0}}, ["good"]),
+        ([{"Prompt": "q", "Chosen": "good", "Rejected": "bad"}], {"columns": {"completion": "Chosen"}}, ["good"]),
     ],
 )  # fmt: skip
 def test_the_advice_trains_the_better_answers(make_config, run, tmp_path, rows, source, trained):
     texts, report = run(make_config(rows, sources=[{"path": str(tmp_path / "rows.jsonl"), **source}]))
     assert [text.removesuffix("<|im_end|>") for text in texts] == trained
-    assert report.unread.keys() <= {"rejected"}
+    assert report.unread.keys() <= {"rejected", "Rejected"}
 
 
 # columns

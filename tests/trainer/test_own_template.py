@@ -5,6 +5,7 @@ import copy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from trainer.data.message import Message, RowError, ToolCall
 from trainer.data.segment import Segment, render_text
@@ -29,6 +30,11 @@ TAGGED, TAGGED_END = (
     + "{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
     + ASKS
     for ending in ("{% endgeneration %}<|im_end|>", "<|im_end|>{% endgeneration %}")
+)
+# as Llama 3's: the header of an answer stands behind every conversation, asked for or not
+ALWAYS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}<|action_end|>\n{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{{ '<|im_start|>assistant<|action_end|>\n' }}"
 )
 CHAT = [
     Message("system", "S"),
@@ -58,14 +64,14 @@ def trained(segments):
     return "".join(part.text for part in segments if part.trained)
 
 
-@pytest.mark.parametrize("source", [CHATML, TRIMMED, CLOSED, TAGGED, TAGGED_END, THINKING])
+@pytest.mark.parametrize("source", [CHATML, TRIMMED, CLOSED, TAGGED, TAGGED_END, THINKING, ALWAYS])
 def test_answers_and_their_end_tokens_are_trained_and_nothing_else(own, source):
     segments = own(source).render(CHAT)
     assert trained(segments) == "A1<|im_end|>A2<|im_end|>"
     assert [part.text for part in segments if part.ends_turn] == ["<|im_end|>"] * 2
 
 
-@pytest.mark.parametrize("source", [CHATML, TAGGED, TAGGED_END])
+@pytest.mark.parametrize("source", [CHATML, TAGGED, TAGGED_END, ALWAYS])
 def test_an_answer_without_loss_is_not_trained_but_may_be_the_last(own, source):
     segments = own(source).render([*CHAT[:2], CHAT[2]._replace(loss=False), *CHAT[3:]])
     assert trained(segments) == "A2<|im_end|>" and sum(part.ends_turn for part in segments) == 2
@@ -120,6 +126,26 @@ def test_the_begin_token_stands_once_whoever_writes_it(own, source):
     for segments in (template.render(CHAT), template.prompt(CHAT[:2])):
         assert segments[0] == Segment("<s>", control=True)
         assert sum(part.text == "<s>" for part in segments) == 1
+
+
+def test_the_header_of_the_next_answer_is_not_trained_even_if_it_is_always_there(own):
+    """Also when the answer repeats the question, so that the text before the header is the same twice."""
+    template = own(ALWAYS)
+    for answer in ("A", "U", "assistant", "<|im_end|>"):
+        segments = template.render([Message("user", "U"), Message("assistant", answer)])
+        assert trained(segments) == answer + "<|im_end|>" and render_text(segments).endswith("<|action_end|>\n")
+    assert template.stop == ("<|im_end|>", "</s>")
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3_1", "gemma3", "deepseek_v3"])
+def test_the_makers_own_templates_train_the_answers_and_their_ends(name, maker_folder):
+    tokenizer = AutoTokenizer.from_pretrained(maker_folder(name))
+    template = find_template("tokenizer", tokenizer)
+    end = template.stop[0]
+    for chat in (CHAT, [Message("user", "A1"), Message("assistant", "A1")], [*CHAT[:2], Message("assistant", "U1")]):
+        answers = [turn.content for turn in chat if turn.role == "assistant"]
+        assert trained(template.render(chat)) == "".join(answer + end for answer in answers)
+    assert end in ("<|eot_id|>", "<end_of_turn>", "<｜end▁of▁sentence｜>")
 
 
 def test_no_begin_token_is_added_where_the_tokenizer_adds_none(own):

@@ -24,8 +24,8 @@ PAIRS = [
     ("internlm", "internlm"), ("internlm2", "internlm2"), ("internlm2", "internlm3"), ("internlm2", "chatml"),
     ("qwen3", "qwen"), ("qwen3", "chatml"), ("llama2", "llama2"), ("llama2", "vicuna"), ("llama2", "alpaca"),
     ("llama2", "zephyr"), ("llama3", "llama3"), ("llama3_1", "llama3"), ("gemma3", "gemma"),
-    ("deepseek_v3", "deepseek"), ("llama3_1", "tokenizer"), ("gemma3", "tokenizer"), ("deepseek_v3", "tokenizer"),
-    ("gptoss", "tokenizer"),
+    ("deepseek_v3", "deepseek"), ("llama3", "tokenizer"), ("llama3_1", "tokenizer"), ("gemma3", "tokenizer"),
+    ("deepseek_v3", "tokenizer"), ("gptoss", "tokenizer"),
 ]  # fmt: skip
 GPTOSS = (
     "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
@@ -119,6 +119,16 @@ def test_ids_are_the_tokenizers_own(pair, text):
             assert encoded.ids == own_ids(tokenizer, encoded.text)
             segments = encoder.template.render(messages)
             assert encoder._stretches(encoded.text, segments, escaped=False).ids == encoded.ids, "the other way"
+
+
+@pytest.mark.parametrize("pair", [("qwen3", "qwen"), ("gemma3", "gemma")], ids="-".join, indirect=True)
+def test_an_answer_that_begins_with_a_line_end_has_the_ids_of_generation(pair):
+    """And not those of the whole text, in which the line ends of header and answer are one token."""
+    tokenizer, encoder = pair
+    encoded = encode(encoder, chat("q", "\nstarts"))
+    prompt = encoder.prompt_ids(encoder.template.prompt(chat("q")[:1]))
+    assert encoded.ids[: encoded.turn_ends[0] - 1] == prompt + own_ids(tokenizer, "\nstarts")
+    assert encoded.ids != own_ids(tokenizer, encoded.text)
 
 
 @every_pair

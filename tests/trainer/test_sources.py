@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import tracemalloc
 
 import fsspec
@@ -215,6 +216,29 @@ def test_a_broken_line_is_a_problem_with_its_number_and_the_rest_is_read(tmp_pat
         (8, f"got broken JSON (recursion limit exceeded at column 202), {line}"),
         (9, f"got broken JSON (trailing characters at column 10), {line}"),
     ]
+
+
+DOUBLED = [
+    '{"question": "LOST", "question": "Q", "answer": "A"}',
+    '{"question":"LOST","question" :"Q","answer":"A"}',
+    '{"messages": [{"role": "user", "content": "LOST", "content": "Q \\": :) 中"}]}',
+    '{"messages": [{"tool_calls": [{"name": "f", "arguments": {"x": 1, "x": 2}}]}]}',
+    '{"a\\\\": 1, "a\\\\": 2}',
+    '{"\\u0061": 1, "a": 2, "b": {}}',
+]
+SINGLE = ['{"a": "\\":", "b": ":x", "c": [{"a": 1}, {"a": 2}], "d" : {"a": {}}}',
+          '{"a\\\\": "a\\\\", "": "\\"a\\": 1"}']  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("line", DOUBLED)
+def test_a_key_that_stands_twice_is_a_problem_of_its_row_alone(tmp_path, kind, line):
+    lines = [SINGLE[0], line, SINGLE[1]]
+    text = "\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]"
+    file = written(tmp_path, f"rows.{kind}", text)
+    [(place, said)] = problems(file)
+    assert place == 2 and re.fullmatch("got the key '.*' more than once in an object, expected each key once", said)
+    assert [read.row for read in reads(file) if read.row] == [json.loads(one) for one in SINGLE]
 
 
 def test_nan_infinity_and_large_numbers_do_not_end_a_file(tmp_path):

@@ -111,7 +111,7 @@ def _detected(source: Source, rows: Sequence[dict[str, Any]]) -> str:
     if missing := set(source.columns.values()) - names.keys():
         raise _missing_columns(source, missing, names)
     try:
-        check_preferences(rows[0], list(rows[0]), source.columns)
+        check_preferences(rows[0], list(rows[0]), source.columns, marks=False)
     except RowError as error:
         raise ConfigError(f"data.sources: {source.path}: {error}") from error
     known = ", ".join(f"{name} ({', '.join(table.needs)})" for name, table in TABLE.items())

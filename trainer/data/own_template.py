@@ -11,6 +11,7 @@ Jinja gives one text and does not say what is whose, so two things are found out
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from trainer.data.control import MODEL_MARKS, control_ids
@@ -179,6 +180,9 @@ class OwnTemplate(Template):
         """Where the end token of the last answer of `upto` ends. What a template writes behind a whole conversation
         (Phi-3: one more end) is left out by a look at the conversation as it goes on."""
         ended = self._text(upto, schemas)[0] if following else text
+        header = self._next_header(ended, start)
+        if header is not None:
+            return header if text.startswith(ended[:header]) else None
         going_on = text if following else self._going_on(upto, schemas)
         # where older answers are written in another way (thoughts left out), a last one ends with the text
         for common in [_common(ended, going_on)] if following else [_common(ended, going_on), len(ended)]:
@@ -186,6 +190,23 @@ class OwnTemplate(Template):
             if end > start and self._only_ends(ended[end:]) and text.startswith(ended[:end]):
                 return end
         return None
+
+    def _next_header(self, ended: str, start: int) -> int | None:
+        """Where the header of the next answer begins behind this one; None where there is none: it ends the prompt to
+        this answer, too."""
+        if not self._asks_always:
+            return None
+        ends = [match.end() for match in self.control.finditer(ended, start)]
+        return next((end for end in ends if ended[end:].strip() and ended[:start].endswith(ended[end:])), None)
+
+    @cached_property
+    def _asks_always(self) -> bool:
+        """Whether what asks for an answer stands behind every conversation (Llama 3)."""
+        chat = openai_messages([Message("user", "a"), Message("assistant", "b")])
+        try:
+            return self._text(chat, None)[0] == self._text(chat, None, asks=True)[0]
+        except RowError:
+            return False
 
     def _going_on(self, chat: list[dict[str, Any]], schemas: Any) -> str:
         try:

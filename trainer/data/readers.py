@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from trainer.data.doubled import doubled_key, doubled_rows
 from trainer.data.formats.values import shown
 from trainer.errors import ConfigError
 
@@ -46,7 +47,7 @@ def read_jsonl(file: io.BufferedReader, name: str) -> Iterator[Read]:
             if problem := _line_problem(line.strip(b" \t\r\n")):
                 yield Read(Place(name, number), None, problem)
             continue
-        yield _checked(Place(name, number), row)
+        yield _checked(Place(name, number), row, doubled_key(line, row))
 
 
 def read_json(file: io.BufferedReader, name: str) -> Iterator[Read]:
@@ -55,12 +56,13 @@ def read_json(file: io.BufferedReader, name: str) -> Iterator[Read]:
     if not file.peek(1).removeprefix(BOM).lstrip().startswith(b"["):
         yield from read_jsonl(file, name)
         return
+    text = file.read().removeprefix(BOM)
     try:
-        rows = from_json(file.read().removeprefix(BOM))
+        rows = from_json(text)
     except ValueError as error:
         raise ConfigError(f"data.sources: {name}: got broken JSON ({error}), expected an array of objects") from error
-    for number, row in enumerate(rows, 1):
-        yield _checked(Place(name, number), row)
+    for number, (row, doubled) in enumerate(zip(rows, doubled_rows(text, rows), strict=True), 1):
+        yield _checked(Place(name, number), row, doubled)
 
 
 def read_csv(file: io.BufferedReader, name: str) -> Iterator[Read]:
@@ -107,7 +109,9 @@ def _pruned(value: Any) -> Any:
     return [_pruned(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _checked(place: Place, row: Any) -> Read:
+def _checked(place: Place, row: Any, doubled: str | None) -> Read:
+    if doubled is not None:
+        return Read(place, None, f"got the key {doubled[:40]!r} more than once in an object, expected each key once")
     return Read(place, row) if isinstance(row, dict) else Read(place, None, f"got {shown(row)}, expected an object")
 
 

@@ -8,7 +8,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from trainer.data.formats.toolcalls import read_call
+from trainer.data.doubled import first_doubled, object_of
+from trainer.data.formats.toolcalls import ARGUMENTS, read_call
 from trainer.data.formats.turns import ordered, turn_fields
 from trainer.data.formats.values import Row, filled, misfit, optional_text, parsed, shown, unread
 from trainer.data.message import Conversation, Message, RowError, ToolCall
@@ -128,9 +129,15 @@ def _msagent_list(row: Row) -> list[Any]:
 def _literal(written: str) -> Any:
     """Numbers, texts, lists and dicts as Python writes them; nothing else, and nothing is run."""
     try:
-        return ast.literal_eval(written)
+        tree = ast.parse(written.strip(), mode="eval")
+        found = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise RowError("conversations", shown(written), "a list, or its JSON text") from error
+    for node in ast.walk(tree):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)] if isinstance(node, ast.Dict) else []
+        if len(set(keys)) < len(keys):
+            raise RowError("conversations", "a key more than once in a dict", "each key once")
+    return found
 
 
 def _msagent_turns(field: str, raw: Any, plugins: Plugins) -> list[Message]:
@@ -178,14 +185,14 @@ def _msagent_answer(field: str, value: str) -> list[Message]:
 def _msagent_call(field: str, said: str, call: Any) -> Message:
     if not isinstance(call, dict):
         return Message("assistant", said, calls=(read_call(field, call),))
-    extra = {key: value for key, value in call.items() if key not in ("api_name", "parameters") and filled(value)}
-    given = {"name": call.get("api_name"), "arguments": call.get("parameters")}
+    extra = {key: value for key, value in call.items() if key not in ("api_name", *ARGUMENTS) and filled(value)}
+    given = {**call, "name": call.get("api_name")}
     return Message("assistant", said, calls=(read_call(field, given),), extra=extra)
 
 
 def _add_plugins(field: str, listed: str, plugins: Plugins) -> None:
     """`1. {"plugin_name": ..., "plugin_schema_for_model": {name, description, paths: [{parameters}]}}` and so on."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=object_of)
     if listed.strip():
         plugins.unread.append("the sentences about plugins")
     position = listed.find("{")
@@ -194,6 +201,8 @@ def _add_plugins(field: str, listed: str, plugins: Plugins) -> None:
             plugin, end = decoder.raw_decode(listed, position)
         except (ValueError, RecursionError) as error:
             raise RowError(field, f"a plugin that is no JSON ({error})", "a list of plugins as JSON") from error
+        if (key := first_doubled(plugin)) is not None:
+            raise RowError(field, f"the key {key[:40]!r} more than once in an object", "each key once")
         schema = plugin.get("plugin_schema_for_model", plugin)
         plugins.tools.append(_plugin(field, schema))
         if schema is not plugin:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from trainer.data.formats.images import MARK, read_images
 from trainer.data.formats.toolcalls import by_calls, read_call, read_calls, read_tools, unread_in_calls
-from trainer.data.formats.turns import ordered, turn_fields
-from trainer.data.formats.values import Row, filled_text, items, optional_text, parsed, shown, text, unread
+from trainer.data.formats.turns import check_part, ordered, read_flags, turn_fields
+from trainer.data.formats.values import Row, filled_text, items, misfit, optional_text, parsed, shown, text, unread
 from trainer.data.message import Conversation, Message, RowError, ToolCall
 
 OPENAI_ROLES = {
@@ -60,15 +60,29 @@ def read_messages(row: Row) -> Conversation:
 def read_completion(row: Row) -> Conversation:
     """TRL's `prompt` and `completion`, two texts or two lists of messages, and the columns of `messages`. Of the
     messages only the completion is trained, as in TRL."""
-    if not isinstance(row.get("completion"), list):
+    if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
         question, answer = filled_text(row, "prompt", "question"), filled_text(row, "completion", "answer")
         raws = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return read_messages({**row, "messages": raws})
-    asked = [{"loss": False, **raw} if isinstance(raw, dict) else raw for raw in items(row, "prompt")]
+    for column, other in (("prompt", "completion"), ("completion", "prompt")):
+        if not isinstance(row.get(column), list):
+            raise misfit(row, column, f"a list of messages as {other} has, or text in both")
+    asked = [_asked(raw, index) for index, raw in enumerate(row["prompt"])]
     try:
         return read_messages({**row, "messages": [*asked, *row["completion"]]})
     except RowError as error:
         raise RowError(_column(error.field, len(asked)), error.got, error.expected) from error
+
+
+def _asked(raw: Any, index: int) -> Any:
+    """A message of the prompt, which is not trained whatever is unset. Raises RowError where it is to be."""
+    if not isinstance(raw, dict):
+        return raw
+    flags = read_flags(raw, field := f"prompt[{index}]")
+    if key := next((key for key, trained in flags.items() if trained), ""):
+        got, expected = f"{shown(raw[key])} in the prompt", "no flag there: only the completion is trained"
+        raise RowError(f"{field}.{key}", got, expected)
+    return {**{key: value for key, value in raw.items() if key not in flags}, "loss": False}
 
 
 def read_sharegpt(row: Row) -> Conversation:
@@ -162,6 +176,7 @@ def _part(field: str, part: Any, aside: Aside) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in ("text", "image_url"):
         raise RowError(f"{field}.type", shown(kind), "text, image_url")
+    check_part(part, field)
     aside.unread.extend(unread("messages[].content[].", part, {"type", kind}))
     if kind == "text":
         return _inside(f"{field}.text", part.get("text"))

@@ -12,6 +12,8 @@ from trainer.data.formats.values import MissingColumnError, Row, shown, unread
 from trainer.data.message import Conversation, Message, RowError
 from trainer.errors import ConfigError
 
+SWITCHES = {"true": 1.0, "false": 0.0}
+
 
 def mapper(name: str, source: Source) -> Reader:
     """What turns a row of the source into a conversation, its columns renamed and its system text put in front; columns
@@ -30,8 +32,7 @@ def mapper(name: str, source: Source) -> Reader:
     def read_all(row: Row) -> Conversation:
         found = read(row)
         if unused := unread("", row, known):
-            is_text = found.messages[0].role == "text"  # a document's label is its class
-            check_preferences(row, [one for one in unused if not (is_text and one == "label")], columns)
+            check_preferences(row, unused, columns, marks=found.messages[0].role != "text")
             found = found._replace(unread=(*unused, *found.unread))
         return found
 
@@ -88,7 +89,7 @@ def _number(row: Row, column: str) -> float:
         raise MissingColumnError(row, column, "a number")
     value: Any = row[column]
     try:
-        number = float(value)  # csv has numbers as text
+        number = float(SWITCHES.get(str(value).lower(), value))  # csv has numbers as text
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isnan(number):

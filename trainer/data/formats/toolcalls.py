@@ -1,14 +1,16 @@
 """Functions that a model may call, its calls, and their results, as OpenAI's chat completions API writes them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
+from trainer.data.formats.turns import check_part
 from trainer.data.formats.values import Row, filled, optional_items, parsed, shown, unread
 from trainer.data.message import Message, RowError, ToolCall
 
 TOOL_KEYS = {"name": str, "description": str, "parameters": dict}
 WRAPPER_KEYS = frozenset({"id", "type", "function"})  # of a call, and of a tool
-CALL_KEYS = frozenset({"id", "type", "name", "arguments"})
+ARGUMENTS = ("arguments", "parameters")  # of OpenAI, and of InternLM2 and Llama 3.1
+CALL_KEYS = frozenset({"id", "type", "name", *ARGUMENTS})
 INTERPRETER = "interpreter"
 
 
@@ -33,28 +35,27 @@ def read_calls(field: str, raw: Any) -> tuple[ToolCall, ...]:
         return ()
     if not isinstance(raw, list):
         raise RowError(field, shown(raw), "a list")
-    return tuple(
-        read_call(f"{field}[{index}]", call.get("function", call) if isinstance(call, dict) else call)
-        for index, call in enumerate(raw)
-    )
+    return tuple(_wrapped(f"{field}[{index}]", call) for index, call in enumerate(raw))
 
 
 def read_call(field: str, raw: Any) -> ToolCall:
-    """{name, arguments}; arguments are an object or its JSON text. The interpreter's are code, or {code: ...}."""
+    """{name, arguments} or {name, parameters}; arguments are an object or its JSON text. The interpreter's are code, or
+    {code: ...}. Raises RowError when another key holds them."""
     if not isinstance(raw, dict):
         raise RowError(field, shown(raw), "an object {name, arguments}")
-    name, arguments = raw.get("name"), raw.get("arguments")
+    check_part(raw, field)
+    name, column = raw.get("name"), _arguments_key(field, raw)
     if not isinstance(name, str) or not name:
         raise RowError(f"{field}.name", shown(name), "the name of a function")
+    place, arguments = f"{field}.{column}", raw.get(column)
     if name == INTERPRETER:
-        return ToolCall(name, _code(f"{field}.arguments", arguments))
-    if isinstance(arguments, str) and arguments:
-        arguments = parsed(f"{field}.arguments", arguments)
+        return ToolCall(name, _code(place, arguments))
     if arguments in (None, ""):
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise RowError(f"{field}.arguments", shown(arguments), "an object or its JSON text")
-    return ToolCall(name, arguments)
+        return ToolCall(name, {})
+    found = parsed(place, arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(found, dict):
+        raise RowError(place, shown(found), "an object or its JSON text")
+    return ToolCall(name, found)
 
 
 def unread_in_calls(place: str, calls: Sequence[Row]) -> list[str]:
@@ -70,7 +71,7 @@ def unread_in_calls(place: str, calls: Sequence[Row]) -> list[str]:
 
 def by_calls(turns: list[Message], raws: Sequence[Row]) -> list[Message]:
     """The turns with the results of several calls in the order of the calls, as their `tool_call_id` says: templates
-    write no ids. Raises RowError for the id of no call."""
+    write no ids. Raises RowError for the id of no call, or of one that has its result."""
     ids: list[Any] = []
     ranks: list[tuple[int, int]] = []  # sorts results within their run, and moves nothing else
     for index, (turn, raw) in enumerate(zip(turns, raws, strict=True)):
@@ -83,9 +84,43 @@ def by_calls(turns: list[Message], raws: Sequence[Row]) -> list[Message]:
         if named is not None and any(name is not None for name in ids) and not known:
             raise RowError(f"messages[{index}].tool_call_id", shown(named), ", ".join(map(str, ids)))
         first = ranks[-1][0] if turns[index - 1].role == "tool" and index else index
-        ranks.append((first, known[0] if known else len(ids)))
+        rank = (first, known[0] if known else len(ids))
+        if named is not None and known and ranks.count(rank) == len(known):
+            raise RowError(f"messages[{index}].tool_call_id", f"{shown(named)} once more", "one result for each call")
+        ranks.append(rank)
     order = sorted(range(len(turns)), key=ranks.__getitem__)
     return [turns[index] for index in order]
+
+
+def _wrapped(field: str, call: Any) -> ToolCall:
+    """A call, perhaps inside {id, type, function}."""
+    inner = call.get("function", call) if isinstance(call, dict) else call
+    if inner is not call:
+        check_part(call, field)
+        if isinstance(inner, dict) and not _given(inner):
+            _check_nothing_held(field, call, WRAPPER_KEYS)
+    return read_call(field, inner)
+
+
+def _given(raw: Row) -> list[str]:
+    """The keys with a call's arguments."""
+    return [key for key in ARGUMENTS if raw.get(key) not in (None, "")]
+
+
+def _arguments_key(field: str, raw: Row) -> str:
+    given = _given(raw)
+    if len(given) > 1:
+        raise RowError(f"{field}.{given[1]}", f"a key beside {given[0]}", "one of the two")
+    if not given:
+        _check_nothing_held(field, raw, CALL_KEYS)
+    return given[0] if given else ARGUMENTS[0]
+
+
+def _check_nothing_held(field: str, raw: Row, known: Set[str]) -> None:
+    """Raise RowError when another key of a call without arguments holds what may be these."""
+    for key, value in raw.items():
+        if key not in known and filled(value) and str(value).lstrip()[0] in "{[":
+            raise RowError(field, f"a call without arguments, but with the key {key[:40]!r}", "the key arguments")
 
 
 def _tool(field: str, raw: Any) -> dict[str, Any]:

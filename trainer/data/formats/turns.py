@@ -1,14 +1,20 @@
 """Turns of a conversation, the same for every chat format: their order, whether each is trained, and what else a row
 says of them. Pure."""
 
-from collections.abc import Mapping, Sequence, Set
+import re
+from collections.abc import Container, Mapping, Sequence, Set
+from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from trainer.data.formats.values import Row, filled, shown
 from trainer.data.message import Conversation, Message, RowError
 
-FLAGS = ("loss", "weight", "train", "training")  # of XTuner and ms-swift, of OpenAI, of Axolotl
-MASKS = ("mask", "masked", "loss_mask")  # 1 is "trained" in some tools and "left out" in others
+# of XTuner and ms-swift, of OpenAI, of Axolotl, and of other tools; in any case, with any sign between the words
+FLAGS = frozenset({"loss", "weight", "train", "training", "trainable", "train_on", "do_train"})
+# what else decides about training, in a way that is not known here: a mask's 1 is "trained" in some tools and "left
+# out" in others
+LIKE_FLAGS = re.compile(r"(?:\w*_)?(?:loss|weights?|train|trained|training|trainable|masks?|masked)(?:_\w*)?")
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -17,19 +23,41 @@ def turn_fields(raw: Row, field: str, role: str, known: Set[str]) -> tuple[bool,
     turns can be trained. Raises RowError for a flag that is not clear."""
     if raw.keys() <= known:
         return True, NOTHING
-    rest = {key: value for key, value in raw.items() if key not in known and filled(value)}
-    if mask := next((key for key in MASKS if key in rest), ""):
-        raise RowError(f"{field}.{mask}", shown(raw[mask]), "loss: true or loss: false (a mask has two meanings)")
-    flags = {key: _flag(field, key, raw[key]) for key in FLAGS if raw.get(key) is not None}
-    if len(set(flags.values())) > 1:
-        said = ", ".join(f"{key} {shown(raw[key])}" for key in flags)
-        raise RowError(field, f"flags that contradict each other ({said})", "one flag")
+    flags = read_flags(raw, field)
     trained = all(flags.values())
     if flags and trained and role != "assistant":
         key = next(iter(flags))
         got = f"{shown(raw[key])} on a turn of the {role}"
         raise RowError(f"{field}.{key}", got, "no flag there: only the assistant's turns are trained")
-    return trained, {key: value for key, value in rest.items() if key not in flags}
+    return trained, {key: value for key, value in raw.items() if key not in {*known, *flags} and filled(value)}
+
+
+def read_flags(raw: Row, field: str) -> dict[str, bool]:
+    """What the flags of a turn say, by their keys; null says nothing. Raises RowError for a flag that is not clear."""
+    flags = {key: _flag(field, key, raw[key]) for key in raw if _says(key) in FLAGS and raw[key] is not None}
+    _refuse_flags(raw, field, flags, "loss: true or loss: false (other flags have no clear meaning)")
+    if len(set(flags.values())) > 1:
+        said = ", ".join(f"{key} {shown(raw[key])}" for key in flags)
+        raise RowError(field, f"flags that contradict each other ({said})", "one flag")
+    return flags
+
+
+def check_part(raw: Row, field: str) -> None:
+    """Raise RowError for a flag in a part of a turn: a turn is trained or not as a whole."""
+    _refuse_flags(raw, field, (), "no flag there, but loss: true or loss: false beside the turn's content")
+
+
+def _refuse_flags(raw: Row, field: str, read: Container[str], expected: str) -> None:
+    for key, value in raw.items():
+        if key not in read and filled(value) and _says(key):
+            raise RowError(f"{field}.{key}", shown(value), expected)
+
+
+@lru_cache(1000)
+def _says(key: str) -> str:
+    """The key as FLAGS has it, if it says whether something is trained."""
+    name = re.sub(r"[- ]|(?<=[a-z])(?=[A-Z])", "_", key).lower()
+    return name if LIKE_FLAGS.fullmatch(name) else ""
 
 
 def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None = None) -> Conversation:
@@ -71,7 +99,7 @@ def ordered(turns: Sequence[Message], column: str, places: Sequence[int] | None 
 def _flag(field: str, key: str, value: Any) -> bool:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    allowed = "0 or 1 (there are no weights in between)" if key == "weight" else "true or false"
+    allowed = "0 or 1 (there are no weights in between)" if key.lower() == "weight" else "true or false"
     raise RowError(f"{field}.{key}", shown(value), allowed)
 
 
@@ -82,8 +110,11 @@ def _joined(first: Message, second: Message) -> Message:
 def _problem(turn: Message, before: str, asked: bool, kept: Sequence[Message]) -> tuple[str, str]:
     """What is wrong with an assistant's or a tool's turn at this place, and what is allowed; else two empty texts."""
     if turn.role == "tool":
-        called = before == "tool" or (before == "assistant" and bool(kept[-1].calls))
-        return ("", "") if called else ("a tool's result without a call", "it after an assistant's call")
+        results = sum(1 for _ in takewhile(lambda one: one.role == "tool", reversed(kept)))
+        calls = len(kept[-1 - results].calls) if len(kept) > results else 0
+        if not calls:
+            return "a tool's result without a call", "it after an assistant's call"
+        return ("one more tool's result than calls", "one for each call") if results == calls else ("", "")
     if before == "assistant":
         return "two turns of the assistant in a row", "a turn of the user or a tool in between"
     if not asked:

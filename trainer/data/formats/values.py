@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from trainer.data.doubled import doubled_key
 from trainer.data.message import RowError
 
 Row = dict[str, Any]
@@ -89,6 +90,9 @@ def optional_items(row: Row, column: str) -> list[Any]:
 def parsed(field: str, value: str) -> Any:
     """What a JSON text holds."""
     try:
-        return from_json(value, allow_inf_nan=False)
+        found = from_json(value, allow_inf_nan=False)
     except ValueError as error:
         raise RowError(field, f"{shown(value)}, which is no JSON ({error})", "JSON") from error
+    if (key := doubled_key(value.encode(), found)) is not None:
+        raise RowError(field, f"the key {key[:40]!r} more than once in an object", "each key once")
+    return found

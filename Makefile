@@ -9,7 +9,7 @@ BIN := .venv/bin
 REQUIRE ?=
 APT_PACKAGES := slurm-wlm slurm-wlm-jwt-plugin munge podman runc debootstrap busybox g++
 
-.PHONY: venv demo test test-real coverage lint test-deps bench-cli docs clean
+.PHONY: venv demo test test-unit test-real coverage lint test-deps bench-cli docs clean
 
 demo: venv
 	$(BIN)/launch local examples/quickstart/base.yaml
@@ -32,14 +32,14 @@ lint: venv
 
 # One pass over everything: a linter that complains does not hide what the tests say. The tests run in lanes side by
 # side, because most of them wait for processes; what the later lanes printed comes after the first.
-LANES := clusters trainer_1 trainer_2 unit
+LANES := clusters processes trainer_1 trainer_2
 clusters := tests/contract tests/e2e_k8s tests/e2e_slurm
+processes := tests/process tests/fake_k8s tests/unit
 # so chosen that both lanes of the trainer take about equally long
 TRAINER_2 := chat checkpoint_files compose export families internlm2 lora_targets merge new_model quickstart real \
   remote_code results resume_zero sample vision xcomposer2
 trainer_2 := $(foreach name,$(TRAINER_2),$(wildcard tests/trainer/test_$(name)*.py))
 trainer_1 := $(filter-out $(trainer_2),$(wildcard tests/trainer/test_*.py)) tests/gpu
-unit := tests/unit
 PYTEST = $(BIN)/python -m pytest --durations=12 --require=$(REQUIRE) $($(1))
 
 test: export OMP_WAIT_POLICY := passive
@@ -52,6 +52,10 @@ test: venv
 	echo "== pytest: $(lane)"; cat .tests-$(lane).log; )\
 	if [ -n "$$failed" ]; then echo -e "failed:$$failed" >&2; exit 1; fi
 
+# In one process, on no server and no clock: while one works on the launcher or the data pipeline.
+test-unit: venv
+	$(BIN)/python -m pytest tests/unit
+
 # Apart from `make test`: a real model, and minutes of training on it.
 test-real: export OMP_WAIT_POLICY := passive
 test-real: venv
@@ -59,7 +63,7 @@ test-real: venv
 
 # Apart from `make test`: tracing makes it slower.
 coverage: venv
-	$(BIN)/coverage run -m pytest $(trainer_1) $(trainer_2) $(unit)
+	$(BIN)/coverage run -m pytest $(trainer_1) $(trainer_2) $(processes)
 	$(BIN)/coverage report --skip-covered
 
 test-deps:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import warm_launch
+
 
 @dataclass
 class Launch:
@@ -29,6 +31,8 @@ class Launch:
 
     def run(self, *args: str, timeout_s: float = 120, stdin: int | None = None) -> "subprocess.CompletedProcess[str]":
         """A command to its end, whatever its exit code. `stdin`: a descriptor in place of this process's."""
+        if self.python == sys.executable and "PYTHONPATH" not in self.env and stdin in (None, subprocess.DEVNULL):
+            return warm_launch.run(args, self.cwd, self.environ(), timeout_s)
         return subprocess.run([self.python, "-m", "launcher.cli", *args], cwd=self.cwd, env=self.environ(), text=True,
                               capture_output=True, timeout=timeout_s, check=False, stdin=stdin)
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.cli_runner import Launch
 # Models of tests are too small to share among cores, and the lanes of `make test` use them all. Torch reads this when
 # it is loaded; so do the trainers that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The interpreter itself, not a version manager's shim, which takes several times as long to start, in every fake.
+os.environ["PATH"] = f"{Path(sys.base_prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

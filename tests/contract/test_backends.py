@@ -258,7 +258,7 @@ def test_code_stays_as_it_was_and_comes_before_the_jobs_own_python_path(site):
 def test_a_training_takes_no_modules_from_its_working_folder(site):
     """Whoever writes there could be another run. Its results are there already, so it has nothing to do."""
     if site.backend == "kubernetes":
-        pytest.skip("on a volume there: unit/test_k8s_code")
+        pytest.skip("on a volume there: fake_k8s/test_k8s_code")
     if site.profile:
         site.profile = {**site.profile, "python": sys.executable}
     train = {"model": {"path": "/m"}, "data": {"sources": [{"path": "/d"}]}, "settings": {"output_dir": "out"}}

@@ -1,29 +1,32 @@
-"""A fake Kubernetes, and the back end that speaks to it."""
+"""The rule of this folder: a test runs in its own process, asks no server and waits for no clock. What cannot keep it
+lies in tests/process or tests/fake_k8s."""
 
-from collections.abc import Iterator
+import os
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from launcher.backends.kubernetes.backend import KubernetesBackend
-from launcher.runs.store import RunStore
-from tests.fakes.kubernetes import FakeCluster
+READERS = {"bash", "sh", "rm"}  # they judge at once what was written for them
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
-    """A cluster of three nodes."""
-    with FakeCluster(tmp_path / "cluster") as found:
-        yield found
+@pytest.fixture(autouse=True)
+def in_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts a process, serves, or sleeps is told where that belongs."""
 
+    def refuse(*_args: object) -> None:
+        pytest.fail("a unit test starts no process, serves nothing and waits for no clock: see tests/process")
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    """An empty run folder."""
-    return RunStore(tmp_path / "home")
+    start = subprocess.Popen.__init__
 
+    def started(process: subprocess.Popen, args: list[str], *more: object, **options: object) -> None:
+        if Path(args[0]).name not in READERS:
+            refuse()
+        start(process, args, *more, **options)
 
-@pytest.fixture
-def backend(cluster: FakeCluster, store: RunStore) -> KubernetesBackend:
-    """The back end, with the fake's kubeconfig."""
-    return KubernetesBackend(store, {"KUBECONFIG": str(cluster.kubeconfig)})
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(time, "sleep", refuse)
+    monkeypatch.setattr(os, "fork", refuse)

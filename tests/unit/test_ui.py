@@ -1,11 +1,9 @@
 """Output: data on stdout, talk on stderr, colour on terminals only."""
 
 import json
-import os
 import pty
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pytest
 from hypothesis import given
@@ -105,23 +103,26 @@ def test_the_values_of_a_step_line_are_coloured_on_a_terminal_only(program):
 def on_a_terminal(program, no_color=""):
     """What a program writes to a terminal."""
     leader, follower = pty.openpty()
-    subprocess.run([sys.executable, "-c", program], stdout=follower, check=True,
-                   env={**os.environ, "NO_COLOR": no_color, "TERM": "xterm", "COLUMNS": "80"})
-    os.close(follower)
-    shown = os.read(leader, 100000).decode()
-    os.close(leader)
-    return shown
+    with open(follower, "w") as terminal, redirect_stdout(terminal), pytest.MonkeyPatch.context() as patch:
+        for name, value in {"NO_COLOR": no_color, "TERM": "xterm", "COLUMNS": "80"}.items():
+            patch.setenv(name, value)
+        exec(program, {})
+    shown = b""
+    with open(leader, "rb", buffering=0) as screen, suppress(OSError):  # a terminal that nobody has open any more
+        while part := screen.read(100_000):
+            shown += part
+    return shown.decode()
 
 
 def test_what_goes_to_a_file_does_not_come_to_the_terminal(tmp_path):
-    program = f"import sys; sys.stderr = open({str(tmp_path / 'err')!r}, 'w')" + SHOW.replace(
-        "ui.print_table", "ui.note('told'); ui.print_table") + """
+    program = SHOW.replace("ui.print_table", "ui.note('told'); ui.print_table") + """
 def noting():
     ui.note("told meanwhile")
     yield [LogLine(0, b"line")]
 ui.print_logs(noting(), nodes=1)
 """
-    assert "told" not in on_a_terminal(program)
+    with open(tmp_path / "err", "w") as errors, redirect_stderr(errors):
+        assert "told" not in on_a_terminal(program)
     assert (tmp_path / "err").read_text() == "* told\n* told meanwhile\n"
 
 
@@ -187,12 +188,11 @@ def test_neither_a_step_nor_a_name_is_obeyed_in_the_bar():
     assert "[b]name[/b]" in shown
 
 
-def test_what_the_trainer_prints_of_rows_and_answers_is_safe_on_a_terminal_and_in_a_log():
-    program = r"from trainer.output import complain, show; show('A: \x1b[2J\u202e')"
-    assert "A: ␛[2J<U+202E>" in on_a_terminal(program)
-    done = subprocess.run([sys.executable, "-c", program + r"; complain('error: \x9b2J\n')"], capture_output=True,
-                          text=True, check=True)
-    assert (done.stdout, done.stderr) == ("A: ␛[2J<U+202E>\n", "error: <U+009B>2J\n")
+def test_what_the_trainer_prints_of_rows_and_answers_is_safe_on_a_terminal_and_in_a_log(capsys):
+    assert "A: ␛[2J<U+202E>" in on_a_terminal(r"from trainer.output import show; show('A: \x1b[2J\u202e')")
+    output.show("A: \x1b[2J\u202e")
+    output.complain("error: \x9b2J\n")
+    assert capsys.readouterr() == ("A: ␛[2J<U+202E>\n", "error: <U+009B>2J\n")
 
 
 def test_printable_keeps_text_and_colours():

@@ -41,6 +41,16 @@ def test_a_render_loads_no_client_and_no_back_end(backend, tmp_path):
         (".backend", ".client", ".processes"))}
 
 
+def test_an_estimate_touches_neither_torch_nor_a_file():
+    script = ("import builtins, sys, trainer.estimate as module; assert 'torch' not in sys.modules\n"
+              "from trainer.config import TrainConfig\n"
+              "job = module.Job(TrainConfig.model_validate({'model': {'path': 'x'}, 'data': {'sources': [{'path': 'x'}]"
+              "}}), module.HUB_SHAPES['internlm/internlm2-7b'], module.Placement(1, 1))\n"
+              "del builtins.open\nprint(module.estimate(job).parameters, 'torch' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "7737708544 False\n", done.stderr
+
+
 def test_layers_hold():
     lint = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
     done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True)

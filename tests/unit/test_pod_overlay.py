@@ -16,7 +16,7 @@ from launcher.services.prepare import Request, prepare
 from launcher.services.rendering import rendered
 from tests import crds, jobs, k8s_runs
 from tests.cli_runner import Launch
-from tests.unit.test_import_rules import loaded_by
+from tests.process.test_import_rules import loaded_by
 
 API_VERSION = kubernetes_validate.latest_version()
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -11,7 +11,7 @@ import click
 
 from launcher.backends.processes import run_in_front
 from launcher.errors import BackendError, JobFailedError, SpecError
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 from launcher.services.options import run_store
 
 CONFIG_ERROR, INTERRUPTED, CLOSED_PIPE = 78, 130, 141  # trainer/errors.py, trainer/cli.py

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.runs.store import Run, RunStore
+from launcher.runs.store import RunStore
+from tests.records import a_run
 
 # stands for the trainer: says how it was called, and ends as asked
 TRAINER = """import os, signal, sys
@@ -48,8 +49,7 @@ def runs(tmp_path, launch_home):
     store = RunStore(launch_home)
     for number, (name, output) in enumerate((("first-1a", None), ("second-2b", tmp_path / "out"))):
         store.claim(name)
-        store.save(Run(name, name, "local", f"local://{name}", None, 1, f"2026-01-0{number + 1}", str(tmp_path / "job"),
-                       str(output) if output else None))
+        store.save(a_run(name, created=f"2026-01-0{number + 1}", job_dir=str(tmp_path / "job"), output_dir=output))
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -96,7 +96,7 @@ def test_what_is_nothing_ends_with_4(verb, runs):
 def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path):
     store = RunStore(launch_home)
     store.claim("second-3c")
-    store.save(Run("second-3c", "x", "local", "local://second-3c", None, 1, "2026-01-03", str(tmp_path)))
+    store.save(a_run("second-3c", created="2026-01-03"))
     code, _, err = verb("chat", "second")
     assert code == 4 and "which is the start of second-2b, second-3c" in err
 

@@ -11,8 +11,9 @@ from launcher.backends.kubernetes.backend import KubernetesBackend
 from launcher.backends.kubernetes.client import Kube
 from launcher.job.plan import Plan
 from launcher.logs.line import LogLine, LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
-from launcher.runs.store import Run
+from launcher.services.submit import foreseen_run
 from tests import jobs
 from tests.fakes.kubernetes import FakeCluster
 
@@ -33,7 +34,10 @@ def submit(backend: KubernetesBackend, plan: Plan, secrets: dict[str, str] | Non
     """Send a plan, as `launch submit` does."""
     backend.store.claim(plan.run_id)
     folder = backend.store.folder(plan.run_id)
-    run = backend.submit(jobs.rendered(plan), Submission(secrets or {}, folder, folder))
+    what = jobs.rendered(plan)
+    foreseen = foreseen_run(plan, None, folder, backend.place(what))
+    sent = backend.submit(what, Submission(secrets or {}, folder, folder))
+    run = foreseen.sent(sent.handle, sent.place)
     backend.store.save(run)
     return run
 

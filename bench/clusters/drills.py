@@ -35,7 +35,8 @@ from launcher.kinds.train.drill import Kind, drill_overrides, plan_drill  # noqa
 from launcher.kinds.train.drill_check import check_record, steps_lost  # noqa: E402
 from launcher.kinds.train.drill_record import Record  # noqa: E402
 from launcher.logs.line import LogQuery  # noqa: E402
-from launcher.runs.store import Run, RunStore  # noqa: E402
+from launcher.runs.record import Run  # noqa: E402
+from launcher.runs.store import RunStore  # noqa: E402
 from launcher.services.drill import Course, conduct  # noqa: E402
 from launcher.services.prepare import Request, prepare  # noqa: E402
 from launcher.services.submit import submit_run  # noqa: E402

@@ -25,7 +25,8 @@ from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.kubernetes.logs.pods import read_logs
 from launcher.backends.kubernetes.logs.source import Pod
 from launcher.logs.line import LogQuery
-from launcher.runs.store import Run, RunStore, now
+from launcher.runs.record import Run
+from launcher.runs.store import RunStore, now
 from launcher.terminal import ui
 
 NODES, LINES, REPLACED, BREAKS, SEED = 64, 20_000, 20, 200, 20261124
@@ -217,8 +218,10 @@ def start_follower(folder: Path, nodes: int, **more: Any) -> "subprocess.Popen[b
     """`launch logs -f` of the server's run."""
     store = RunStore(folder / "home")
     store.claim("bench")
-    store.save(Run("bench", "bench", "kubernetes", "k8s://bench/default/bench", None, nodes, now(), str(folder),
-                   context="bench", namespace="default"))
+    place = {"context": "bench", "namespace": "default", "kubernetes_kind": "Job", "repair": "ask"}
+    store.save(Run(run_id="bench", name="bench", kind="run", backend="kubernetes", handle="k8s://bench/default/bench",
+                   cluster=None, nodes=nodes, processes_per_node=1, grace_s=30, restarts=0, created=now(),
+                   job_dir=str(folder), outputs=None, exit_codes={}, place=place))
     environ = {**os.environ, "LAUNCH_HOME": str(folder / "home"), "KUBECONFIG": str(folder / "kubeconfig")}
     return subprocess.Popen([sys.executable, "-m", "launcher.cli", "logs", "-f", "bench"], env=environ, **more)
 

@@ -10,8 +10,8 @@ from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
 from launcher.logs.line import Batch, LogQuery
 from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus
-from launcher.runs.store import Run
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,14 @@ class Submission:
     run_dir: Path
     job_dir: Path
     snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A run that was sent: its address, and what its back end needs to find it again (Run.place)."""
+
+    handle: str
+    place: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,12 @@ class Backend(ABC):
     def check(self, rendered: Rendered) -> None:
         """Ask the cluster whether it would take this, sending nothing that stays."""
 
+    def place(self, rendered: Rendered) -> dict[str, str]:
+        """As much of Run.place as is known before anything is sent: it finds a run whose submit was killed."""
+        return {}
+
     @abstractmethod
-    def submit(self, rendered: Rendered, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Send what was rendered. On failure nothing stays behind."""
 
     @abstractmethod
@@ -80,8 +92,24 @@ class RepairsNodes(ABC):
         """Nodes on lost machines that nobody replaces by itself."""
 
     @abstractmethod
+    def repairs_unasked(self, run: Run) -> bool:
+        """Whether the cluster's profile says that lost nodes are repaired without asking."""
+
+    @abstractmethod
     def repair(self, run: Run, lost: list[LostNode]) -> None:
         """Give up what ran on these machines, so that it is started again elsewhere. They must really be gone."""
+
+
+class KeepsObjects(ABC):
+    """What was made for a run stays for a while after its end."""
+
+    @abstractmethod
+    def drop_secrets(self, run: Run) -> None:
+        """Remove the secrets of a run that has ended. Called when that is first seen."""
+
+    @abstractmethod
+    def discard(self, run: Run) -> None:
+        """Remove all that an ended run has left there. Calling it again changes nothing."""
 
 
 class LeavesStrays(ABC):

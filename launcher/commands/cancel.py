@@ -7,10 +7,11 @@ import sys
 import click
 
 from launcher.backends.registry import load_backend
-from launcher.commands.list import state_of
 from launcher.errors import SpecError
 from launcher.job.quantities import rough_duration
-from launcher.runs.store import Run, RunStore
+from launcher.runs.record import Run
+from launcher.runs.store import RunStore
+from launcher.services.ends import state_of, status_of
 from launcher.services.options import agreed, run_argument, run_store, yes_option
 from launcher.terminal import ui
 
@@ -30,15 +31,15 @@ def command(run: str | None, yes: bool) -> None:
     if must_ask and not ui.is_terminal(sys.stdin):
         raise _unnamed(store)
     backend = load_backend(found.backend, store, dict(os.environ))
-    before = backend.status(found).state
+    before = status_of(backend, store, found).state
     if before.ended:
-        store.drop_secrets(found.run_id)
         ui.note(f"{found.run_id} has ended already: {before}")
         return
     again = f"launch cancel {found.run_id}"
     if not agreed(f"cancel {_described(found, before)}?", yes=not must_ask, again=again):
         return
     backend.cancel(found)
+    status_of(backend, store, found)
     store.drop_secrets(found.run_id)
     ui.note(f"{found.run_id}: cancelled")
 

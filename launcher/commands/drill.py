@@ -15,8 +15,10 @@ from launcher.job.prepared import Prepared
 from launcher.kinds.train.drill import KINDS, Drill, Kind, drill_overrides, plan_drill
 from launcher.kinds.train.drill_check import Check, check_record, steps_lost
 from launcher.kinds.train.kind import Train
-from launcher.runs.store import Run
+from launcher.runs.record import Run
+from launcher.runs.store import RunStore
 from launcher.services.drill import Course, conduct
+from launcher.services.ends import status_of
 from launcher.services.options import backend_option, job_options, json_option, run_store
 from launcher.services.prepare import Request, checked_run_id, prepare
 from launcher.services.submit import submit_run
@@ -45,7 +47,7 @@ def command(request: Request, backend: str | None, run_id: str | None, **more: A
         if not isinstance(target, InjectsFaults):
             raise BackendError(f"back end {prepared.profile.backend} cannot inject faults")
         run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
-    course, state = _carried_out(drill, target, run)
+    course, state = _carried_out(drill, target, store, run)
     checks = check_record(course.record, drill.expected, state=state)
     _report(drill, run, course, checks, json_lines=more["json_output"])
 
@@ -60,7 +62,7 @@ def _prepared(request: Request, kind: Kind) -> Prepared:
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 
 
-def _carried_out(drill: Drill, target: Backend, run: Run) -> tuple[Course, str]:
+def _carried_out(drill: Drill, target: Backend, store: RunStore, run: Run) -> tuple[Course, str]:
     """What happened, and the state the run ended in. Whatever goes wrong on the way, the job is ended."""
     assert isinstance(target, InjectsFaults)  # noqa: S101
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,7 +76,7 @@ def _carried_out(drill: Drill, target: Backend, run: Run) -> tuple[Course, str]:
     finally:
         if run.output_dir:  # a folder that only this drill wrote to
             shutil.rmtree(run.output_dir, ignore_errors=True)
-    return course, target.status(run).state
+    return course, status_of(target, store, run).state
 
 
 def _report(drill: Drill, run: Run, course: Course, checks: list[Check], *, json_lines: bool) -> None:

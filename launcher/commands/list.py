@@ -1,13 +1,8 @@
 """launch list."""
 
-import os
-
 import click
 
-from launcher.backends.registry import load_backend
-from launcher.errors import LaunchError
-from launcher.runs.status import State
-from launcher.runs.store import Run, RunStore
+from launcher.services.ends import state_of
 from launcher.services.options import json_option, run_store
 from launcher.terminal import ui
 
@@ -27,12 +22,3 @@ def command(json_output: bool) -> None:
     else:
         ui.print_table(["RUN", "STATE", "NODES", "CREATED", "HANDLE"],
                        [[run.run_id, state, str(run.nodes), run.created[:19], run.handle] for run, state in rows])
-
-
-def state_of(store: RunStore, run: Run) -> State:
-    """Unknown, with a warning, when its back end cannot be asked."""
-    try:
-        return load_backend(run.backend, store, dict(os.environ)).status(run).state
-    except LaunchError as error:
-        ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
-        return State.UNKNOWN

@@ -4,14 +4,16 @@ import datetime
 import os
 import re
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import click
 
 from launcher.backends.registry import load_backend
+from launcher.errors import LaunchError
 from launcher.job.quantities import duration_s
 from launcher.logs.line import LogQuery
+from launcher.services.ends import status_of
 from launcher.services.follow import waiting_told
 from launcher.services.options import json_option, run_argument, run_store
 from launcher.terminal import ui
@@ -62,4 +64,7 @@ def command(run: str | None, json_output: bool, **picks: Any) -> None:
     query = LogQuery(**picks, live=picks["follow"] and not json_output and ui.is_terminal(sys.stdout))
     with waiting_told(backend, found) if query.follow else nullcontext():
         ui.print_logs(backend.logs(found, query), nodes=found.nodes, json_lines=json_output)
+    if query.follow:
+        with suppress(LaunchError):  # the lines were the answer
+            status_of(backend, store, found)
     store.collect_results(found)

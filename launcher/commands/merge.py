@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from launcher.errors import NotFoundError, SpecError
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 from launcher.services.options import run_argument, run_store
 from launcher.services.trainer_process import find_place, option_words, run_trainer
 
@@ -39,8 +39,10 @@ def command(run: str | None, target: Path, layout: str, gguf: str | None, no_che
 
 def _require_end(run: Run) -> None:
     from launcher.backends.registry import load_backend
+    from launcher.services.ends import status_of
 
-    state = load_backend(run.backend, run_store(), dict(os.environ)).status(run).state
+    store = run_store()
+    state = status_of(load_backend(run.backend, store, dict(os.environ)), store, run).state
     if not state.ended and state.value != "unknown":
         raise SpecError(f"{run.run_id}: got a run that is {state}, allowed: one that has ended",
                         f"wait for it: launch logs -f {run.run_id}; or name a checkpoint-N folder of its output")

@@ -27,6 +27,6 @@ def command(run: str | None, yes: bool) -> None:
         return
     for node in lost:
         ui.note(lost_words(found, node))
-    yes = yes or found.repair == "auto"
+    yes = yes or backend.repairs_unasked(found)
     if agreed(f"give up {node_words(lost)} of {found.run_id}?", yes=yes, again=f"launch repair --yes {found.run_id}"):
         repair_nodes(backend, found, lost)

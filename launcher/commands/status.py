@@ -6,6 +6,7 @@ import os
 import click
 
 from launcher.backends.registry import load_backend
+from launcher.services.ends import status_of
 from launcher.services.options import json_option, run_argument, run_store
 from launcher.terminal import ui
 
@@ -17,9 +18,7 @@ def command(run: str | None, json_output: bool) -> None:
     """States: pending, running, succeeded, failed, cancelled, unknown; the same words on every back end."""
     store = run_store()
     found = store.find(run)
-    status = load_backend(found.backend, store, dict(os.environ)).status(found)
-    if status.state.ended:
-        store.drop_secrets(found.run_id)
+    status = status_of(load_backend(found.backend, store, dict(os.environ)), store, found)
     if json_output:
         ui.as_json({"run": found.run_id, "handle": found.handle, **dataclasses.asdict(status)})
         return

@@ -1,5 +1,6 @@
 """How a run is, in the words that all back ends use. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,21 +21,20 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
-EXIT_CODES = {
-    70: "training diverged",
-    78: "wrong configuration or data",
-    126: "the command may not be run",
-    127: "the command was not found",
-    137: "killed (SIGKILL)",
-    139: "crashed (SIGSEGV)",
-    143: "stopped (SIGTERM)",
+# What a shell's own exit codes mean, whatever it runs.
+_OF_THE_SHELL = {
+    "126": "the command may not be run",
+    "127": "the command was not found",
+    "137": "killed (SIGKILL)",
+    "139": "crashed (SIGSEGV)",
+    "143": "stopped (SIGTERM)",
 }
 
 
-def exit_words(code: int | None) -> str:
-    """An exit code for people."""
-    meaning = f" ({EXIT_CODES[code]})" if code in EXIT_CODES else ""
-    return f"exit code {code}{meaning}"
+def exit_words(code: int | None, meanings: Mapping[str, str]) -> str:
+    """An exit code for people. `meanings`: those of the run's kind (Run.exit_codes)."""
+    meaning = meanings.get(str(code)) or _OF_THE_SHELL.get(str(code))
+    return f"exit code {code}" + (f" ({meaning})" if meaning else "")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,17 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A run as its back end sees it. `reason` says in plain words why it waits or how it ended."""
+    """A run as its back end sees it. `reason` says in plain words why it waits or how it ended; `ended_at` when, if the
+    back end knows; `gone`: the back end has nothing of it any more, so nothing more will happen."""
 
     state: State
     reason: str | None = None
     exit_code: int | None = None
     nodes: tuple[NodeStatus, ...] = ()
+    ended_at: str | None = None
+    gone: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the run is left to be ended."""
+        return self.state.ended or self.gone

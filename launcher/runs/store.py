@@ -1,10 +1,11 @@
 """The run folder: what this machine knows of each run it launched.
 
-`$LAUNCH_HOME/runs/ID/` (default `~/.local/share/launch`) holds `run.json` (a Run), `render.yaml` or `render.sh`
-(what was sent), `logs/` (archived or live) and the small files of the trainer's output folder. Plain files;
-two processes may use them at once: a run id is claimed by creating its folder, and files are replaced whole. Both are
-atomic on NFS too, so machines may share the folder; no lock is needed for it. (A local run holds a flock as long as it
-lives; where a file system has none, `launch submit` of a local job says so.)
+`$LAUNCH_HOME/runs/ID/` (default `~/.local/share/launch`) holds `run.json` (the record, see record.py), `render.yaml` or
+`render.sh` (what was sent), `logs/` (archived or live), `code` (see code_store.py) and, below `results/`, the small
+files of the run's output folder. Plain files; two processes may use them at once: a run id is claimed by creating its
+folder, and files are replaced whole. Both are atomic on NFS too, so machines may share the folder; no lock is needed
+for it. (A local run holds a flock as long as it lives; where a file system has none, `launch submit` of a local job
+says so.)
 
 `$LAUNCH_HOME/refused.json` is there while the last job that was to be started was refused: then no other run is meant
 by a command that names none.
@@ -17,38 +18,15 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import cast
 
 from launcher.errors import LaunchError, NotFoundError
-from trainer.config import MARKER
+from launcher.runs.code_store import CodeStore
+from launcher.runs.record import End, Outputs, Run, read_record, record_text
 
 SMALL_FILE = 4 * 2**20
 SHOWN_MATCHES, SHOWN_REASON = 10, 300
-RESULTS = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One launched job. `handle` is its address; `output_dir` is absolute where this machine can reach it."""
-
-    run_id: str
-    name: str
-    backend: str
-    handle: str
-    cluster: str | None
-    nodes: int
-    created: str
-    job_dir: str
-    output_dir: str | None = None
-    context: str | None = None
-    namespace: str | None = None
-    job_id: str | None = None
-    processes_per_node: int = 1
-    kind: str | None = None
-    repair: str = "ask"
 
 
 class RunStore:
@@ -57,6 +35,7 @@ class RunStore:
     def __init__(self, home: Path, again: Callable[[str], str] = "launch status {}".format) -> None:
         """`again`: the command to type for a run of this id."""
         self.root, self._again = home / "runs", again
+        self.code = CodeStore(home)
         self._refused = home / "refused.json"
 
     def folder(self, run_id: str) -> Path:
@@ -87,8 +66,21 @@ class RunStore:
         return True
 
     def forget(self, run_id: str) -> None:
-        """Remove the folder of a run that was never sent."""
+        """Remove the folder of a run that was never sent, and its code when no other run needs it."""
         shutil.rmtree(self.folder(run_id), ignore_errors=True)
+        with suppress(OSError):  # `launch prune` finds it
+            self.code.sweep()
+
+    def remove(self, run_id: str) -> None:
+        """Remove all that this machine has of a run that has ended. Raises LaunchError when something stays."""
+        try:
+            shutil.rmtree(self.folder(run_id))
+            self.code.sweep()
+        except FileNotFoundError:
+            return  # another process was faster
+        except OSError as error:
+            raise LaunchError(f"{error.filename}: cannot be removed: {error.strerror}",
+                              f"make it writable, then remove the rest: rm -r {self.folder(run_id)}") from error
 
     def drop_secrets(self, run_id: str) -> None:
         """Remove the secrets of a run that has ended; one that is started again needs them."""
@@ -96,7 +88,16 @@ class RunStore:
 
     def save(self, run: Run) -> None:
         """Write `run.json`, whole or not at all."""
-        write_whole(self.folder(run.run_id) / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+        write_whole(self.folder(run.run_id) / "run.json", record_text(run))
+
+    def note_end(self, run: Run, end: End | None) -> bool:
+        """Write down how a run has ended, unless somebody has already; None: it was started again. Whether something
+        was written: not over a record that a submit is about to complete."""
+        found = _read(self.folder(run.run_id) / "run.json")
+        if not isinstance(found, Run) or not found.was_sent or (found.end is None) == (end is None):
+            return False
+        self.save(dataclasses.replace(found, end=end))
+        return True
 
     def all(self) -> list[Run]:
         """Every submitted run, oldest first. Records that cannot be used are left out, see `damaged`."""
@@ -168,22 +169,24 @@ class RunStore:
         return {run_id: record for run_id, record in found.items() if record is not None}
 
     def collect_results(self, run: Run) -> None:
-        """Copy the small files of the trainer's output folder into the run folder, where they can be reached; not of
-        a folder that another run has written last."""
-        source = Path(run.output_dir) if run.output_dir else None
-        if source is None or not source.is_dir() or _owner(source) not in (None, run.run_id):
+        """Copy the small files of the run's output folder into the run folder, where they can be reached; not of a
+        folder that another run has written last."""
+        if run.outputs is None or run.outputs.folder is None or _owner(run.outputs) not in (None, run.run_id):
             return
-        for path in {path for pattern in RESULTS for path in source.glob(pattern)}:
+        source = Path(run.outputs.folder)
+        for path in {path for pattern in run.outputs.patterns for path in source.glob(pattern)}:
             if path.is_file() and path.stat().st_size <= SMALL_FILE:
                 target = self.folder(run.run_id) / "results" / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
 
 
-def _owner(output_dir: Path) -> str | None:
+def _owner(outputs: Outputs) -> str | None:
     """The run that an output folder belongs to; None when that cannot be known."""
+    if outputs.folder is None or outputs.owner_file is None:
+        return None
     try:
-        found = json.loads((output_dir / MARKER).read_text(encoding="utf-8"))["run"]
+        found = json.loads((Path(outputs.folder) / outputs.owner_file).read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return str(found)
@@ -236,19 +239,10 @@ def _sorted(records: Mapping[str, Run | str]) -> list[Run]:
 def _read(path: Path) -> Run | str | None:
     """A run, why its record cannot be used, or None when it is just being removed."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path.read_bytes(), path.parent.name)
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except ValueError:
-        return "is damaged: no JSON"
-    if not isinstance(values, dict):
-        return "is damaged: no run"
-    known = {key: values[key] for key in Run.__dataclass_fields__ if key in values}
-    fields = dataclasses.fields(Run)
-    wrong = [field.name for field in fields
-             if not isinstance(known.get(field.name, field.default), cast(type, field.type))]
-    if wrong or known["run_id"] != path.parent.name:
-        return f"is not of this run, or of another version of launch ({', '.join(wrong) or 'run_id'})"
-    return Run(**known)
+    except ValueError as error:
+        return str(error)

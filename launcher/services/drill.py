@@ -11,7 +11,7 @@ from launcher.errors import JobFailedError
 from launcher.kinds.train.drill import Drill, Moment
 from launcher.kinds.train.drill_record import Record
 from launcher.logs.line import LogQuery
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 from launcher.backends.base import Backend
 from launcher.errors import JobFailedError, LaunchError
 from launcher.logs.line import LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
-from launcher.runs.store import Run, RunStore
+from launcher.runs.store import RunStore
+from launcher.services.ends import status_of
 from launcher.services.lost_nodes import minding_lost_nodes
 from launcher.terminal import ui
 
@@ -26,7 +28,7 @@ def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None)
     query = LogQuery(follow=True, live=ui.is_terminal(sys.stderr))
     with waiting_told(backend, run):
         ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
-    status = backend.status(run)
+    status = status_of(backend, store, run)
     store.collect_results(run)
     if status.state is not State.SUCCEEDED:
         raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from launcher.backends.base import Backend, LostNode, RepairsNodes
 from launcher.errors import BackendError
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 from launcher.terminal import ui
 
 LOOK_EVERY_S = 10
@@ -29,14 +29,15 @@ def minding_lost_nodes(backend: Backend, run: Run, every_s: float = LOOK_EVERY_S
 
 def _mind(backend: RepairsNodes, run: Run, every_s: float, stop: threading.Event) -> None:
     told: set[LostNode] = set()
+    unasked = backend.repairs_unasked(run)
     while not stop.wait(every_s):
         try:
             new = [node for node in backend.lost(run) if node not in told]
             for node in new:
-                hint = "" if run.repair == "auto" else f"; if it stays away: launch repair {run.run_id}"
+                hint = "" if unasked else f"; if it stays away: launch repair {run.run_id}"
                 ui.note(lost_words(run, node) + hint)
             told.update(new)
-            if new and run.repair == "auto":
+            if new and unasked:
                 repair_nodes(backend, run, new)
         except BackendError as error:
             ui.warn(f"{run.run_id}: lost machines were not looked after: {error.message}")

@@ -61,7 +61,7 @@ def prepared_run(request: Request, store: "RunStore", resume: str | None, *, new
     if new_folder:
         raise SpecError("--resume, --new: only one of the two can be given")
     run = store.find(resume)
-    prepared = prepare(dataclasses.replace(request, output_dir=folder_of(run, store, request)), os.environ)
+    prepared = prepare(dataclasses.replace(request, output_dir=folder_of(run, request)), os.environ)
     refuse_elsewhere(run, prepared)
     return prepared
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.job.kind import Kind, Resumable
 from launcher.job.prepared import Prepared
-from launcher.kinds.train.kind import CONFIG
-from launcher.runs.store import Run, RunStore
+from launcher.kinds.registry import able_to
+from launcher.runs.record import Run
 from launcher.services.prepare import Request
 
 COMMAND = "LAUNCH_COMMAND"  # how a job learns what was typed: the trainer's hints repeat it (trainer/command.py)
@@ -38,24 +38,23 @@ def _field(override: str) -> str:
     return override.partition("=")[0].strip()
 
 
-def folder_of(run: Run, store: RunStore, request: Request) -> str:
+def folder_of(run: Run, request: Request) -> str:
     """The output folder that a run was given, as a job in the request's folder names it. Raises SpecError for a run
-    that does not train."""
-    import yaml
-
-    try:
-        text = (store.folder(run.run_id) / CONFIG).read_text(encoding="utf-8")
-        named = str(yaml.safe_load(text)["settings"]["output_dir"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        raise SpecError(f"--resume: got {run.run_id}, allowed: a run of a job with `train`",
-                        "list the runs: launch list") from error
-    if run.backend == "kubernetes" or Path(run.job_dir) == request.path.absolute().parent:
-        return named
-    return str(Path(run.job_dir) / named)
+    that has none."""
+    if run.outputs is None:
+        able = " or ".join(f"`{key}`" for key in able_to(Resumable))
+        raise SpecError(f"--resume: must be a run of a job with {able}, but {run.run_id} is one with `{run.kind}`",
+                        "list the runs: launch list")
+    if run.outputs.folder is None or Path(run.job_dir) == request.path.absolute().parent:
+        return run.outputs.named
+    return run.outputs.folder
 
 
 def refuse_elsewhere(run: Run, prepared: Prepared) -> None:
     """Raise SpecError when the job goes where the run's output folder is not, as far as that can be seen from here."""
+    if run.kind != prepared.kind.key:
+        raise SpecError(f"--resume: {run.run_id} is a run of a job with `{run.kind}`, and this job has "
+                        f"`{prepared.kind.key}`", "list the runs: launch list")
     there, here = (run.backend, run.cluster), (prepared.profile.backend, prepared.cluster)
     if there != here:
         raise SpecError(f"--resume: got {run.run_id}, which ran on {_place(*there)}, but this job goes to "

@@ -17,13 +17,13 @@ happens in between:
 | the disk is full afterwards | the run is cancelled and forgotten |
 """
 
-import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from launcher.backends.base import Backend, Submission
@@ -32,7 +32,8 @@ from launcher.job.plan import Plan
 from launcher.job.prepared import Prepared
 from launcher.job.rendered import Rendered
 from launcher.job.secrets import secret_values
-from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.runs.record import UNSENT, Outputs, Run
+from launcher.runs.store import RunStore, now, write_whole
 from launcher.services.rendering import rendered
 
 Tell = Callable[[str], None]
@@ -117,11 +118,11 @@ class _Submit:
                 run_id = _claim(self.store, wanted, tried, self.prepared)
             tried.add(run_id)
             self.stops.obey()
-            what = self._recorded(run_id)
+            what, foreseen = self._recorded(run_id)
             with self.stops.held():
                 self.stops.obey()
                 sending = True
-                run = self._sent(what)
+                run = self._sent(what, foreseen)
         except BaseException:
             if run_id and not sending:
                 self.store.forget(run_id)
@@ -131,7 +132,7 @@ class _Submit:
             self.stops.obey()
         return run
 
-    def _recorded(self, run_id: str) -> Rendered:
+    def _recorded(self, run_id: str) -> tuple[Rendered, Run]:
         """Render, ask the cluster, and write down what is about to be sent."""
         what = rendered(self.prepared, run_id)
         self.stops.tell(f"run {run_id}: checking")
@@ -140,22 +141,24 @@ class _Submit:
         write_whole(folder / f"render{what.suffix}", what.text)
         for name, text in what.plan.payload.files.items():
             write_whole(folder / name, text)
-        self.store.save(_with_place(_foreseen(what.plan, self.prepared), what.plan, self.prepared))
-        return what
+        foreseen = foreseen_run(what.plan, self.prepared.cluster, self.prepared.job_dir, self.backend.place(what))
+        self.store.save(foreseen)
+        return what, foreseen
 
-    def _sent(self, what: Rendered) -> Run:
+    def _sent(self, what: Rendered, foreseen: Run) -> Run:
         """Send it, and complete the record. A back end that fails leaves nothing; one that was interrupted may."""
-        plan, folder = what.plan, self.store.folder(what.plan.run_id)
+        run_id, folder = foreseen.run_id, self.store.folder(foreseen.run_id)
         submission = Submission(self.secrets, folder, self.prepared.job_dir, self.prepared.snapshot)
         try:
-            run = _with_place(self.backend.submit(what, submission), plan, self.prepared)
+            sent = self.backend.submit(what, submission)
         except KeyboardInterrupt:
-            self.stops.tell(f"interrupted; see what was sent: launch status {plan.run_id}; remove it: launch cancel "
-                            f"{plan.run_id}")
+            self.stops.tell(f"interrupted; see what was sent: launch status {run_id}; remove it: launch cancel "
+                            f"{run_id}")
             raise
         except BaseException:
-            self.store.forget(plan.run_id)
+            self.store.forget(run_id)
             raise
+        run = foreseen.sent(sent.handle, sent.place)
         try:
             self.store.save(run)
         except LaunchError as error:
@@ -174,14 +177,33 @@ class _Submit:
         self.store.forget(run.run_id)
 
 
-def _foreseen(plan: Plan, prepared: Prepared) -> Run:
-    """The run as far as it is known before it is sent: enough to find it in a cluster."""
-    profile = plan.profile
-    place = {key: getattr(profile, key, None) for key in ("context", "namespace")}
-    return Run(run_id=plan.run_id, name=plan.name, backend=profile.backend, handle=f"unsent://{plan.run_id}",
-               cluster=None, nodes=plan.nodes, created=now(), job_dir=str(prepared.job_dir),
-               processes_per_node=plan.processes_per_node, kind=getattr(profile, "kubernetes_kind", None),
-               repair=getattr(profile, "repair", "ask"), **place)
+def foreseen_run(plan: Plan, cluster: str | None, job_dir: Path, place: dict[str, str]) -> Run:
+    """The record before anything is sent: whole but for the handle and what only the back end can say of the place."""
+    return Run(
+        run_id=plan.run_id,
+        name=plan.name,
+        kind=plan.payload.kind,
+        backend=plan.profile.backend,
+        handle=f"{UNSENT}{plan.run_id}",
+        cluster=cluster,
+        nodes=plan.nodes,
+        processes_per_node=plan.processes_per_node,
+        grace_s=plan.grace_s,
+        restarts=plan.restarts,
+        created=now(),
+        job_dir=str(job_dir),
+        outputs=_outputs(plan, job_dir),
+        exit_codes={str(code): meaning for code, meaning in plan.payload.exit_codes.meanings.items()},
+        place=place,
+    )
+
+
+def _outputs(plan: Plan, job_dir: Path) -> Outputs | None:
+    found = plan.payload.outputs
+    if found is None:
+        return None
+    folder = str(job_dir / found.folder) if plan.profile.shares_folder else None
+    return Outputs(found.folder, folder, found.patterns, found.owner_file)
 
 
 def first_free(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) -> str:
@@ -207,12 +229,3 @@ def _claim(store: RunStore, wanted: str, tried: set[str], prepared: Prepared) ->
         run_id = first_free(store, wanted, tried, prepared)
         if store.claim(run_id):
             return run_id
-
-
-def _with_place(run: Run, plan: Plan, prepared: Prepared) -> Run:
-    """Note the cluster, and where the trainer writes when that is a folder this machine can see."""
-    run = dataclasses.replace(run, cluster=prepared.cluster)
-    outputs = plan.payload.outputs
-    if outputs is None or not plan.profile.shares_folder:
-        return run
-    return dataclasses.replace(run, output_dir=str(prepared.job_dir / outputs.folder))

@@ -11,8 +11,8 @@ import click
 
 from launcher.backends.processes import run_in_front
 from launcher.errors import BackendError, JobFailedError, SpecError
-from launcher.kinds.train.kind import CONFIG
-from launcher.runs.store import Run, RunStore
+from launcher.runs.record import Run
+from launcher.runs.store import RunStore
 from launcher.services.options import run_store, typed_for
 
 RESULTS = ("adapter", "model", "checkpoint-*")  # what the trainer leaves, at its end or before
@@ -38,28 +38,24 @@ def find_place(reference: str | None) -> Place | None:
     run = store.find(reference) if reference is None or "://" in reference else store.lookup(reference)
     if run is None:
         return None
-    if not _trains(store, run):
-        raise SpecError(f"{run.run_id}: got a run that has trained nothing, allowed: a run of a job with `train`",
+    if run.outputs is None:
+        raise SpecError(f"{run.run_id}: it has trained nothing: it is a run of a job with `{run.kind}`",
                         _latest_trained(store, reference))
     if run.output_dir is not None and Path(run.output_dir).is_dir():
         return Place(run.output_dir, run.job_dir, run)
     if run.output_dir is not None and run.backend == "local":
-        raise SpecError(f"{run.run_id}: got a run without an output folder: {run.output_dir} was never made, or is "
-                        "removed", _latest_trained(store, reference))
+        raise SpecError(f"{run.run_id}: its output folder {run.output_dir} was never made, or is removed",
+                        _latest_trained(store, reference))
     raise BackendError(
         f"{run.run_id}: its output is in {run.output_dir or 'a volume of its cluster'}, which cannot be reached from "
         "here",
         "copy the folder to this machine, and name the copy; or run this where it can be reached")
 
 
-def _trains(store: RunStore, run: Run) -> bool:
-    return (store.folder(run.run_id) / CONFIG).is_file()
-
-
 def _latest_trained(store: RunStore, reference: str | None) -> str:
     """What to type for the latest run whose output is here."""
     for run in reversed(store.all()):
-        if run.output_dir and _trains(store, run) and _has_results(Path(run.output_dir)):
+        if run.output_dir and _has_results(Path(run.output_dir)):
             return f"the latest run that has trained here: {typed_for(run.run_id, reference)}"
     return "list the runs: launch list"
 

@@ -103,7 +103,7 @@ def test_a_lost_node_puts_the_job_back_into_the_queue(harsh):
     """Second: by then Slurm has missed the node, and its two minutes are not over. What still runs on the node ends
     without a word."""
     launch = harsh[1]
-    job_id = RunStore(launch.home).all()[-1].job_id
+    job_id = RunStore(launch.home).all()[-1].place["job_id"]
     status = goes_on(launch, job_id)
     assert (status["state"], [node["restarts"] for node in status["nodes"]]) == ("succeeded", [1, 1])
     assert "h1" not in [node["host"] for node in status["nodes"]]

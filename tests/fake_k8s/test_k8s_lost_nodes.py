@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.kubernetes.backend import KubernetesBackend
+from launcher.runs.record import Run
 from launcher.runs.status import State
-from launcher.runs.store import Run
 from launcher.services.lost_nodes import minding_lost_nodes
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes import FakeCluster

@@ -37,7 +37,7 @@ def test_what_an_orphaning_delete_leaves_is_found_and_removed(backend, cluster, 
     cluster.create("configmaps", OTHERS, "default")
     run = submit(backend, plan_of(IDLE, secrets=["TOKEN"]), {"TOKEN": "s3cr3t"})
     backend.store.claim("interrupted")
-    backend.store.save(replace(run, run_id="interrupted", context=None))  # the same context, by no name
+    backend.store.save(replace(run, run_id="interrupted"))
     wait_state(backend, run, State.RUNNING)
     assert found(backend) == []
     assert "nothing is left behind" in command.run("prune", "--yes").stderr

@@ -57,7 +57,7 @@ def test_every_run_of_a_job_that_names_no_folder_has_one_of_its_own(launch, job)
     other = submitted(launch, "--set", "train.optimizer.lr=5e-4")
     folders = {run["run_id"]: told_folder(launch, run) for run in (first, second, other)}
     assert folders == {run_id: f"outputs/{run_id}" for run_id in folders} and len(folders) == 3
-    assert first["output_dir"] == str(launch.cwd / "outputs" / first["run_id"])
+    assert first["outputs"]["folder"] == str(launch.cwd / "outputs" / first["run_id"])
 
 
 def test_an_id_whose_folder_is_still_there_is_not_given_again(launch, job):
@@ -73,14 +73,14 @@ def test_resume_goes_on_in_the_folder_of_that_run(launch, job):
     job()
     first = submitted(launch)
     again = submitted(launch, "--resume", first["run_id"], "--set", CUT)
-    assert again["run_id"] != first["run_id"] and again["output_dir"] == first["output_dir"]
+    assert again["run_id"] != first["run_id"] and again["outputs"] == first["outputs"]
     assert told_folder(launch, again) == f"outputs/{first['run_id']}"
     other = launch.cwd / "elsewhere"
     other.mkdir()
     shutil.copy(launch.cwd / "job.yaml", other)
     launch.ok("submit", "elsewhere/job.yaml", "--resume", first["run_id"])
     run = json.loads((launch.run_dir(launch.json("list")[-1]["run"]) / "run.json").read_text())
-    assert run["output_dir"] == told_folder(launch, run) == first["output_dir"]
+    assert run["outputs"]["folder"] == told_folder(launch, run) == first["outputs"]["folder"]
 
 
 def test_resume_turns_never_off(launch, job):
@@ -125,7 +125,7 @@ def test_resume_and_new_work_on_kubernetes(launch, job, tmp_path):
         job("/tmp/volume/mine", "kubernetes")
         launch.ok("submit", "job.yaml")
         first = json.loads((launch.run_dir(launch.json("list")[-1]["run"]) / "run.json").read_text())
-        assert first["output_dir"] is None and site.backend == "kubernetes"
+        assert first["outputs"]["folder"] is None and site.backend == "kubernetes"
         for word, folder in (("--resume", "/tmp/volume/mine"), ("--new", None)):
             words = [word, first["run_id"]] if word == "--resume" else [word]
             launch.ok("submit", "job.yaml", "--set", "name=other", *words)
@@ -154,11 +154,11 @@ def test_a_run_without_training_or_without_its_folder_is_not_gone_on_with(launch
     plain = submitted(launch)
     job()
     done = launch.run("submit", "job.yaml", "--resume", plain["run_id"])
-    assert "allowed: a run of a job with `train`" in done.stderr and done.returncode == 2
+    assert "must be a run of a job with `train`, but" in done.stderr and done.returncode == 2
     run = submitted(launch)
-    shutil.rmtree(run["output_dir"])
+    shutil.rmtree(run["outputs"]["folder"])
     done = launch.run("submit", "job.yaml", "--resume", run["run_id"])
-    assert f"whose output folder {run['output_dir']} is gone" in done.stderr and done.returncode == 2
+    assert f"whose output folder {run['outputs']['folder']} is gone" in done.stderr and done.returncode == 2
 
 
 def test_a_run_that_failed_ends_with_the_command_that_goes_on(launch, job):

@@ -25,7 +25,7 @@ def site(launch):
 
 def script_of(site, run_id):
     """The process of the run's script, which leads its session."""
-    return int(json.loads((site.launch.run_dir(run_id) / "run.json").read_text())["job_id"])
+    return int(json.loads((site.launch.run_dir(run_id) / "run.json").read_text())["place"]["job_id"])
 
 
 def until(condition):
@@ -140,7 +140,7 @@ def test_after_a_restart_of_the_machine_the_run_has_failed(site):
     other = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
         saved = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps({**saved, "job_id": str(other.pid)}))
+        (folder / "run.json").write_text(json.dumps({**saved, "place": {"job_id": str(other.pid)}}))
         status = site.status(run_id)
         assert (status["state"], "the machine was restarted" in status["reason"]) == ("failed", True)
         site.launch.ok("cancel", run_id)

@@ -203,7 +203,7 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(bench):
 ])
 def test_why_it_waits(tmp_path, reason, words):
     record = from_scontrol(f"JobId=1 JobName=job\n   JobState=PENDING Reason={reason} Dependency=(null)\n")
-    status = slurm_status(tmp_path, record)
+    status = slurm_status(tmp_path, record, {})
     assert (status.state, status.reason, status.nodes) == (State.PENDING, words, ())
 
 
@@ -290,7 +290,7 @@ def test_a_run_that_a_killed_submit_did_not_note_is_found_in_the_queue(bench):
     bench.submit("echo up; trap 'exit 1' TERM; sleep 600 & wait")
     bench.until("[node 1] up")
     record = bench.run_dir() / "run.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": None, "handle": "unsent://x"}))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "place": {}, "handle": "unsent://x"}))
     assert bench.status()["state"] == "running"
     bench.launch.ok("cancel", "--yes")
     assert bench.status()["state"] == "cancelled"
@@ -362,4 +362,4 @@ def test_runs_in_the_folder_of_the_job_file(bench):
     bench.submit("pwd")
     bench.wait("succeeded")
     assert f"[node 0] {os.path.realpath(bench.launch.cwd)}" in bench.lines()
-    assert json.loads((bench.run_dir() / "run.json").read_text())["job_id"] == "1"
+    assert json.loads((bench.run_dir() / "run.json").read_text())["place"] == {"job_id": "1"}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.runs.store import Run, RunStore
+from launcher.runs.store import RunStore
+from tests.records import a_run
 
 # stands for the trainer: says how it was called, and ends as asked
 TRAINER = """import os, signal, sys
@@ -49,10 +50,9 @@ def runs(tmp_path, launch_home):
     store = RunStore(launch_home)
     for number, (name, output) in enumerate((("first-1a", None), ("second-2b", tmp_path / "out"))):
         store.claim(name)
-        store.save(Run(name, name, "local", f"local://{name}", None, 1, f"2026-01-0{number + 1}", str(tmp_path / "job"),
-                       str(output) if output else None))
-        (store.folder(name) / "train.yaml").touch()
-    store.save(dataclasses.replace(store.find("first-1a"), backend="kubernetes"))
+        store.save(a_run(name, created=f"2026-01-0{number + 1}", job_dir=str(tmp_path / "job"), output_dir=output or "x"))
+    elsewhere = dataclasses.replace(store.find("first-1a").outputs, folder=None)
+    store.save(dataclasses.replace(store.find("first-1a"), backend="kubernetes", outputs=elsewhere))
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -99,7 +99,7 @@ def test_what_is_nothing_ends_with_4(verb, runs):
 def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path):
     store = RunStore(launch_home)
     store.claim("second-3c")
-    store.save(Run("second-3c", "x", "local", "local://second-3c", None, 1, "2026-01-03", str(tmp_path)))
+    store.save(a_run("second-3c", created="2026-01-03"))
     code, _, err = verb("chat", "second")
     assert code == 4 and "which is the start of second-2b, second-3c" in err
 
@@ -115,10 +115,8 @@ def others(launch_home, tmp_path, *run_ids):
     for run_id in run_ids:
         trains = run_id.startswith("train")
         store.claim(run_id)
-        store.save(Run(run_id, "x", "local", f"local://{run_id}", None, 1, "2026-02-01", str(tmp_path),
-                       str(tmp_path / run_id) if trains else None))
-        if trains:
-            (store.folder(run_id) / "train.yaml").touch()
+        store.save(a_run(run_id, created="2026-02-01", job_dir=str(tmp_path),
+                         output_dir=tmp_path / run_id if trains else None))
 
 
 @pytest.mark.parametrize(("typed", "hint"), [
@@ -133,14 +131,14 @@ def test_a_run_that_trained_nothing_says_so_and_names_the_latest_that_did(verb, 
     (runs / "adapter").mkdir()
     code, out, err = verb(*typed)
     assert (code, out) == (2, "")
-    assert err == ("error: command-3c: got a run that has trained nothing, allowed: a run of a job with `train`\n"
+    assert err == ("error: command-3c: it has trained nothing: it is a run of a job with `run`\n"
                    f"hint:  the latest run that has trained here: {hint}\n")
 
 
 def test_a_run_here_whose_folder_is_gone_says_so(verb, runs, launch_home, tmp_path):
     others(launch_home, tmp_path, "train-3c")
     code, _, err = verb("chat")
-    assert code == 2 and f"train-3c: got a run without an output folder: {tmp_path}/train-3c was never made, or" in err
+    assert code == 2 and f"train-3c: its output folder {tmp_path}/train-3c was never made, or" in err
     assert "hint:  list the runs: launch list\n" in err  # the others have trained nothing yet
 
 

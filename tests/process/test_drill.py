@@ -12,9 +12,10 @@ import yaml
 
 from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
-from launcher.runs.store import Run, RunStore, now
+from launcher.runs.store import RunStore
 from tests.cli_runner import Launch
 from tests.contract.sites import Site, kubernetes_at, local_at, processes_of
+from tests.records import a_run
 from tests.toy_trainer import write_toy
 
 PATIENCE_S = 180
@@ -133,7 +134,7 @@ def test_a_job_that_ends_before_the_harm(local):
 
 def test_nothing_to_harm_is_an_error(tmp_path):
     store = RunStore(tmp_path)
-    run = Run("gone", "gone", "local", "local://gone", None, 2, now(), str(tmp_path))
+    run = a_run("gone", nodes=2)
     faults = LocalBackend(store, {})
     with pytest.raises(BackendError, match="rank 1 could not be killed: it has no process now"):
         faults.kill_rank(run, 1)

@@ -13,7 +13,8 @@ import time
 import pytest
 from safetensors.torch import load_file, save_file
 
-from launcher.runs.store import Run, RunStore
+from launcher.runs.store import RunStore
+from tests.records import a_run
 from tests.trainer import apart_work, warm
 from tests.trainer.conftest import QUICKSTART, REPO
 from tests.trainer.merging import save_base, save_run, write_large
@@ -63,10 +64,7 @@ def left(folder):
 def saved_run(home, output, **values):
     store = RunStore(home)
     store.claim("a")
-    store.save(Run(**{"run_id": "a", "name": "n", "backend": "local", "handle": "local://a", "cluster": None,
-                      "nodes": 1, "created": "2026-01-01T00:00:00", "job_dir": "/", "output_dir": str(output),
-                      **values}))  # fmt: skip
-    (store.folder("a") / "train.yaml").touch()
+    store.save(a_run(output_dir=output, **values))
     return store.folder("a")
 
 

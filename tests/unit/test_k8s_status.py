@@ -6,10 +6,16 @@ import pytest
 
 from launcher.backends.kubernetes.lost_nodes import lost_nodes
 from launcher.backends.kubernetes.pod import RUN_LABEL
-from launcher.backends.kubernetes.status import INDEX, SET_RESTARTS, as_job, has_ended, job_status
+from launcher.backends.kubernetes.status import INDEX, SET_RESTARTS, as_job, has_ended
+from launcher.backends.kubernetes.status import job_status as status_with
 from launcher.runs.status import State
 
 JOB = {"metadata": {"name": "demo"}, "spec": {"completions": 2}, "status": {}}
+
+
+def job_status(job, pods, events):
+    """Of a training."""
+    return status_with(job, pods, events, {"70": "training diverged", "78": "wrong configuration or data"})
 
 
 def pod(node: int = 0, born: int = 0, phase: str = "Pending", **status: object) -> dict:

@@ -1,5 +1,6 @@
 """The run folder."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import LaunchError, NotFoundError
-from launcher.runs.store import Run, RunStore, launch_home, write_whole
+from launcher.runs.record import End
+from launcher.runs.status import State
+from launcher.runs.store import RunStore, launch_home, write_whole
+from tests.records import a_run
 
 
 @pytest.fixture
@@ -21,9 +25,7 @@ def store(tmp_path):
 def saved(store, run_id, created="2026-01-01T00:00:00", **more):
     """A run that was submitted."""
     store.claim(run_id)
-    values = {"name": "n", "backend": "local", "handle": f"local://{run_id}", "cluster": None, "nodes": 1,
-              "created": created, "job_dir": "/", **more}
-    run = Run(run_id=run_id, **values)
+    run = a_run(run_id, created=created, **more)
     store.save(run)
     return run
 
@@ -42,7 +44,7 @@ def test_one_claim_wins(store):
 
 
 def test_a_run_comes_back_as_saved(store):
-    run = saved(store, "a", output_dir="/x", job_id="7")
+    run = saved(store, "a", output_dir="/x", place={"job_id": "7"}, end=End(State.FAILED, "why", 3, "2026-01-02"))
     assert store.find("a") == store.find("local://a") == store.find(None) == run
 
 
@@ -117,14 +119,13 @@ def test_a_refusal_that_cannot_be_written_or_read_hides_nothing(store, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["refused.json", "runs"]
 
 
-GOOD = {"run_id": "bad", "name": "n", "backend": "local", "handle": "h", "cluster": None, "nodes": 1, "created": "c",
-        "job_dir": "/"}
+GOOD = dataclasses.asdict(a_run("bad"))
 
 
 @pytest.mark.parametrize(("text", "why"), [
     ("", "is damaged: no JSON"), ("{", "is damaged: no JSON"), ("[]", "is damaged: no run"),
     ("null", "is damaged: no run"),
-    ("{}", r"another version of launch \(run_id, name, backend"),
+    ("{}", r"another version of launch \(run_id, name, kind"),
     ('{"run_id": "bad"}', r"another version of launch \(name"),
     (json.dumps({**GOOD, "nodes": "1"}), r"another version of launch \(nodes\)"),
     (json.dumps({**GOOD, "run_id": "../../other"}), "is not of this run"), ("\udcff", "is damaged: no JSON"),

@@ -14,10 +14,11 @@ from typing import Literal
 from pydantic import Field
 
 from launcher.backends import processes
-from launcher.backends.base import Backend, Submission
-from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
+from launcher.backends.base import Backend, Sent, Submission
+from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
+from launcher.backends.hosts.run_folder import lay_out
 from launcher.backends.hosts.script import (
     FINISH,
     TIMES,
@@ -31,13 +32,12 @@ from launcher.backends.hosts.script import (
     task_script,
 )
 from launcher.backends.registry import BackendType
-from launcher.job.code.snapshot import copy_to
 from launcher.job.plan import Plan
 from launcher.job.rendered import Rendered
-from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State, exit_words
-from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.runs.store import RunStore
 
 BACKEND = BackendType(profile=f"{__name__}:NiceProfile", render=f"{__name__}:render", adapter=f"{__name__}:NiceBackend")
 
@@ -93,21 +93,17 @@ class NiceBackend(Backend):
     def check(self, rendered: Rendered) -> None:
         """There is nobody to ask."""
 
-    def submit(self, rendered: Rendered, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Start it in a session of its own."""
-        plan, folder = rendered.plan, submission.run_dir
-        if submission.snapshot:
-            copy_to(submission.snapshot, folder / "code")
-        if submission.secrets:
-            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        folder = submission.run_dir
+        lay_out(self.store, submission)
         environ = {key: value for key, value in self.environ.items() if key not in submission.secrets}
         environ["LAUNCH_HOME"] = str(self.store.root.parent)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             pid = processes.start_detached(["bash", str(folder / "render.sh")], cwd=submission.job_dir, env=environ,
                                            keep_fd=lock.fileno())
-        return Run(run_id=plan.run_id, name=plan.name, backend="nice", handle=f"nice://{plan.run_id}", cluster=None,
-                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), job_id=str(pid))
+        return Sent(f"nice://{rendered.plan.run_id}", {"job_id": str(pid)})
 
     def status(self, run: Run) -> JobStatus:
         """By the exit code that the script leaves, and by its process."""
@@ -115,12 +111,13 @@ class NiceBackend(Backend):
         alive = _is_alive(folder)  # before the exit code: the script leaves that, and then ends
         code = read_exit_code(folder)
         if (folder / "cancelled").exists() and not alive:
-            return JobStatus(State.CANCELLED, "cancelled by the user", code)
+            return JobStatus(State.CANCELLED, "cancelled by the user", code, ended_at=ended_at(folder))
         if code is None and not alive:
             return JobStatus(State.FAILED, "its script is gone")
         state = State.RUNNING if code is None else State.FAILED if code else State.SUCCEEDED
-        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes)
-        return JobStatus(state, exit_words(code) if code else None, code, nodes)
+        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes, run.exit_codes)
+        reason = exit_words(code, run.exit_codes) if code else None
+        return JobStatus(state, reason, code, nodes, ended_at(folder))
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """The files that the script writes."""
@@ -134,7 +131,8 @@ class NiceBackend(Backend):
             return
         folder = self.store.folder(run.run_id)
         (folder / "cancelled").touch()
-        processes.signal_process(int(run.job_id or 0), signal.SIGTERM)
+        pid = run.place.get("job_id") or (folder / "pid").read_text(encoding="utf-8")  # of a submit that was killed
+        processes.signal_process(int(pid), signal.SIGTERM)
         while _is_alive(folder):
             time.sleep(0.1)
 

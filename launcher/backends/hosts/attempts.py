@@ -1,6 +1,8 @@
 """What the scripts of Slurm and of this machine leave in the run folder: `exit_code`, and `attempts/K/` with `hosts`
 and, for each node that has ended, `nodes/N`: its exit code, and `told` when it had been told to stop."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.runs.status import NodeStatus, State, exit_words
@@ -12,18 +14,27 @@ def read_exit_code(folder: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def ended_at(folder: Path) -> str | None:
+    """When that was; None while it has not ended."""
+    try:
+        return datetime.fromtimestamp((folder / "exit_code").stat().st_mtime, UTC).isoformat(timespec="microseconds")
+    except FileNotFoundError:
+        return None
+
+
 def latest_attempt(folder: Path) -> int:
     """How often the run was started again."""
     return max((int(path.name) for path in folder.glob("attempts/*") if path.name.isdigit()), default=0)
 
 
-def node_rows(folder: Path, attempt: int, state: State, hosts: list[str]) -> tuple[NodeStatus, ...]:
-    """One row a node of this attempt of a run in `state`."""
+def node_rows(folder: Path, attempt: int, state: State, hosts: list[str],
+              meanings: Mapping[str, str]) -> tuple[NodeStatus, ...]:
+    """One row a node of this attempt of a run in `state`. `meanings`: of its exit codes."""
     rows = []
     for node, host in enumerate(hosts):
         word = _read(folder / f"attempts/{attempt}/nodes/{node}").split()
         code = int(word[0]) if word and word[0].isdigit() else None
-        reason = exit_words(code) if code else None
+        reason = exit_words(code, meanings) if code else None
         rows.append(NodeStatus(node, _node_state(state, code), host, code, reason, attempt))
     return tuple(rows)
 

@@ -2,7 +2,7 @@
 
 from launcher.backends import processes
 from launcher.errors import BackendError
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 
 # Kills the trainer process of a run that has these variables, and ends with 3 when there is none. By its environment,
 # so that one in a container is found from outside it; other users' processes cannot be read, and are not ours.

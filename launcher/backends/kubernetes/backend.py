@@ -1,15 +1,13 @@
 """Kubernetes as a back end: sends what objects.py makes, and asks the API server for everything else."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import LeavesStrays, LostNode, RepairsNodes, Stray, Submission
+from launcher.backends.base import KeepsObjects, LeavesStrays, LostNode, RepairsNodes, Sent, Stray, Submission
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.create import check_objects, create_objects, load_objects
 from launcher.backends.kubernetes.faults import KubernetesFaults
@@ -19,20 +17,21 @@ from launcher.backends.kubernetes.lost_nodes import give_up, lost_nodes
 from launcher.backends.kubernetes.pod import RUN_LABEL, job_name
 from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.backends.kubernetes.status import as_job, has_ended, job_status
-from launcher.backends.kubernetes.strays import Place, find_strays, places_of
+from launcher.backends.kubernetes.strays import Place, find_strays, place_of, places_of
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
 from launcher.logs.line import Batch, LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
-from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.runs.store import RunStore
 
 Object = dict[str, Any]
 
 DELETE_SPARE_S = 60
 
 
-class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
+class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesStrays):
     """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -45,32 +44,32 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
         with _id_taken():
             check_objects(self._kube(_profile(rendered).context), load_objects(rendered.text))
 
-    def submit(self, rendered: Rendered, submission: Submission) -> Run:
-        """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
+    def place(self, rendered: Rendered) -> dict[str, str]:
+        """The context by its name, since the current one may be another tomorrow."""
         plan, profile = rendered.plan, _profile(rendered)
+        secret = {"secret": plan.run_id} if plan.secrets else {}
+        return {"context": self._kube(profile.context).context, "namespace": profile.namespace,
+                "kubernetes_kind": profile.kubernetes_kind, "repair": profile.repair, **secret}
+
+    def submit(self, rendered: Rendered, submission: Submission) -> Sent:
+        """The Job first, because its uid makes it the owner of the others; its pods wait for them."""
+        profile = _profile(rendered)
         kube = self._kube(profile.context)
         with _id_taken():
-            create_objects(kube, load_objects(rendered.text), submission.secrets)
-        namespace = profile.namespace
-        handle = f"k8s://{quote(kube.context, safe=':@')}/{namespace}/{plan.run_id}"
-        return Run(run_id=plan.run_id, name=plan.name, backend="kubernetes", handle=handle, cluster=None,
-                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), context=kube.context,
-                   namespace=namespace, kind=profile.kubernetes_kind, repair=profile.repair)
+            uid = create_objects(kube, load_objects(rendered.text), submission.secrets)
+        return Sent(f"k8s://{quote(kube.context, safe=':@')}/{profile.namespace}/{rendered.plan.run_id}", {"uid": uid})
 
     def status(self, run: Run) -> JobStatus:
-        """What the Job, its pods and their events say; of a Job that is gone, what was last known."""
+        """What the Job, its pods and their events say."""
         folder = self.store.folder(run.run_id)
         job = self._job(run)
         if (folder / "cancelled").exists():
             return JobStatus(State.CANCELLED, "cancelled by the user") if job is None else JobStatus(
                 State.RUNNING, "being cancelled")
         if job is None:
-            return _read_end(folder) or JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old")
+            return JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old", gone=True)
         pods = self._pods(run)
-        found = job_status(job, pods, self._events(run, job, pods))
-        if found.state.ended:
-            _write_end(folder, found)
-        return found
+        return job_status(job, pods, self._events(run, job, pods), run.exit_codes)
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the pods while there are any, and from the archive in the run folder."""
@@ -85,10 +84,9 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
         marker = self.store.folder(run.run_id) / "cancelled"
         marker.touch()
         self._archive(run, follow=False, limit_s=DELETE_SPARE_S)
-        grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         stop = threading.Event()
         reader = threading.Thread(target=self._archive, args=(run,), daemon=True, kwargs={
-            "follow": True, "limit_s": grace_s + DELETE_SPARE_S, "stop": stop})
+            "follow": True, "limit_s": run.grace_s + DELETE_SPARE_S, "stop": stop})
         reader.start()  # before the pods are told to end: one that ends at once takes its log with it
         try:
             kube.delete(_kind(run), namespace, run.run_id, propagation="Foreground")
@@ -97,6 +95,29 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
             stop.set()
             raise
         reader.join()
+
+    def drop_secrets(self, run: Run) -> None:
+        """Delete the Secret of a Job that is still there; another one of that name is not ours."""
+        kube, namespace = self._cluster(run)
+        name, owner = run.place.get("secret"), kube.get(_kind(run), namespace, run.run_id)
+        if name is None or owner is None or owner["metadata"]["uid"] != run.place.get("uid"):
+            return
+        try:
+            kube.delete("Secret", namespace, name, propagation="Background")
+        except BackendError as error:
+            raise BackendError(f"Secret {name!r} stays until its {_kind(run)} goes, a week after the end: "
+                               f"{error.message}", error.hint) from error
+
+    def discard(self, run: Run) -> None:
+        """Delete the ended Job with all that it owns. Not one that this machine cannot tell from another's: its submit
+        was killed; Kubernetes removes it a week after its end."""
+        kube, namespace = self._cluster(run)
+        if uid := run.place.get("uid"):
+            kube.delete(_kind(run), namespace, run.run_id, propagation="Background", uid=uid)
+
+    def repairs_unasked(self, run: Run) -> bool:
+        """The profile's `repair: auto`."""
+        return run.place["repair"] == "auto"
 
     def lost(self, run: Run) -> list[LostNode]:
         """Nodes that are to go from machines that do not answer: nobody replaces them (lost_nodes.py says why)."""
@@ -169,7 +190,8 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, LeavesStrays):
         return kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")
 
     def _cluster(self, run: Run) -> tuple[Kube, str]:
-        return self._kube(run.context), run.namespace or "default"
+        place = place_of(run)
+        return self._kube(place.context), place.namespace
 
     def _kube(self, context: str | None) -> Kube:
         if context not in self._clients:
@@ -184,8 +206,7 @@ def _profile(rendered: Rendered) -> KubernetesProfile:
 
 
 def _kind(run: Run) -> str:
-    """Runs of an older launcher say nothing, and are Jobs."""
-    return run.kind or "Job"
+    return run.place["kubernetes_kind"]
 
 
 @contextmanager
@@ -197,18 +218,3 @@ def _id_taken() -> Iterator[None]:
         if error.code == 409:
             raise RunIdTakenError(error.message, error.hint) from error
         raise
-
-
-def _write_end(folder: Path, status: JobStatus) -> None:
-    """Remember how the run ended: Kubernetes forgets it."""
-    if not (folder / "end.json").exists() and folder.is_dir():
-        end = {"state": status.state, "reason": status.reason, "exit_code": status.exit_code}
-        write_whole(folder / "end.json", json.dumps(end) + "\n")
-
-
-def _read_end(folder: Path) -> JobStatus | None:
-    try:
-        values = json.loads((folder / "end.json").read_text(encoding="utf-8"))
-        return JobStatus(State(values["state"]), values["reason"], values["exit_code"])
-    except (OSError, ValueError, KeyError):
-        return None

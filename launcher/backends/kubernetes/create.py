@@ -47,13 +47,15 @@ def check_objects(kube: Kube, objects: list[Object]) -> None:
             raise _refused_pod(error, objects[0]["metadata"]["namespace"]) from error
 
 
-def create_objects(kube: Kube, objects: list[Object], secrets: dict[str, str]) -> None:
-    """The Job or JobSet, then what it owns. Whatever goes wrong on the way, Ctrl-C too: what was made is deleted."""
+def create_objects(kube: Kube, objects: list[Object], secrets: dict[str, str]) -> str:
+    """The Job or JobSet, whose uid is returned, then what it owns. Whatever goes wrong on the way, Ctrl-C too: what was
+    made is deleted."""
     owner, uid = objects[0], None
     try:
-        uid = _create(kube, owner)["metadata"]["uid"]
+        uid = str(_create(kube, owner)["metadata"]["uid"])
         for body in objects[1:]:
             _create(kube, filled(body, uid, secrets))
+        return uid
     except BaseException as error:
         if uid or not isinstance(error, ApiError) or error.passing:  # else it was refused, and nothing was made
             _undo(kube, owner, uid, error)

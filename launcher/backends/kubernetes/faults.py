@@ -6,8 +6,9 @@ from launcher.backends.base import Backend, InjectsFaults
 from launcher.backends.kubernetes.client import Kube
 from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.backends.kubernetes.status import by_node, pod_ended
+from launcher.backends.kubernetes.strays import place_of
 from launcher.errors import BackendError
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 
 
 class KubernetesFaults(InjectsFaults, Backend):
@@ -29,7 +30,8 @@ class KubernetesFaults(InjectsFaults, Backend):
         """The Job controller's ten seconds cannot be shortened."""
 
     def _pod_of(self, run: Run, node: int) -> tuple[Kube, str, str]:
-        kube, namespace = Kube(self.environ, run.context), run.namespace or "default"
+        place = place_of(run)
+        kube, namespace = Kube(self.environ, place.context), place.namespace
         pods = by_node(kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")).get(node, [])
         alive = [pod["metadata"]["name"] for pod in pods if not pod_ended(pod)]
         if not alive:

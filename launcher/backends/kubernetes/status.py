@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.backends.kubernetes.pod import CONTAINER, RUN_LABEL, UNPACKER
-from launcher.runs.status import EXIT_CODES, JobStatus, NodeStatus, State
+from launcher.runs.status import JobStatus, NodeStatus, State, exit_words
 
 Object = Mapping[str, Any]
 
@@ -16,16 +16,17 @@ SET_RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 UNKNOWN_END = "no pod says why; the logs may (launch logs)"
 
 
-def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Object]) -> JobStatus:
-    """How a run is. `pods` may hold several attempts of a node; the newest counts."""
+def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Object],
+               meanings: Mapping[str, str]) -> JobStatus:
+    """How a run is. `pods` may hold several attempts of a node; the newest counts. `meanings`: of exit codes."""
     events = list(events)
     attempts = by_node(pods)
-    nodes = tuple(_node_status(node, attempts[node], events) for node in sorted(attempts))
-    if _condition(job, "Complete"):
-        return JobStatus(State.SUCCEEDED, None, 0, nodes)
-    code, reason = _why_failed(attempts)
+    nodes = tuple(_node_status(node, attempts[node], events, meanings) for node in sorted(attempts))
+    if condition := _condition(job, "Complete"):
+        return JobStatus(State.SUCCEEDED, None, 0, nodes, condition.get("lastTransitionTime"))
+    code, reason = _why_failed(attempts, meanings)
     if condition := _condition(job, "Failed"):
-        return JobStatus(State.FAILED, _failure(condition, reason), code, nodes)
+        return JobStatus(State.FAILED, _failure(condition, reason), code, nodes, condition.get("lastTransitionTime"))
     if condition := _condition(job, "FailureTarget"):
         reason = f"failing, its other nodes are being stopped: {_failure(condition, reason)}"
         return JobStatus(State.RUNNING, reason, None, nodes)
@@ -37,8 +38,8 @@ def as_job(job_set: Object, job: Object | None) -> dict[str, Any]:
     all over, the Job why."""
     child: Object = job or {}
     kept = [item for item in _conditions(child) if item["type"] not in ("Complete", "Failed", "FailureTarget")]
-    if _condition(job_set, "Completed"):
-        kept.append({"type": "Complete", "status": "True"})
+    if completed := _condition(job_set, "Completed"):
+        kept.append({**completed, "type": "Complete"})
     if failed := _condition(job_set, "Failed"):
         kept.append(_condition(child, "Failed") or failed)
     template = job_set["spec"]["replicatedJobs"][0]["template"]
@@ -145,14 +146,15 @@ def _refusal(message: str) -> str:
     return text
 
 
-def _node_status(node: int, attempts: Sequence[Object], events: list[Object]) -> NodeStatus:
+def _node_status(node: int, attempts: Sequence[Object], events: list[Object],
+                 meanings: Mapping[str, str]) -> NodeStatus:
     pod = attempts[-1]
     ended = terminated(pod)
     annotations = pod["metadata"].get("annotations") or {}
     failures = sum(int(annotations.get(name, 0)) for name in FAILURES)
     restarts = max(failures, len(attempts) - 1) + int(pod["metadata"]["labels"].get(SET_RESTARTS, 0))
     return NodeStatus(node, _pod_state(pod), pod["spec"].get("nodeName"), ended["exitCode"] if ended else None,
-                      pod_reason(pod, events), restarts)
+                      pod_reason(pod, events, meanings), restarts)
 
 
 def _pod_state(pod: Object) -> State:
@@ -161,9 +163,9 @@ def _pod_state(pod: Object) -> State:
     return known.get(str(phase), State.UNKNOWN)
 
 
-def pod_reason(pod: Object, events: list[Object]) -> str | None:
+def pod_reason(pod: Object, events: list[Object], meanings: Mapping[str, str]) -> str | None:
     """Why a pod waits or how it ended; None when there is nothing to say."""
-    return _disrupted(pod) or _ended(pod) or _unscheduled(pod) or _held_up(pod, events)
+    return _disrupted(pod) or _ended(pod, meanings) or _unscheduled(pod) or _held_up(pod, events)
 
 
 def _disrupted(pod: Object) -> str | None:
@@ -181,11 +183,11 @@ def _disrupted(pod: Object) -> str | None:
     return None
 
 
-def _ended(pod: Object) -> str | None:
+def _ended(pod: Object, meanings: Mapping[str, str]) -> str | None:
     ended, failed = terminated(pod), failed_init(pod)
     if ended is None:
         return None
-    words = _end_words(pod, ended)
+    words = _end_words(pod, ended, meanings)
     if failed is None:
         return words or _failed_beside(pod)
     if failed["name"] == UNPACKER:
@@ -197,11 +199,11 @@ def _failed_beside(pod: Object) -> str | None:
     """Of a pod that failed though the trainer's container ended well: the container beside it that did not."""
     statuses = pod["status"].get("containerStatuses", []) if pod["status"].get("phase") == "Failed" else []
     ends = ((status["name"], status.get("state", {}).get("terminated")) for status in statuses)
-    return next((f"its container {name} failed: {_end_words(pod, end)}" for name, end in ends
+    return next((f"its container {name} failed: {_end_words(pod, end, {})}" for name, end in ends
                  if end and end["exitCode"]), None)
 
 
-def _end_words(pod: Object, ended: Object) -> str | None:
+def _end_words(pod: Object, ended: Object, meanings: Mapping[str, str]) -> str | None:
     reason, code = ended.get("reason"), ended["exitCode"]
     if reason == "OOMKilled":
         limit = _limit(pod, "memory")
@@ -210,9 +212,8 @@ def _end_words(pod: Object, ended: Object) -> str | None:
         return f"the command could not be started: {_said(ended)}"
     if code == 0:
         return None
-    meaning = f" ({EXIT_CODES[code]})" if code in EXIT_CODES else ""
     last = _said(ended)
-    return f"exit code {code}{meaning}" + (f": {last}" if last else "")
+    return exit_words(code, meanings) + (f": {last}" if last else "")
 
 
 def _unscheduled(pod: Object) -> str | None:
@@ -247,7 +248,8 @@ def _waiting(pod: Object) -> Object:
     return next((waiting for waiting in found if waiting and waiting.get("reason") != "PodInitializing"), {})
 
 
-def _why_failed(attempts: Mapping[int, Sequence[Object]]) -> tuple[int | None, str | None]:
+def _why_failed(attempts: Mapping[int, Sequence[Object]],
+                meanings: Mapping[str, str]) -> tuple[int | None, str | None]:
     """Exit code and reason of the node that failed first in the last attempt: its peers only lost their connection."""
     failed = []
     for node, pods in attempts.items():
@@ -259,7 +261,7 @@ def _why_failed(attempts: Mapping[int, Sequence[Object]]) -> tuple[int | None, s
     if not failed:
         return None, None
     *_, node, code = min(failed, key=lambda found: found[:4])
-    return code, f"node {node}: {pod_reason(attempts[node][-1], []) or UNKNOWN_END}"
+    return code, f"node {node}: {pod_reason(attempts[node][-1], [], meanings) or UNKNOWN_END}"
 
 
 def _failure(condition: Object, reason: str | None) -> str:

@@ -14,7 +14,7 @@ from launcher.backends.kubernetes.objects import API_VERSIONS, MANAGED_LABEL, MA
 from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.job.profile import Profile
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 
 KINDS = ("Pod", "Service", "ConfigMap", "Secret")
 Object = dict[str, Any]
@@ -31,9 +31,14 @@ class Place:
         return f"{self.context or 'current context'}/{self.namespace}"
 
 
+def place_of(run: Run) -> Place:
+    """Where a run was sent."""
+    return Place(run.place["context"], run.place["namespace"])
+
+
 def places_of(runs: Iterable[Run], profile: Profile | None) -> list[Place]:
     """Where to look: every namespace that a run of this machine was in, and the profile's."""
-    found = {Place(run.context, run.namespace or "default") for run in runs if run.backend == "kubernetes"}
+    found = {place_of(run) for run in runs if run.backend == "kubernetes"}
     if isinstance(profile, KubernetesProfile):
         found.add(Place(profile.context, profile.namespace))
     return sorted(found, key=str)

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Stray, Submission
-from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code
+from launcher.backends.base import LeavesStrays, Sent, Stray, Submission
+from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
+from launcher.backends.hosts.run_folder import lay_out
 from launcher.backends.local.faults import LocalFaults
 from launcher.errors import BackendError
-from launcher.job.code.snapshot import copy_to
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
-from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State, exit_words
-from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.runs.store import RunStore
 
 KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
 
@@ -43,13 +43,10 @@ class LocalBackend(LocalFaults, LeavesStrays):
             raise BackendError(f"{runtime}: no such command on this machine",
                                f"install {runtime}, or run without --container")
 
-    def submit(self, rendered: Rendered, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Start the script in a session of its own; it goes on when this process ends."""
-        plan, folder = rendered.plan, submission.run_dir
-        if submission.snapshot:
-            copy_to(submission.snapshot, folder / "code")
-        if submission.secrets:
-            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        folder = submission.run_dir
+        lay_out(self.store, submission)
         script = folder / "render.sh"
         lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
@@ -60,8 +57,7 @@ class LocalBackend(LocalFaults, LeavesStrays):
             raise BackendError(f"the job could not be started: {error}") from error
         finally:
             os.close(lock)
-        return Run(run_id=plan.run_id, name=plan.name, backend="local", handle=f"local://{plan.run_id}", cluster=None,
-                   nodes=plan.nodes, created=now(), job_dir=str(submission.job_dir), job_id=str(pid))
+        return Sent(f"local://{rendered.plan.run_id}", {"job_id": str(pid)})
 
     def status(self, run: Run) -> JobStatus:
         """From the exit code that the script leaves, and the lock that its processes hold."""
@@ -69,12 +65,13 @@ class LocalBackend(LocalFaults, LeavesStrays):
         alive = self._alive(folder)  # before the exit code: the script leaves that, and then ends
         code = read_exit_code(folder)
         if (folder / "cancelled").exists() and (code is not None or not alive):
-            return JobStatus(State.CANCELLED, "cancelled by the user", code)
+            return JobStatus(State.CANCELLED, "cancelled by the user", code, ended_at=ended_at(folder))
         if code is None and not alive:
             return JobStatus(State.FAILED, KILLED)
         state = State.RUNNING if code is None else State.SUCCEEDED if code == 0 else State.FAILED
-        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes)
-        return JobStatus(state, exit_words(code) if code else None, code, nodes)
+        nodes = node_rows(folder, latest_attempt(folder), state, ["localhost"] * run.nodes, run.exit_codes)
+        reason = exit_words(code, run.exit_codes) if code else None
+        return JobStatus(state, reason, code, nodes, ended_at(folder))
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the files that the script writes."""
@@ -85,13 +82,13 @@ class LocalBackend(LocalFaults, LeavesStrays):
     def cancel(self, run: Run) -> None:
         """TERM, time for a last checkpoint, then KILL."""
         folder = self.store.folder(run.run_id)
-        session = int(run.job_id) if run.job_id else _written_pid(folder)
+        session = int(run.place["job_id"]) if "job_id" in run.place else _written_pid(folder)
         if not self._alive(folder) or session is None:
             return
         (folder / "cancelled").touch()
         if not shell.signal_process(session, signal.SIGTERM):  # the script passes it on to each node, if it lives
             shell.signal_session(session, signal.SIGTERM)
-        deadline = time.monotonic() + _grace_s(folder) + 5
+        deadline = time.monotonic() + run.grace_s + 5
         while not (folder / "exit_code").exists() and self._alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
         if self._alive(folder):  # what the job left in the background, or what did not stop in time
@@ -145,10 +142,3 @@ def _written_pid(folder: Path) -> int | None:
         return int((folder / "pid").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _grace_s(folder: Path) -> int:
-    for line in (folder / "render.sh").read_text(encoding="utf-8").splitlines():
-        if line.startswith("export LAUNCH_GRACE_S="):
-            return int(line.partition("=")[2])
-    return 120

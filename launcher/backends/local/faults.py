@@ -5,7 +5,7 @@ from collections.abc import Callable
 from launcher.backends import processes
 from launcher.backends.base import Backend, InjectsFaults
 from launcher.backends.hosts.kill_rank import kill_command, require_killed
-from launcher.runs.store import Run
+from launcher.runs.record import Run
 
 
 class LocalFaults(InjectsFaults, Backend):

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Stray, Submission
+from launcher.backends.base import LeavesStrays, Sent, Stray, Submission
 from launcher.backends.hosts.containers import remove_container, stray_containers
 from launcher.backends.hosts.log_files import LogFiles
+from launcher.backends.hosts.run_folder import lay_out
 from launcher.backends.slurm.faults import SlurmFaults
+from launcher.backends.slurm.job import SlurmJob, job_of, printed_job, queued_job
 from launcher.backends.slurm.status import Record, from_sacct, from_scontrol, slurm_status
 from launcher.errors import BackendError
-from launcher.job.code.snapshot import copy_to
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
-from launcher.job.secrets import secrets_file
 from launcher.logs.line import Batch, LogQuery
+from launcher.runs.record import Run
 from launcher.runs.status import JobStatus
-from launcher.runs.store import Run, RunStore, now, write_whole
+from launcher.runs.store import RunStore
 
 ASK_EVERY_S = 2.0
 CANCEL_WAIT_S = 60.0
@@ -59,25 +60,19 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
         """Slurm itself says whether it would take the job."""
         self._sbatch(["--test-only"], rendered, self._job_environ(rendered.plan.secrets))
 
-    def submit(self, rendered: Rendered, submission: Submission) -> Run:
+    def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Lay out what the script needs in the run folder, and send it from the job file's folder."""
-        plan, folder = rendered.plan, submission.run_dir
-        if submission.snapshot:
-            copy_to(submission.snapshot, folder / "code")
-        if submission.secrets:
-            write_whole(folder / "secrets.env", secrets_file(submission.secrets))
+        lay_out(self.store, submission)
         cluster = self._cluster_name()
         environ = self._job_environ(submission.secrets)
-        options = ["--parsable", f"--comment={_comment(folder)}"]
+        options = ["--parsable", f"--comment={_comment(submission.run_dir)}"]
         try:
             printed = self._sbatch(options, rendered, environ, submission.job_dir)
         except BackendError:
-            self._withdraw(plan.run_id)  # a time-out of sbatch does not say whether the job was taken
+            self._withdraw(rendered.plan.run_id)  # a time-out of sbatch does not say whether the job was taken
             raise
-        job_id = printed.strip().splitlines()[-1].partition(";")[0]
-        handle = f"slurm://{cluster}/{job_id}"
-        return Run(run_id=plan.run_id, name=plan.name, backend="slurm", handle=handle, cluster=None, nodes=plan.nodes,
-                   created=now(), job_dir=str(submission.job_dir), job_id=job_id)
+        job = printed_job(printed)
+        return Sent(f"slurm://{job.cluster or cluster}/{job.number}", job.place)
 
     def status(self, run: Run) -> JobStatus:
         """What Slurm says and what the run has left; without an answer from Slurm, what the run has left."""
@@ -88,7 +83,7 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
             if not (folder / "exit_code").exists():
                 raise
             record = None
-        return slurm_status(folder, record)
+        return slurm_status(folder, record, run.exit_codes)
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the files that srun writes."""
@@ -102,10 +97,10 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
         if self.status(run).state.ended:
             return
         (folder / "cancelled").touch()
-        job_id = self._job_id(run)
-        if job_id is None:
+        job = self._job(run)
+        if job is None:
             return
-        self._must(["scancel", job_id])
+        self._must(job.command("scancel", job.number))
         deadline = time.monotonic() + CANCEL_WAIT_S
         while time.monotonic() < deadline and not self.status(run).state.ended:
             time.sleep(0.2)
@@ -118,23 +113,21 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
         """Remove the container."""
         remove_container(stray, self.environ)
 
-    def _job_id(self, run: Run) -> str | None:
-        """Slurm's number of the run. A submit that was killed has not noted it; then the queue is asked."""
-        return run.job_id or self._queued(run.run_id)
+    def _job(self, run: Run) -> SlurmJob | None:
+        """The run's job. A submit that was killed has not noted it; then the queue is asked."""
+        return job_of(run) or self._queued(run.run_id)
 
-    def _queued(self, run_id: str) -> str | None:
-        """The number of this run's job while it is in the queue."""
-        listed = self._must(["squeue", "--noheader", f"--name={run_id}", "--format=%i %k"])
-        wanted = _comment(self.store.folder(run_id))
-        pairs = (line.strip().partition(" ") for line in listed.splitlines())
-        return next((number for number, _, comment in pairs if comment == wanted), None)
+    def _queued(self, run_id: str) -> SlurmJob | None:
+        """This run's job while it is in the queue, or in that of any cluster of $SLURM_CLUSTERS. With a header, which
+        names the clusters."""
+        listed = self._must(["squeue", f"--name={run_id}", "--format=%i %k"])
+        return queued_job(listed, _comment(self.store.folder(run_id)))
 
     def _withdraw(self, run_id: str) -> None:
         """Cancel what a failed sbatch may have sent all the same. Raises BackendError when that cannot be known."""
         try:
-            job_id = self._queued(run_id)
-            if job_id:
-                self._must(["scancel", job_id])
+            if job := self._queued(run_id):
+                self._must(job.command("scancel", job.number))
         except BackendError as error:
             raise BackendError(f"{error.message}; the job may have been taken",
                                f"when Slurm answers again: scancel --name={run_id}") from error
@@ -161,17 +154,17 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
 
     def _record(self, run: Run) -> Record | None:
         """What scontrol or else sacct knows of the job; None when both have forgotten it."""
-        job_id = self._job_id(run)
-        if job_id is None:
+        job = self._job(run)
+        if job is None:
             return None
-        shown = self._ask(["scontrol", "show", "job", job_id])
+        shown = self._ask(job.command("scontrol", "show", "job", job.number))
         if shown.returncode == 0 and "JobState=" in shown.stdout:
             return from_scontrol(shown.stdout)
         if "nvalid job id" not in shown.stderr:
             raise _refusal(shown)
         if not shell.has_command("sacct"):
             return None
-        listed = self._ask(["sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", job_id])
+        listed = self._ask(job.command("sacct", "-X", "-P", "-n", "-o", "state,exitcode", "-j", job.number))
         lines = listed.stdout.splitlines()
         return from_sacct(lines[-1]) if listed.returncode == 0 and lines else None
 

@@ -1,10 +1,11 @@
 """What Slurm and a run's own files say, in the words that all back ends use. Reads files; asks nobody."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.backends.hosts.attempts import latest_attempt, node_rows, read_exit_code, read_hosts
+from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code, read_hosts
 from launcher.runs.status import JobStatus, State, exit_words
 
 STATES = {
@@ -87,45 +88,51 @@ def _exit_code(text: str) -> int | None:
     return 128 + number if number < 65 else None
 
 
-def slurm_status(folder: Path, record: Record | None) -> JobStatus:
+def slurm_status(folder: Path, record: Record | None, meanings: Mapping[str, str]) -> JobStatus:
     """The status of the run in this folder, of which Slurm has this record: Slurm's word, and then the exit code, which
-    the script leaves before Slurm notes the end."""
+    the script leaves before Slurm notes the end. `meanings`: of exit codes."""
     code = read_exit_code(folder)
-    state, reason = _state(folder, code, record)
+    state, reason = _state(folder, code, record, meanings)
     if state.ended and code is None and record is not None:
         code = record.exit_code
     attempt = record.restarts if record else latest_attempt(folder)
     hosts = read_hosts(folder, attempt) if state is not State.PENDING else []
-    return JobStatus(state, reason, code if state.ended else None, node_rows(folder, attempt, state, hosts))
+    nodes = node_rows(folder, attempt, state, hosts, meanings)
+    if not state.ended:
+        return JobStatus(state, reason, None, nodes, gone=record is None)
+    return JobStatus(state, reason, code, nodes, ended_at(folder))
 
 
-def _state(folder: Path, code: int | None, record: Record | None) -> tuple[State, str | None]:
+def _state(folder: Path, code: int | None, record: Record | None,
+           meanings: Mapping[str, str]) -> tuple[State, str | None]:
     slurm = STATES.get(record.state, State.UNKNOWN) if record else State.UNKNOWN
     if (folder / "cancelled").exists():
         ended = record is None or slurm.ended
         return (State.CANCELLED, "cancelled by the user") if ended else (State.RUNNING, "being cancelled")
     # Slurm may still be clearing up; a job that waits once more was put back into the queue by hand
     if code is not None and slurm not in (State.CANCELLED, State.PENDING):
-        return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(folder, record, code))
+        return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(folder, record, code, meanings))
     if record is None:
         return State.UNKNOWN, "Slurm does not know this job (any more), and it left no exit code"
-    return slurm, _reason(folder, slurm, record)
+    return slurm, _reason(folder, slurm, record, meanings)
 
 
-def _reason(folder: Path, state: State, record: Record) -> str | None:
+def _reason(folder: Path, state: State, record: Record, meanings: Mapping[str, str]) -> str | None:
     if state is State.PENDING:
         return _waiting(record)
     if state is State.UNKNOWN:
         return f"Slurm calls it {record.state}"
-    return _ending(folder, record, record.exit_code) if state in (State.FAILED, State.CANCELLED) else None
+    if state in (State.FAILED, State.CANCELLED):
+        return _ending(folder, record, record.exit_code, meanings)
+    return None
 
 
-def _ending(folder: Path, record: Record | None, code: int | None) -> str:
+def _ending(folder: Path, record: Record | None, code: int | None, meanings: Mapping[str, str]) -> str:
     """Slurm's reason, which it has before the final state; a task that was killed for its memory leaves a note."""
     state = REASONS.get(record.reason or "", record.state) if record else ""
     if state not in ENDINGS and (folder / f"attempts/{latest_attempt(folder)}/out_of_memory").exists():
         state = "OUT_OF_MEMORY"
-    return f"{ENDINGS[state]} ({state})" if state in ENDINGS else exit_words(code)
+    return f"{ENDINGS[state]} ({state})" if state in ENDINGS else exit_words(code, meanings)
 
 
 def _waiting(record: Record) -> str:

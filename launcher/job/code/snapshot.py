@@ -102,6 +102,16 @@ def copy_to(snapshot: Snapshot, target: Path) -> None:
         raise LaunchError(f"{target}: the code cannot be copied: {error.strerror}") from error
 
 
+def is_copy(snapshot: Snapshot, folder: Path) -> bool:
+    """Whether `folder` holds these files as they were hashed, and no others."""
+    found = {os.path.relpath(os.path.join(top, name), folder)
+             for top, folders, names in os.walk(folder)
+             for name in (*names, *(name for name in folders if os.path.islink(os.path.join(top, name))))}
+    if found != set(snapshot.files):
+        return False
+    return all(_hash(folder / name) == known for name, known in zip(snapshot.files, snapshot.hashes, strict=True))
+
+
 def _copy(snapshot: Snapshot, name: str, target: Path, known: str) -> None:
     source = snapshot.root / name
     try:

@@ -110,7 +110,8 @@ def test_a_setting_that_names_the_folder_of_the_run_is_none_that_is_dropped(laun
     job()
     first = submitted(launch)
     same = f"train.settings.output_dir=./outputs/{first['run_id']}/"
-    assert submitted(launch, "--set", same, "--resume", first["run_id"])["output_dir"] == first["output_dir"]
+    again = submitted(launch, "--set", same, "--resume", first["run_id"])
+    assert again["outputs"]["folder"] == first["outputs"]["folder"]
 
 
 def test_new_is_a_folder_beside_the_one_that_the_job_names(launch, job):
@@ -137,9 +138,9 @@ def test_resume_and_new_work_on_kubernetes(launch, job, tmp_path):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--resume", "nothing"], "no run 'nothing'"),
-    (["--resume", "RUN", "--new"], "--resume, --new: got both"),
+    (["--resume", "RUN", "--new"], "--resume, --new: only one of the two"),
     (["--resume", "RUN", "--backend", "kubernetes"], "ran on cluster place, but this job goes to back end kubernetes"),
-    (["--resume", "RUN", "--set", "train=null", "--set", "run=[x]"], "got a job with `run`"),
+    (["--resume", "RUN", "--set", "train=null", "--set", "run=[x]"], "only jobs with `train` have an output folder"),
 ])
 def test_what_cannot_be_gone_on_with_is_said(launch, job, words, said):
     job()

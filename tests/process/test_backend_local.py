@@ -250,3 +250,10 @@ def test_many_submits_at_once_are_many_runs(site):
     handles = {process.communicate()[0] for process in started}
     assert len(handles) == 4
     assert len(site.launch.json("list")) == 4
+
+
+def test_a_section_for_another_back_end_is_noted(launch):
+    (launch.cwd / "job.yaml").write_text("name: a\nrun: ['true']\npod: {hostNetwork: true}\n")
+    done = launch.run("local", "job.yaml")
+    assert done.returncode == 0
+    assert "pod: not used, because it is for another back end than local" in done.stderr

@@ -50,7 +50,8 @@ def runs(tmp_path, launch_home):
     store = RunStore(launch_home)
     for number, (name, output) in enumerate((("first-1a", None), ("second-2b", tmp_path / "out"))):
         store.claim(name)
-        store.save(a_run(name, created=f"2026-01-0{number + 1}", job_dir=str(tmp_path / "job"), output_dir=output or "x"))
+        store.save(a_run(name, created=f"2026-01-0{number + 1}", job_dir=str(tmp_path / "job"),
+                         output_dir=output or "x"))
     elsewhere = dataclasses.replace(store.find("first-1a").outputs, folder=None)
     store.save(dataclasses.replace(store.find("first-1a"), backend="kubernetes", outputs=elsewhere))
     (tmp_path / "out").mkdir()

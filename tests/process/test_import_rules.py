@@ -51,6 +51,12 @@ def test_an_estimate_touches_neither_torch_nor_a_file():
     assert done.stdout == "7737708544 False\n", done.stderr
 
 
+def test_the_clients_models_are_loaded_for_an_overlay_only(tmp_path):
+    (tmp_path / "job.yaml").write_text("name: a\nrun: [x]\npod: {hostNetwork: true}\n")
+    loaded = loaded_by("render", "job.yaml", "--backend", "kubernetes", cwd=tmp_path)
+    assert "kubernetes" in loaded and "launcher.backends.kubernetes.client" not in loaded
+
+
 def test_layers_hold():
     lint = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
     done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True)

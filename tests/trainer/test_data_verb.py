@@ -84,7 +84,7 @@ def run(capsys, *arguments):
 def test_json_and_dump_exclude_each_other(job, capsys):
     code, out, err = run(capsys, "data", str(job([]) / "job.yaml"), "--json", "--dump", "1")
     assert (code, out) == (2, "")
-    assert "got --json and --dump, allowed: one of the two" in err
+    assert "--json, --dump: only one of the two can be given" in err
 
 
 @pytest.mark.parametrize("arguments", [["--dump", "-1"], ["--rows", "many"], ["--html", "."]])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import urllib3  # noqa: F401  (it binds a socket while it is imported, to see whether there is IPv6)
 
 READERS = {"bash", "sh", "rm"}  # they judge at once what was written for them
 

@@ -11,12 +11,9 @@ from launcher.backends.kubernetes.objects import pod_template, run_objects
 from launcher.backends.kubernetes.overlay import merge
 from launcher.backends.kubernetes.schema import _mistakes
 from launcher.errors import SpecError
-from launcher.runs.status import State
 from launcher.services.prepare import Request, prepare
 from launcher.services.rendering import rendered
-from tests import crds, jobs, k8s_runs
-from tests.cli_runner import Launch
-from tests.process.test_import_rules import loaded_by
+from tests import crds, jobs
 
 API_VERSION = kubernetes_validate.latest_version()
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -298,44 +295,11 @@ def test_a_section_for_another_back_end_is_noted(backend, folder):
     assert prepare(request, {}).notes[0] == f"pod: not used, because it is for another back end than {backend}"
 
 
-def test_the_clients_models_are_loaded_for_an_overlay_only(tmp_path):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**JOB, "pod": {"hostNetwork": True}}))
-    loaded = loaded_by("render", "job.yaml", "--backend", "kubernetes", cwd=tmp_path)
-    assert "kubernetes" in loaded and "launcher.backends.kubernetes.client" not in loaded
-
-
 @pytest.mark.parametrize("name", ["multus", "openshift"])
 def test_what_the_page_on_clusters_shows_is_the_golden_file(name):
     page = (GOLDEN.parents[1] / "docs/clusters.md").read_text(encoding="utf-8")
     for part in ("profile", "job"):
         assert f"```yaml\n{(GOLDEN / f'k8s-{name}.{part}.yaml').read_text(encoding='utf-8')}```" in page
-
-
-def test_local_notes_a_section_that_it_does_not_use(tmp_path):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"name": "a", "run": ["true"], "pod": {"hostNetwork": True}}))
-    done = Launch(tmp_path / "home", tmp_path).run("local", "job.yaml")
-    assert done.returncode == 0
-    assert "pod: not used, because it is for another back end than local" in done.stderr
-
-
-def test_containers_of_an_overlay_run_with_the_job(backend):
-    """An init container prepares, the job's own container has the overlay's environment, a third one ends by itself."""
-    volume = {"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
-    pod = {"initContainers": [{"name": "first", "image": "i", "command": ["sh", "-c", "echo ready >/tmp/x"], **volume}],
-           "containers": [{"name": "beside", "image": "i", "command": ["true"]},
-                          {"name": "trainer", "env": [{"name": "WORD", "value": "go"}]}]}
-    plan = k8s_runs.plan_of("cat /tmp/x; echo $WORD", resources={"nodes": 1}, pod=pod)
-    backend.check(jobs.rendered(plan))
-    run = k8s_runs.submit(backend, plan)
-    k8s_runs.wait_state(backend, run, State.SUCCEEDED)
-    assert k8s_runs.texts(backend, run) == {0: ["ready", "go"]}
-
-
-def test_a_container_beside_the_trainer_that_fails_is_named(backend):
-    pod = {"containers": [{"name": "stats", "image": "i", "command": ["sh", "-c", "exit 3"]}]}
-    run = k8s_runs.submit(backend, k8s_runs.plan_of("true", resources={"nodes": 1}, pod=pod))
-    status = k8s_runs.wait_state(backend, run, State.FAILED)
-    assert "its container stats failed: exit code 3" in status.reason
 
 
 @pytest.mark.parametrize(("kind", "value"), [

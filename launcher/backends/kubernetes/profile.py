@@ -30,6 +30,7 @@ class KubernetesProfile(Profile):
 
     sends_code: ClassVar[bool] = True
     shares_folder: ClassVar[bool] = False
+    code_folders: ClassVar[tuple[str, ...]] = (CONTAINER_CODE, WORKSPACE)
 
     backend: Literal["kubernetes"] = Field(description="kubernetes.")
     context: str | None = Field(None, min_length=1, description="Context of the kubeconfig. Default: the current one.")
@@ -60,6 +61,14 @@ class KubernetesProfile(Profile):
     def problems(self, values: dict[str, Any]) -> Iterator[Problem]:
         """Claims are what Kubernetes has."""
         return iter(())
+
+    def seen_at(self, path: str, job_dir: str) -> str:
+        """Relative paths start at a volume of the pod's own."""
+        return super().seen_at(path, WORKSPACE)
+
+    def kept(self, mounts: Iterable[Mount], job_dir: str) -> list[str] | None:
+        """Mounts alone outlive a pod."""
+        return [mount.path for mount in mounts]
 
     def code_note(self, mounts: Iterable[Mount]) -> str | None:
         """A pod's working directory has a copy of the code, unless it is a volume of the user's."""

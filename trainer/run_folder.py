@@ -187,7 +187,7 @@ class RunFolder:
         trained, steps = max(self._steps_saved(), default=0), self.config.optimizer.max_steps
         if not trained:
             return ", and no checkpoint is left to go on from"
-        return f", but {trained} are trained" if steps is not None and steps < trained else None
+        return f", but {trained} steps are trained" if steps is not None and steps < trained else None
 
     def _was_trained(self) -> bool:
         return has_finished(self.path) or bool(self._steps_saved())

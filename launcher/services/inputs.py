@@ -23,8 +23,8 @@ def input_problems(document: Document, job_dir: Path, profile: Profile) -> Itera
         for one in _inputs(key, document.values[key]):
             if not _is_there(one, job_dir):
                 loc = (key, *one.loc)
-                yield (f"{document.place(loc)}: {dotted(loc)}: got {shown(one.path)}, allowed: {one.allowed} (seen "
-                       f"from {job_dir})")
+                yield (f"{document.place(loc)}: {dotted(loc)}: must be {one.allowed}, not {shown(one.path)} (seen from "
+                       f"{job_dir})")
 
 
 def _inputs(key: str, section: Any) -> Iterator[Input]:

@@ -112,7 +112,7 @@ def _contradictions(settled: Mapping[Loc, str], job: JobSpec, document: Document
         given, place = operator.attrgetter(".".join(map(str, loc)))(job), document.place(loc)
         same = given is None or os.path.normpath(job_dir / given) == os.path.normpath(job_dir / value)
         if place.startswith("--set") and not same:
-            yield f"{place}: {dotted(loc)}: got {given} with --resume, allowed: {value}, where that run goes on"
+            yield f"{place}: {dotted(loc)}: is {given}, but --resume goes on with {value}"
 
 
 def _with_container(profile: Profile) -> Profile:

@@ -245,6 +245,8 @@ def test_another_length_is_no_change_unless_more_is_trained(folder, output):
     folder(OTHER, optimizer__max_steps=8).claim()
     (output / LOCK).unlink()
     checkpoint(output, 4)
+    folder(optimizer__max_steps=8, optimizer__epochs=9).claim()  # max_steps alone counts
+    (output / LOCK).unlink()
     for steps in (4, 6, 28, None):
         folder(optimizer__max_steps=steps).claim()
         (output / LOCK).unlink()
@@ -297,6 +299,7 @@ def test_results_that_are_there_are_said_and_nothing_else_is_left(folder, output
     (output / "adapter/adapter_model.safetensors").touch()
     assert one.finished() == f"nothing is left to train: run other-1 has written {output}/adapter; to start over: " \
                              "launch local job.yaml --new"  # fmt: skip
+    assert folder(optimizer__max_steps=8).finished() is None
     one.release()
     with refused(folder, "optimizer.lr: 0.0002 -> 0.1", output=output):
         folder(optimizer__lr=0.1).claim()

@@ -177,8 +177,10 @@ class RunFolder:
         return f"{hint}; to go on with {run}: {undoing(self.environ, refused, '--resume', run)}" if run else hint
 
     def _changes(self) -> list[Change]:
-        """What is trained differently from what is there."""
-        return changes(read_sections(self.path / CONFIG), self.config.model_dump(mode="json"))
+        """What is trained differently from what is there; epochs say nothing where both name the same max_steps."""
+        found = changes(read_sections(self.path / CONFIG), self.config.model_dump(mode="json"))
+        by_epochs = self.config.optimizer.max_steps is None or any(one.field == LENGTH[0] for one in found)
+        return [one for one in found if by_epochs or one.field != LENGTH[1]]
 
     def _problem(self, change: Change) -> str | None:
         """What is wrong with a change, besides that it is one; None when the run can go on with it."""
@@ -187,7 +189,7 @@ class RunFolder:
         trained, steps = max(self._steps_saved(), default=0), self.config.optimizer.max_steps
         if not trained:
             return ", and no checkpoint is left to go on from"
-        return f", but {trained} are trained" if steps is not None and steps < trained else None
+        return f", but {trained} steps are trained" if steps is not None and steps < trained else None
 
     def _was_trained(self) -> bool:
         return has_finished(self.path) or bool(self._steps_saved())

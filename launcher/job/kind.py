@@ -1,6 +1,7 @@
 """What a job kind is, and what it may be able to do besides. The kinds themselves are in launcher/kinds/."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,16 @@ class Context:
     resources: Resources
     mounts: tuple[Mount, ...] = ()
     own_folder: bool = False
+
+
+@dataclass(frozen=True)
+class Input:
+    """A path that a job reads. `loc`: where its section names it; `allowed`: what may stand there."""
+
+    loc: Loc
+    path: str
+    allowed: str
+    is_folder: bool = False
 
 
 class Kind(ABC):
@@ -56,6 +67,17 @@ class Estimable(ABC):
     @abstractmethod
     def assess(self, section: Any, prepared: Any, gpu_memory: str | None = None) -> Any:
         """The job weighed (kinds/train/assess.Assessment). Raises SpecError for what could never run."""
+
+
+class ReadsFiles(ABC):
+    """A kind whose section names files and folders. `output_field`: the one that names where it writes."""
+
+    output_field: ClassVar[Loc]
+
+    @abstractmethod
+    def inputs(self, section: Any) -> Iterator[Input]:
+        """What must be there before the job starts, as far as it can only be a path: no address, and no name that a hub
+        may know. `section`: checked, or raw as it stands in the file."""
 
 
 class ShowsData(ABC):

@@ -1,14 +1,17 @@
 """A checked job with everything that its render depends on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.job.code.snapshot import Snapshot, archive
-from launcher.job.kind import Context, Kind
+from launcher.job.kind import Context, Kind, ReadsFiles
+from launcher.job.load import dotted
 from launcher.job.payload import Payload
 from launcher.job.plan import Plan, all_mounts, plan_run
 from launcher.job.profile import Profile
 from launcher.job.spec import JobSpec
+from launcher.job.view import View
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,24 @@ class Prepared:
         large = [self.snapshot.described()] if self.snapshot and self.snapshot.is_large else []
         unused = [f"{section}: not used, because it is for another back end than {self.profile.backend}"
                   for section in self.job.backend_sections if section != self.profile.job_options]
-        return [*large, *unused, *self.profile.notes(self.job, code=self.snapshot is not None)]
+        return [*large, *unused, *self.profile.notes(self.job, code=self.snapshot is not None), *self._path_notes()]
+
+    def _path_notes(self) -> Iterator[str]:
+        """Of paths that lead nowhere in the job's container, and of results that end with it."""
+        if not isinstance(self.kind, ReadsFiles):
+            return
+        view = View(self.profile, all_mounts(self.job, self.profile), str(self.job_dir),
+                    self.snapshot.files if self.snapshot else ())
+        for one in self.kind.inputs(self.job.section):
+            if not view.finds(one.path):
+                yield (f"{dotted((self.kind.key, *one.loc))}: {one.path} is neither below a mount nor in the job's "
+                       "code: the job finds it only if its image has it")
+        outputs = self.payload(self.base_id).outputs
+        if outputs and not view.keeps(outputs.folder):
+            paths = ", ".join(mount.path for mount in view.mounts if not mount.read_only)
+            yield (f"{dotted((self.kind.key, *self.kind.output_field))}: {outputs.folder} is not below a mount: what "
+                   "the job writes there is lost when its container ends, also to a restart; name a folder below one "
+                   f"({paths or 'the job has no mounts: add one'})")
 
     @property
     def owns_folder(self) -> bool:

@@ -1,6 +1,8 @@
 """What every back end's cluster profile has. A back end's own model adds its keys. No I/O."""
 
-from collections.abc import Iterator
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -11,6 +13,7 @@ from launcher.job.types import Duration, EnvName, EnvValue, Size, Word
 from trainer.config import Section
 
 CONTAINER_CODE = "/opt/code"  # where a container sees the job's code, read-only
+CONTAINER_HOME = "/tmp"  # noqa: S108  (a volume of the container's own)
 Problem = tuple[tuple[str | int, ...], str]
 
 
@@ -21,6 +24,7 @@ class Profile(Section, defer_build=True):
     sends_code: ClassVar[bool] = False  # the render holds the code; else the run folder does, which the nodes see
     shares_folder: ClassVar[bool] = True  # relative paths of a job mean the job file's folder there, too
     is_one_machine: ClassVar[bool] = False
+    code_folders: ClassVar[tuple[str, ...]] = (CONTAINER_CODE,)  # where a job finds the code that came with it
     job_options: ClassVar[str | None] = None  # the section of a job file with options for this back end alone
 
     backend: str = Field(description="kubernetes, slurm or local.")
@@ -38,6 +42,15 @@ class Profile(Section, defer_build=True):
     def uses_image(self) -> bool:
         """Whether a job runs in a container of its image."""
         return True
+
+    def seen_at(self, path: str, job_dir: str) -> str:
+        """What a path of the job means in its container: `~` is a home of its own there, and relative ones start at the
+        job file's folder."""
+        return posixpath.join(job_dir, re.sub(r"^~[^/]*", CONTAINER_HOME, path))
+
+    def kept(self, mounts: Iterable[Mount], job_dir: str) -> list[str] | None:
+        """The folders of a job's container that are there before it and stay; None when all of them do."""
+        return [job_dir, *(mount.path for mount in mounts)] if self.uses_image else None
 
     def image_for(self, image: str) -> str:
         """The image as what runs it wants it written."""

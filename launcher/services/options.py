@@ -56,6 +56,7 @@ def prepared_run(request: Request, store: "RunStore", resume: str | None, *, new
     from launcher.services.prepare import prepare
     from launcher.services.resume import folder_of, refuse_elsewhere
 
+    request = dataclasses.replace(request, to_start=True)
     if resume is None:
         return prepare(dataclasses.replace(request, new_folder=new_folder), os.environ)
     if new_folder:

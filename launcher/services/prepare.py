@@ -21,13 +21,14 @@ from launcher.job.profile import Profile
 from launcher.job.secrets import Leak, SecretFoundError, find_leaks, redact, token_shape
 from launcher.job.spec import JobSpec
 from launcher.kinds.registry import able_to
+from launcher.services.inputs import input_problems
 from launcher.services.job_model import check_job, check_profile, default_profile, kind_of
 
 
 @dataclass(frozen=True)
 class Request:
     """What was asked for on the command line. `output_dir`: of the run that is to be gone on with; `new_folder`: one of
-    its own for the run, whatever the job names."""
+    its own for the run, whatever the job names; `to_start`: what the job reads must be here, if it runs here."""
 
     path: Path
     overrides: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Request:
     container: bool = False
     output_dir: str | None = None
     new_folder: bool = False
+    to_start: bool = False
 
 
 def on_this_machine(request: Request, *, container: bool = False) -> Request:
@@ -56,6 +58,8 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
         problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
                      for loc, text in misfits(document.values, profile, cluster or "")]
     job_dir = request.path.absolute().parent
+    if profile and request.to_start:
+        problems += input_problems(document, job_dir, profile)
     job = check_job(document, [*problems, *_code_problems(document, job_dir)])
     if profile is None:
         raise SpecError("\n".join(problems))  # never reached: a missing profile is among the problems
@@ -107,7 +111,7 @@ def _contradictions(settled: Mapping[Loc, str], job: JobSpec, document: Document
         given, place = operator.attrgetter(".".join(map(str, loc)))(job), document.place(loc)
         same = given is None or os.path.normpath(job_dir / given) == os.path.normpath(job_dir / value)
         if place.startswith("--set") and not same:
-            yield f"{place}: {dotted(loc)}: got {given} with --resume, allowed: {value}, where that run goes on"
+            yield f"{place}: {dotted(loc)}: is {given}, but --resume goes on with {value}"
 
 
 def _with_container(profile: Profile) -> Profile:

@@ -39,12 +39,11 @@ def find_place(reference: str | None) -> Place | None:
     if run is None:
         return None
     if run.outputs is None:
-        raise SpecError(f"{run.run_id}: it has trained nothing: it is a run of a job with `{run.kind}`",
-                        _latest_trained(store, reference))
+        raise SpecError(f"{run.run_id} has trained nothing: its job has no `train`", _latest_trained(store, reference))
     if run.output_dir is not None and Path(run.output_dir).is_dir():
         return Place(run.output_dir, run.job_dir, run)
     if run.output_dir is not None and run.backend == "local":
-        raise SpecError(f"{run.run_id}: its output folder {run.output_dir} was never made, or is removed",
+        raise SpecError(f"{run.run_id} has no output folder: {run.output_dir} was never made, or is gone",
                         _latest_trained(store, reference))
     raise BackendError(
         f"{run.run_id}: its output is in {run.output_dir or 'a volume of its cluster'}, which cannot be reached from "

@@ -261,7 +261,7 @@ def test_a_training_takes_no_modules_from_its_working_folder(site):
         pytest.skip("on a volume there: fake_k8s/test_k8s_code")
     if site.profile:
         site.profile = {**site.profile, "python": sys.executable}
-    train = {"model": {"path": "/m"}, "data": {"sources": [{"path": "/d"}]}, "settings": {"output_dir": "out"}}
+    train = {"model": {"path": "m"}, "data": {"sources": [{"path": "d"}]}, "settings": {"output_dir": "out"}}
     folder = site.launch.cwd / "job"
     (folder / "out").mkdir(parents=True)
     job = (site.launch.cwd / site.job("", run=None, train=train)).rename(folder / "job.yaml")

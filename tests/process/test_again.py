@@ -93,15 +93,14 @@ def test_resume_turns_never_off(launch, job):
 
 
 @pytest.mark.parametrize(("field", "value", "allowed"), [
-    ("train.settings.output_dir", "other", "outputs/RUN"), ("train.runtime.resume", "never", "auto"),
+    ("train.settings.output_dir", "other", "outputs/{}"), ("train.runtime.resume", "never", "auto"),
 ])
 def test_a_setting_that_resume_would_drop_is_refused(launch, job, field, value, allowed):
     job()
     first = submitted(launch)["run_id"]
     done = launch.run("submit", "job.yaml", "--set", f"{field}={value}", "--resume", first)
     assert done.returncode == 2 and done.stderr == (
-        f"error: --set {field}={value}: {field}: got {value} with --resume, allowed: {allowed.replace('RUN', first)}, "
-        "where that run goes on\n"
+        f"error: --set {field}={value}: {field}: is {value}, but --resume goes on with {allowed.format(first)}\n"
         "hint:  leave that --set out; for a folder of its own: --new instead of --resume\n")
     assert len(launch.json("list")) == 1
 

@@ -132,14 +132,14 @@ def test_a_run_that_trained_nothing_says_so_and_names_the_latest_that_did(verb, 
     (runs / "adapter").mkdir()
     code, out, err = verb(*typed)
     assert (code, out) == (2, "")
-    assert err == ("error: command-3c: it has trained nothing: it is a run of a job with `run`\n"
+    assert err == ("error: command-3c has trained nothing: its job has no `train`\n"
                    f"hint:  the latest run that has trained here: {hint}\n")
 
 
 def test_a_run_here_whose_folder_is_gone_says_so(verb, runs, launch_home, tmp_path):
     others(launch_home, tmp_path, "train-3c")
     code, _, err = verb("chat")
-    assert code == 2 and f"train-3c: its output folder {tmp_path}/train-3c was never made, or" in err
+    assert code == 2 and f"train-3c has no output folder: {tmp_path}/train-3c was never made, or is gone" in err
     assert "hint:  list the runs: launch list\n" in err  # the others have trained nothing yet
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -243,11 +245,13 @@ def test_another_length_is_no_change_unless_more_is_trained(folder, output):
     folder(OTHER, optimizer__max_steps=8).claim()
     (output / LOCK).unlink()
     checkpoint(output, 4)
+    folder(optimizer__max_steps=8, optimizer__epochs=9).claim()  # max_steps alone counts
+    (output / LOCK).unlink()
     for steps in (4, 6, 28, None):
         folder(optimizer__max_steps=steps).claim()
         (output / LOCK).unlink()
     typed = {**RUN, "LAUNCH_COMMAND": "launch local job.yaml --set train.optimizer.max_steps=3"}
-    with refused(folder, "  optimizer.max_steps: 8 -> 3, but 4 are trained",
+    with refused(folder, "  optimizer.max_steps: 8 -> 3, but 4 steps are trained",
                  "launch local job.yaml --set train.optimizer.max_steps=8 --resume other-1", output=output):
         folder(typed, optimizer__max_steps=3).claim()
     shutil.rmtree(output / "checkpoint-4")
@@ -263,6 +267,17 @@ def test_a_folder_is_looked_at_without_being_touched(folder, output):
     (output / "notes.txt").touch()
     with refused(folder, "holds what launch has not written (notes.txt)", output=output):
         folder().refuse_foreign()
+
+
+def test_a_foreign_folder_is_refused_before_torch_is_loaded(output, tmp_path):
+    output.mkdir()
+    (output / "notes.txt").touch()
+    sections = config_of(output).model_dump(mode="json", exclude={"model": {"shape"}})
+    (tmp_path / "c.yaml").write_text(config_text(sections))
+    script = ("import os, sys; from trainer.cli import main; code = main(['train', '--config', sys.argv[1]]); "
+              "sys.stderr.flush(); os._exit(code if not {'torch', 'transformers'} & set(sys.modules) else 1)")
+    done = subprocess.run([sys.executable, "-P", "-c", script, tmp_path / "c.yaml"], capture_output=True, text=True)
+    assert done.returncode == 78 and "holds what launch has not written (notes.txt)" in done.stderr, done.stderr
 
 
 def test_never_refuses_what_was_trained_but_not_a_restart_of_the_same_run(folder, output):
@@ -284,6 +299,7 @@ def test_results_that_are_there_are_said_and_nothing_else_is_left(folder, output
     (output / "adapter/adapter_model.safetensors").touch()
     assert one.finished() == f"nothing is left to train: run other-1 has written {output}/adapter; to start over: " \
                              "launch local job.yaml --new"  # fmt: skip
+    assert folder(optimizer__max_steps=8).finished() is None
     one.release()
     with refused(folder, "optimizer.lr: 0.0002 -> 0.1", output=output):
         folder(optimizer__lr=0.1).claim()

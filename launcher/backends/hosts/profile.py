@@ -1,11 +1,13 @@
 """What the profiles of back ends have that run a job's script on hosts, bare or in a container. No I/O."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
 from launcher.job.image import hash_problem, is_file, registry_image, scheme_problem
 from launcher.job.profile import Profile
+from launcher.job.spec import Mount
 
 APPTAINER_SCHEMES = ("docker", "oras", "library", "shub", "http", "https")
 
@@ -21,6 +23,10 @@ class HostProfile(Profile):
     def uses_image(self) -> bool:
         """With a runtime."""
         return self.container_runtime != "none"
+
+    def kept(self, mounts: Iterable[Mount], job_dir: str) -> list[str] | None:
+        """More arguments may mount anything."""
+        return None if self.container_args else super().kept(mounts, job_dir)
 
     def image_for(self, image: str) -> str:
         """apptainer and pyxis read more than registries."""

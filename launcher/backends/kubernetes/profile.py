@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from launcher.backends.kubernetes.overlay import PodOverlay
 from launcher.job.plan import all_mounts
 from launcher.job.profile import CONTAINER_CODE, Problem, Profile
-from launcher.job.spec import JobSpec, mount_at
+from launcher.job.spec import JobSpec, Mount, mount_at
 from launcher.job.types import AbsolutePath, DnsName, Word, is_below
 from trainer.config import Section
 
@@ -33,6 +33,7 @@ class KubernetesProfile(Profile):
     sends_code: ClassVar[bool] = True
     shares_folder: ClassVar[bool] = False
     job_options: ClassVar[str | None] = "pod"
+    code_folders: ClassVar[tuple[str, ...]] = (CONTAINER_CODE, WORKSPACE)
 
     backend: Literal["kubernetes"] = Field(description="kubernetes.")
     context: str | None = Field(None, min_length=1, description="Context of the kubeconfig. Default: the current one.")
@@ -79,6 +80,14 @@ class KubernetesProfile(Profile):
                    f"{WORKSPACE}, which is {where}: launch writes nothing there")
         if overlays := [overlay for overlay in (self.pod, getattr(job, "pod", None)) if overlay]:
             yield from _sidecar_notes(overlays)
+
+    def seen_at(self, path: str, job_dir: str) -> str:
+        """Relative paths start at a volume of the pod's own."""
+        return super().seen_at(path, WORKSPACE)
+
+    def kept(self, mounts: Iterable[Mount], job_dir: str) -> list[str] | None:
+        """Mounts alone outlive a pod."""
+        return [mount.path for mount in mounts]
 
     @model_validator(mode="after")
     def _archive_on_a_mount(self) -> Self:

@@ -1,13 +1,14 @@
 """`train:`: fine-tune a model with the trainer of this project."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from launcher.job.kind import Context, Estimable, Kind, Loc, Resumable, ShowsData
+from launcher.job.kind import Context, Estimable, Input, Kind, Loc, ReadsFiles, Resumable, ShowsData
 from launcher.job.payload import ExitCodes, FilePath, Outputs, Payload
 from launcher.job.spec import Mount
+from launcher.kinds.train.inputs import inputs
 from trainer.config import MARKER, TrainConfig, config_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ DIVERGED, WRONG_CONFIG = 70, 78  # trainer/errors.py
 SMALL_FILES = ("*.json", "*.jsonl", "*.yaml", "*.md", "*.png", "*.txt", "adapter/*")
 
 
-class Train(Kind, Resumable, Estimable, ShowsData):
+class Train(Kind, Resumable, Estimable, ReadsFiles, ShowsData):
     """The trainer's entrypoint with the five sections in a file. It vouches for 75: none of its processes ends with it
     unless it was asked to and has saved."""
 
@@ -27,6 +28,7 @@ class Train(Kind, Resumable, Estimable, ShowsData):
     model = TrainConfig
     description = "Fine-tune a model; the five sections."
     data_file = CONFIG
+    output_field = ("settings", "output_dir")
 
     def payload(self, section: TrainConfig, context: Context) -> Payload:
         """A training's own Python never takes a module from the working directory, which other runs may write to."""
@@ -54,7 +56,11 @@ class Train(Kind, Resumable, Estimable, ShowsData):
 
     def settled(self, folder: str) -> dict[Loc, str]:
         """Where it trains, and that it goes on there."""
-        return {("settings", "output_dir"): folder, ("runtime", "resume"): "auto"}
+        return {self.output_field: folder, ("runtime", "resume"): "auto"}
+
+    def inputs(self, section: Any) -> Iterator[Input]:
+        """Model, rows, images and DeepSpeed's own JSON."""
+        return inputs(section)
 
     def assess(self, section: TrainConfig, prepared: "Prepared", gpu_memory: str | None = None) -> "Assessment":
         """Its memory against what there is."""

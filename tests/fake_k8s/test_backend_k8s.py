@@ -256,8 +256,8 @@ def test_follow_loses_and_doubles_nothing_while_connections_break(backend, clust
 
 
 def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster, shared):
-    script = (f"trap 'echo stopped; exit 75' TERM; echo up; "
-              f"if [ $NODE_RANK = 1 ] && mkdir {shared}/first 2>&-; then while true; do sleep 0.05; done; fi; echo done")
+    script = ("trap 'echo stopped; exit 75' TERM; echo up; if [ $NODE_RANK = 1 ] && "
+              f"mkdir {shared}/first 2>&-; then while true; do sleep 0.05; done; fi; echo done")
     run = submit(backend, plan_of(script))
     found: list[str] = []
     for line in lines_of(backend, run, follow=True, node=1):

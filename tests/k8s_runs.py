@@ -16,6 +16,8 @@ from launcher.runs.status import JobStatus, State
 from launcher.services.submit import foreseen_run
 from tests import jobs
 from tests.fakes.kubernetes import FakeCluster
+from tests.fakes.kubernetes.faults import DROP_IDLE_S
+from tests.fakes.kubernetes.resources import RESOURCES
 
 PATIENCE_S = 60
 RUN_ID = "demo-0123abcd"
@@ -73,6 +75,21 @@ def rotate_while_away(cluster: FakeCluster, pod: str) -> None:
         cluster.go_away(0)
 
     threading.Thread(target=rotate).start()
+
+
+def delete_while_away(cluster: FakeCluster, pod: str, then: Callable[[], None], **options: int) -> None:
+    """From now on the server is away, until the pod has gone and `then` is done."""
+    cluster.go_away(PATIENCE_S)
+
+    def delete() -> None:
+        time.sleep(2 * DROP_IDLE_S)  # until the streams are cut
+        then()
+        cluster.api.delete(RESOURCES["pods"], "default", pod, options)
+        wait_for(lambda: [found["metadata"]["name"] for found in cluster.store.select("pods", "default")],
+                 lambda names: pod not in names, "the pod's end")
+        cluster.go_away(0)
+
+    threading.Thread(target=delete).start()
 
 
 def wait_state(backend: KubernetesBackend, run: Run, *states: State) -> JobStatus:

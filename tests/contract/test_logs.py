@@ -79,8 +79,7 @@ def test_a_reader_that_closes_the_pipe_ends_the_command(local_site):
     assert "Traceback" not in reader.stderr.read()
 
 
-@pytest.mark.parametrize("name", ["local_site", "fake_slurm_site",
-                                  pytest.param("slurm_site", marks=pytest.mark.needs("slurm"))])
+@pytest.mark.parametrize("name", ["local_site", pytest.param("slurm_site", marks=pytest.mark.needs("slurm"))])
 def test_since_within_the_log_of_a_running_job(name, request):
     site = request.getfixturevalue(name)
     gate, go = site.gate()

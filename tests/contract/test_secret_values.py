@@ -69,14 +69,15 @@ def test_a_value_is_in_its_own_place_only(site):
     job = site.job(f'{gate}\n[ "${NAME}" = "$(printf "hf_Zz9"; printf "Qw7%.0s" 1 2 3 4 5 6 7 8 9 10 11)" ]',
                    secrets=[NAME])
     with CommandLines() as lines:
-        done = site.launch.run("--debug", "submit", job)
+        submit = site.launch.start("--debug", "submit", job)  # with a command line of its own
+        said = "".join(submit.communicate())
         run_id = site.launch.json("list")[-1]["run"]
         site.wait(run_id, "running", "pending")
         listed = site.launch.run("--debug", "logs", run_id)
-    assert done.returncode == 0, done.stderr
+    assert submit.returncode == 0, said
     assert lines.seen
     assert lines.leaks == set()
-    assert VALUE not in done.stdout + done.stderr + listed.stdout + listed.stderr
+    assert VALUE not in said + listed.stdout + listed.stderr
     secret = site.launch.run_dir(run_id) / "secrets.env"
     assert holders(site.launch.home) == ([] if site.backend == "kubernetes" else [secret])
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in holders(site.launch.home))

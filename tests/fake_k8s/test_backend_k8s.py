@@ -246,7 +246,7 @@ def test_command_that_does_not_exist_is_named(backend):
 
 def counting(count: int) -> str:
     """A script that prints numbered lines, now and then the same stamp second."""
-    return f"for i in $(seq 1 {count}); do echo $NODE_RANK $i; sleep 0.01; done"
+    return f"for i in $(seq 1 {count}); do echo $NODE_RANK $i; sleep 0.003; done"
 
 
 def test_follow_loses_and_doubles_nothing_while_connections_break(backend, cluster):
@@ -254,7 +254,7 @@ def test_follow_loses_and_doubles_nothing_while_connections_break(backend, clust
     run = submit(backend, plan_of(counting(300)))
     found: dict[int, list[str]] = {0: [], 1: []}
     breaks = {40: cluster.drop_connections, 120: lambda: cluster.drop_connections(cleanly=True),
-              200: lambda: cluster.go_away(1.0)}
+              200: lambda: cluster.go_away(0.3)}
     for number, line in enumerate(lines_of(backend, run, follow=True)):
         found[line.node].append(line.text)
         if number in breaks:
@@ -264,8 +264,9 @@ def test_follow_loses_and_doubles_nothing_while_connections_break(backend, clust
     assert texts(backend, run, tail=2, node=1) == {1: ["1 299", "1 300"]}
 
 
-def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster):
-    script = "trap 'echo stopped; exit 75' TERM; echo up; for i in 1 2 3 4; do sleep 0.5; done; echo done"
+def test_replaced_pod_is_followed_after_the_one_it_replaces(backend, cluster, shared):
+    script = ("trap 'echo stopped; exit 75' TERM; echo up; if [ $NODE_RANK = 1 ] && "
+              f"mkdir {shared}/first 2>&-; then while true; do sleep 0.05; done; fi; echo done")
     run = submit(backend, plan_of(script))
     found: list[str] = []
     for line in lines_of(backend, run, follow=True, node=1):
@@ -284,7 +285,7 @@ def test_exit_code_75_of_a_command_makes_one_pod_and_a_failed_run(backend, clust
 
 
 def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
-    script = "trap 'echo saving; sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
+    script = "trap 'echo saving; sleep 0.1; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
     run = submit(backend, plan_of(script, secrets=["HF_TOKEN"]), {"HF_TOKEN": "s3cr3t"})
     wait_for(lambda: texts(backend, run), lambda found: len(found) == 2, "both nodes")
     backend.cancel(run)

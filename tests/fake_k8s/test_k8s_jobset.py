@@ -61,19 +61,25 @@ def test_nodes_find_each_other_and_the_end_outlives_the_job_set(backend, cluster
     assert texts(backend, run) == want
 
 
-def test_a_failure_restarts_all_nodes_until_the_budget_is_spent(backend, cluster):
+def test_a_failure_restarts_all_nodes_until_the_budget_is_spent(backend, cluster, shared):
     # a JobSet deletes the pods of an attempt with their logs: only what was read meanwhile is kept
-    script = f"echo try; if [ $NODE_RANK = 1 ]; then sleep 2; exit 9; fi; {IDLE}"
+    script = ("echo try; if [ $NODE_RANK = 1 ]; then "
+              f"until rmdir {shared}/read 2>&-; do sleep 0.05; done; exit 9; fi; {IDLE}")
     run = submit(backend, plan_of(script, profile=PROFILE, restarts=2))
-    assert [line.text for line in lines_of(backend, run, follow=True, node=1)] == ["try"] * 3
+    tries = []
+    for line in lines_of(backend, run, follow=True, node=1):
+        tries.append(line.text)
+        (shared / "read").mkdir()
+    assert tries == ["try"] * 3
     status = wait_state(backend, run, State.FAILED)
     assert (status.exit_code, status.reason) == (9, "node 1: exit code 9: try")
     assert next(node for node in status.nodes if node.node == 1).restarts == 2
     assert restarts(cluster) == {"restarts": 2, "restartsCountTowardsMax": 2}
 
 
-def test_a_preemption_spends_no_restart_and_a_wrong_configuration_ends_at_once(backend, cluster):
-    script = "trap 'echo saved; exit 75' TERM; echo up; for i in 1 2 3 4; do sleep 0.5; done; exit 78"
+def test_a_preemption_spends_no_restart_and_a_wrong_configuration_ends_at_once(backend, cluster, shared):
+    script = (f"trap 'echo saved; exit 75' TERM; echo up; "
+              f"if mkdir {shared}/first 2>&-; then while true; do sleep 0.05; done; fi; exit 78")
     run = submit(backend, plan_of(script, profile=PROFILE, restarts=5, resources={"nodes": 1}))
     found = []
     for line in lines_of(backend, run, follow=True):
@@ -93,7 +99,7 @@ def test_exit_code_75_of_a_command_is_a_failure_like_any_other(backend, cluster)
 
 
 def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
-    script = "trap 'echo saving; sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
+    script = "trap 'echo saving; sleep 0.1; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
     run = submit(backend, plan_of(script, profile=PROFILE, secrets=["TOKEN"]), {"TOKEN": "s3cr3t"})
     wait_for(lambda: texts(backend, run), lambda found: len(found) == 2, "both nodes")
     backend.cancel(run)

@@ -3,9 +3,6 @@
 import shlex
 import signal
 import sys
-import tempfile
-import threading
-from pathlib import Path
 
 import pytest
 import yaml
@@ -20,7 +17,18 @@ from launcher.runs.status import State
 from launcher.services.job_model import check_profile
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes.resources import RESOURCES
-from tests.k8s_runs import PATIENCE_S, asking, lines_of, plan_of, rotate_while_away, submit, texts, wait_for, wait_state
+from tests.k8s_runs import (
+    PATIENCE_S,
+    asking,
+    delete_while_away,
+    lines_of,
+    plan_of,
+    rotate_while_away,
+    submit,
+    texts,
+    wait_for,
+    wait_state,
+)
 
 TRAIN = {"model": {"path": "/data/model"}, "data": {"sources": [{"path": "/data/rows.jsonl"}]}}
 # The entrypoint with a script in the trainer's place; any other module, as the archive's reader, as it is.
@@ -35,7 +43,7 @@ sys.exit(entrypoint.main(sys.argv[3:]))' "$@"
 
 
 @pytest.fixture
-def folder(cluster):
+def folder(cluster, shared):
     """What the pods share with the test."""
     cluster.run_as_user = False
     cluster.enforce_restricted("default")
@@ -43,12 +51,10 @@ def folder(cluster):
              "metadata": {"name": "volume", "namespace": "default"},
              "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}}
     cluster.api.create(RESOURCES["persistentvolumeclaims"], "default", claim, {})
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # a pod has a /tmp of its own
-        cluster.shared_paths.append(Path(name))
-        python = Path(name) / "python"
-        python.write_text(PYTHON.format(python=shlex.quote(sys.executable), folder=name))
-        python.chmod(0o755)
-        yield Path(name)
+    python = shared / "python"
+    python.write_text(PYTHON.format(python=shlex.quote(sys.executable), folder=shared))
+    python.chmod(0o755)
+    return shared
 
 
 def train(backend, folder, script, **profile):
@@ -67,7 +73,7 @@ def follow_through_a_rotation(backend, cluster, folder, **profile):
     """All lines of a run whose node rotated its log while the server was away."""
     go = folder / "go"
     run = train(backend, folder, f"seq 1 50; until [ -e {go} ]; do sleep 0.05; done; "
-                "for i in $(seq 51 300); do echo $i; sleep 0.01; done; seq 301 350", **profile)
+                "for i in $(seq 51 300); do echo $i; sleep 0.003; done; seq 301 350", **profile)
     found = []
     for line in lines_of(backend, run, follow=True):
         found.append(line)
@@ -130,15 +136,10 @@ def test_the_end_of_a_pod_that_was_deleted_is_filled(backend, cluster, folder):
                 "while true; do sleep 0.05; done")
     found = []
 
-    def delete():
-        go.touch()
-        cluster.api.delete(RESOURCES["pods"], "default", only_pod(cluster), {})
-
     for line in lines_of(backend, run, follow=True):
         found.append(line)
         if len(found) == 1:
-            cluster.go_away(3.5)
-            threading.Timer(0.5, delete).start()
+            delete_while_away(cluster, only_pod(cluster), go.touch)
     assert [line.text for line in found] == ["up", "saved", "up"]
 
 

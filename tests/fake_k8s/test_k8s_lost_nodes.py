@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +18,13 @@ GPUS = {"nodes": 2, "gpus_per_node": 1}  # two nodes of a job with GPUs never sh
 
 
 @pytest.fixture
-def go(cluster: FakeCluster) -> Iterator[Path]:
+def go(shared: Path) -> Path:
     """A file that lets a job end, once it is there."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a pod has a /tmp of its own
-        cluster.shared_paths.append(Path(folder))
-        yield Path(folder) / "go"
+    return shared / "go"
 
 
 def start(backend: KubernetesBackend, cluster: FakeCluster, go: Path, **profile: str) -> tuple[Run, str]:
     """A run of two nodes, and the machine of the second, which is then lost."""
-    go.parent.chmod(0o755)
     run = submit(backend, plan_of(f"until [ -e {go} ]; do sleep 0.05; done", profile=profile, resources=GPUS))
     nodes = wait_for(lambda: backend.status(run).nodes,
                      lambda found: [node.state for node in found] == [State.RUNNING] * 2, "both nodes")

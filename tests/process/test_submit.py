@@ -335,6 +335,8 @@ def test_a_home_that_cannot_be_written(local):
 
 def test_a_damaged_record_is_told_by_every_command(local):
     run = local.submit()
+    while not (local.store.folder(run.run_id) / "attempts/0/0.pid").exists():
+        time.sleep(0.05)  # a script that is told before its first node has no node to tell
     local.backend().cancel(run)
     path = local.store.folder(run.run_id) / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "nodes": "two"}))

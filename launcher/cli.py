@@ -21,6 +21,7 @@ COMMANDS = {
     "list": "List the runs of this machine.",
     "cancel": "End a run.",
     "repair": "Start the nodes of a run anew whose machines are lost.",
+    "rm": "Remove runs that have ended.",
     "prune": "Remove what runs have left behind.",
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",

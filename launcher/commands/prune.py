@@ -1,6 +1,7 @@
 """launch prune."""
 
 import dataclasses
+import datetime
 import os
 import time
 from collections.abc import Iterator
@@ -10,25 +11,39 @@ import click
 
 from launcher.backends.base import LeavesStrays, Stray
 from launcher.backends.registry import BACKENDS, load_backend
+from launcher.job.quantities import duration_s, rough_duration
 from launcher.runs.store import RunStore
 from launcher.services.options import agreed, json_option, run_store, yes_option
 from launcher.services.prepare import named_profile
+from launcher.services.retention import ended_before, remove_run
 from launcher.terminal import ui
 
-HALF_SENT = "run folder"
+RUN, CODE, HALF_SENT = "run", "code", "run folder"
 HALF_SENT_AGE_S = 3600
+
+
+def _ago(context: click.Context, option: click.Parameter, text: str | None) -> datetime.datetime | None:
+    try:
+        return None if text is None else datetime.datetime.now(datetime.UTC) - datetime.timedelta(
+            seconds=duration_s(text))
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"must be a duration such as 30d or 12h, not {text!r}") from error
 
 
 @click.command("prune")
 @click.option("--cluster", metavar="NAME", help="Look there too, whether or not a run of this machine was there.")
 @click.option("--clusters", type=click.Path(path_type=Path),
               help="File of cluster profiles. Default: ./clusters.yaml, then ~/.config/launch/clusters.yaml.")
+@click.option("--older-than", metavar="TIME", callback=_ago,
+              help="Runs that ended longer ago than this, too: 30d, 12h.")
 @yes_option
 @json_option
-def command(cluster: str | None, clusters: Path | None, yes: bool, json_output: bool) -> None:
+def command(cluster: str | None, clusters: Path | None, older_than: datetime.datetime | None, yes: bool,
+            json_output: bool) -> None:
     """Looks where runs of this machine were; lists what they have left, asks, and removes it: objects with launch's
     label whose Job is gone, containers of jobs that have ended, run folders of submits that were killed half-way more
-    than an hour ago. With --json it only lists, unless --yes is given too."""
+    than an hour ago, code that no run uses. With --older-than also runs, as `launch rm` does: their output folders
+    stay. With --json it only lists, unless --yes is given too."""
     store = run_store()
     profile = named_profile(cluster, clusters, os.environ) if cluster else None
     wanted = {run.backend for run in store.all() if run.backend in BACKENDS} | ({profile.backend} if profile else set())
@@ -37,6 +52,8 @@ def command(cluster: str | None, clusters: Path | None, yes: bool, json_output: 
         (backend, stray) for backend in backends if isinstance(backend, LeavesStrays)
         for stray in backend.strays(profile, ui.warn)]
     found += [(None, stray) for stray in half_sent(store, time.time())]
+    found += [(None, Stray(CODE, name, str(store.code.root), "no run uses it")) for name in store.code.unused()]
+    found += [(None, stray) for stray in old_runs(store, older_than)]
     _show([stray for _, stray in found], json_output=json_output)
     if not found or (json_output and not yes):
         return
@@ -44,8 +61,11 @@ def command(cluster: str | None, clusters: Path | None, yes: bool, json_output: 
         for backend, stray in found:
             if backend:
                 backend.remove(stray)
-            else:
+            elif stray.kind == RUN:
+                remove_run(store, store.find(stray.name))
+            elif stray.kind == HALF_SENT:
                 store.forget(stray.name)
+        store.code.sweep()
         ui.note(f"{len(found)} removed")
 
 
@@ -54,6 +74,14 @@ def half_sent(store: RunStore, now_s: float) -> Iterator[Stray]:
     for folder in sorted(store.root.glob("*/")):
         if not (folder / "run.json").exists() and folder.stat().st_mtime < now_s - HALF_SENT_AGE_S:
             yield Stray(HALF_SENT, folder.name, str(store.root), "its submit never came to an end")
+
+
+def old_runs(store: RunStore, moment: datetime.datetime | None) -> Iterator[Stray]:
+    """Runs that ended before that; none without a moment."""
+    for run, end in ended_before(store, moment) if moment else ():
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(end.at)
+        yield Stray(RUN, run.run_id, run.cluster or run.backend,
+                    f"it ended {rough_duration(age.total_seconds())} ago: {end.state}")
 
 
 def _show(strays: list[Stray], *, json_output: bool) -> None:

@@ -20,4 +20,5 @@ class Command(Kind):
 
     def payload(self, section: Any, context: Context) -> Payload:
         """The command as it is."""
-        return Payload(self.key, tuple(section), exit_codes=ExitCodes(final=(WRONG_CONFIG,)))
+        codes = ExitCodes({WRONG_CONFIG: "wrong configuration or data"}, final=(WRONG_CONFIG,))
+        return Payload(self.key, tuple(section), exit_codes=codes)

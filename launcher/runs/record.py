@@ -23,7 +23,8 @@ class Outputs:
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended. `at`: when, as far as its back end can tell, else when that was first seen."""
+    """How a run ended; unknown when its back end forgot it unseen. `at`: when, as far as the back end can tell, else
+    when that was first seen."""
 
     state: State
     reason: str | None
@@ -33,7 +34,7 @@ class End:
     @property
     def status(self) -> JobStatus:
         """The same as a status, without nodes: nobody knows of them any more."""
-        return JobStatus(self.state, self.reason, self.exit_code, ended_at=self.at)
+        return JobStatus(self.state, self.reason, self.exit_code, ended_at=self.at, gone=not self.state.ended)
 
 
 @dataclass(frozen=True)

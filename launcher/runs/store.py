@@ -94,7 +94,12 @@ class RunStore:
         """Write down how a run has ended, unless somebody has already; None: it was started again. Whether something
         was written: not over a record that a submit is about to complete."""
         found = _read(self.folder(run.run_id) / "run.json")
-        if not isinstance(found, Run) or not found.was_sent or (found.end is None) == (end is None):
+        if not isinstance(found, Run) or not found.was_sent:
+            return False
+        before = found.end
+        if before and end and (before.state.ended or not end.state.ended):
+            return False
+        if before == end:
             return False
         self.save(dataclasses.replace(found, end=end))
         return True

@@ -24,9 +24,9 @@ def status_of(backend: Backend, store: RunStore, run: Run) -> JobStatus:
         return run.end.status
     if found.gone and run.end:
         return run.end.status
-    if found.state.ended:
+    if found.is_over:
         _note_end(backend, store, run, found)
-    elif run.end and not found.gone:  # put back into the queue by hand
+    elif run.end:  # put back into the queue by hand
         store.note_end(run, None)
     return found
 

@@ -1,11 +1,13 @@
 """What every back end promises, shown through the real command with jobs that really run on two nodes."""
 
+import json
 import os
 import re
 import shlex
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -320,3 +322,31 @@ def test_an_id_that_another_machine_has_used_is_passed_over(kubernetes_site):
     assert elsewhere.submit("sleep 30") == f"{first}-2"
     refused = elsewhere.launch.run("submit", "job.yaml", "--run-id", first)
     assert (refused.returncode, "exists already" in refused.stderr) == (3, True)
+
+
+def test_a_rank_is_found_on_a_node_of_several(site):
+    """2 nodes of 4 processes: rank 5 is on node 1."""
+    run_id = site.submit('for local in 0 1 2 3; do echo "[rank $((rank * 4 + local))] here"; done',
+                         resources={"nodes": 2, "gpus_per_node": 4})
+    site.wait(run_id, "succeeded")
+    assert site.lines(run_id, "--rank", "5") == {1: ["[rank 5] here"]}
+
+
+def test_codes_of_a_training_say_nothing_of_a_command(site):
+    run_id = site.submit("exit 70", restarts=0, resources={"nodes": 1})
+    assert "diverged" not in site.wait(run_id, "failed")["reason"]
+
+
+def test_a_run_is_ended_by_its_record_alone(site):
+    """Whatever became of what was sent."""
+    run_id = site.submit("trap 'exit 1' TERM; echo up; sleep 600 & wait", resources={"nodes": 1})
+    deadline = time.monotonic() + PATIENCE_S
+    while not site.lines(run_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for path in site.launch.run_dir(run_id).glob("render.*"):
+        path.unlink()
+    site.launch.ok("cancel", run_id)
+    assert site.status(run_id)["state"] == "cancelled"
+    record = json.loads((site.launch.run_dir(run_id) / "run.json").read_text())
+    assert (record["end"]["state"], record["kind"], record["processes_per_node"]) == ("cancelled", "run", 1)

@@ -232,11 +232,42 @@ def test_a_forgotten_job_is_known_by_what_it_left(bench):
     assert [node["host"] for node in status["nodes"]] == ["n1", "n2"]
 
 
+def test_one_of_several_clusters_is_named_to_every_command(bench):
+    """Its numbers are its own: without the name another cluster's job would be asked about, and cancelled."""
+    bench.cluster.be_one_of_several("west")
+    job_id = bench.submit("echo up; trap 'exit 1' TERM; sleep 600 & wait")
+    assert bench.launch.json("list")[0]["handle"] == f"slurm://west/{job_id}"
+    bench.until("[node 1] up")
+    record = bench.run_dir() / "run.json"
+    assert json.loads(record.read_text())["place"] == {"job_id": job_id, "slurm_cluster": "west"}
+    bench.launch.ok("cancel", "--yes")
+    assert bench.status()["state"] == "cancelled"
+
+
+def test_a_killed_submit_to_one_of_several_clusters_is_found_there(bench):
+    bench.cluster.be_one_of_several("west")
+    bench.submit("echo up; trap 'exit 1' TERM; sleep 600 & wait")
+    bench.until("[node 1] up")
+    record = bench.run_dir() / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "place": {}, "handle": "unsent://x"}))
+    bench.launch.env["SLURM_CLUSTERS"] = "east,west"
+    bench.launch.ok("cancel", "--yes")
+    assert bench.status()["state"] == "cancelled"
+
+
+def forget_end(bench):
+    """As if nobody had looked at the run since it ended."""
+    record = bench.run_dir() / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "end": None}))
+
+
 def test_a_forgotten_job_that_left_nothing(bench):
     job_id = bench.submit("true")
     bench.wait("succeeded")
     (bench.run_dir() / "exit_code").unlink()
     bench.cluster.forget(job_id)
+    assert bench.status()["state"] == "succeeded"  # somebody has seen it
+    forget_end(bench)
     assert bench.status()["state"] == "unknown"
     bench.cluster.keep_accounts()
     assert bench.status()["state"] == "succeeded"
@@ -258,6 +289,8 @@ def test_a_controller_that_does_not_answer(bench):
     bench.cluster.go_down()
     assert bench.status()["state"] == "failed"
     (bench.run_dir() / "exit_code").unlink()
+    assert "this is what was seen before" in bench.launch.run("status").stderr
+    forget_end(bench)
     done = bench.launch.run("status")
     assert done.returncode == 3
     assert done.stderr == ("error: scontrol: Unable to contact slurm controller (connect failure)\n"

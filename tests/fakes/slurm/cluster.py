@@ -40,6 +40,10 @@ class FakeSlurm:
         """No daemon answers."""
         (self.folder / "down").touch()
 
+    def be_one_of_several(self, name: str) -> None:
+        """Commands reach other clusters, too, and find this one by its name."""
+        (self.folder / "cluster").write_text(name)
+
     def lose_answers(self) -> None:
         """Jobs are taken, but sbatch does not hear of it."""
         (self.folder / "lose_answers").touch()

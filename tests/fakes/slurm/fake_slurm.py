@@ -4,7 +4,8 @@ is this file. The batch script really runs, on this machine, and srun really sta
 
 The state lies in $FAKE_SLURM_DIR: `jobs/ID/` for each job, and what a test sets there as files (see FakeSlurm in
 cluster.py): `pending` (a reason for which jobs wait), `end_as` (a state and an exit code that jobs end with),
-`accounting` (sacct works), `down` (nothing answers), `lose_answers` (sbatch's sender does not hear that it was taken).
+`accounting` (sacct works), `down` (nothing answers), `lose_answers` (sbatch's sender does not hear that it was taken),
+`cluster` (this is one of several clusters, of this name).
 Words and exit codes are those of Slurm 22.05.
 """
 
@@ -79,7 +80,8 @@ def sbatch(argv):
                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if (HERE / "lose_answers").exists():
         sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
-    print(folder.name)
+    cluster = read(HERE / "cluster")
+    print(f"{folder.name};{cluster}" if cluster else folder.name)
 
 
 def new_job():
@@ -244,6 +246,18 @@ def sacct(argv):
     print(f"{state} by 0|{code}" if state == "CANCELLED" else f"{state}|{code}")
 
 
+def in_cluster(name, argv):
+    """The words without the cluster. Of several clusters this one has to be named, by option or environment."""
+    cluster, (options, _) = read(HERE / "cluster"), options_of(argv)
+    named = options.get("clusters") or os.environ.get("SLURM_CLUSTERS", "")
+    if cluster and name in ("scontrol", "squeue", "sacct", "scancel") and "SLURM_JOB_ID" not in os.environ:
+        if "config" not in argv and cluster not in named.split(","):
+            sys.exit("slurm_load_jobs error: Invalid job id specified")
+        if name == "squeue":
+            print(f"CLUSTER: {cluster}")
+    return [word for word in argv if not word.startswith("--clusters=")]
+
+
 def main():
     """By the name it is called by."""
     name, argv = Path(sys.argv[0]).name, sys.argv[1:]
@@ -251,6 +265,7 @@ def main():
         name, *argv = argv
     if (HERE / "down").exists() and name not in ("supervise", "srun"):
         sys.exit(f"{name}: error: Unable to contact slurm controller (connect failure)")
+    argv = in_cluster(name, argv)
     {"sbatch": sbatch, "srun": srun, "squeue": squeue, "sacct": sacct, "scontrol": scontrol, "scancel": scancel,
      "supervise": supervise}[name](argv)
 

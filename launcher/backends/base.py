@@ -64,6 +64,10 @@ class Backend(ABC):
         """As much of Run.place as is known before anything is sent: it finds a run whose submit was killed."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What of the submitter's environment a job does not get, although they may think so."""
+        return []
+
     @abstractmethod
     def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Send what was rendered. On failure nothing stays behind."""

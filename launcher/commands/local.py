@@ -32,8 +32,6 @@ def command(request: Request, resume: str | None, new_folder: bool, container: b
         prepared = prepared_run(on_this_machine(request, container=container), store, resume, new_folder=new_folder)
         request = dataclasses.replace(request, container=container)
         backend = load_backend("local", store, {**os.environ, COMMAND: command_of("local", request)})
-        for note in prepared.notes:
-            ui.note(note)
         run = submit_run(prepared, backend, store, os.environ)
     again = resuming("local", request, prepared.kind, run)
     stopping = _Stopping(functools.partial(backend.cancel, run))

@@ -29,7 +29,7 @@ def command(run: str | None, target: Path, layout: str, gguf: str | None, no_che
     tokenizer, chat template and the stop tokens of training. Needs the trainer: pip install 'launch-trainer[train]'."""
     place = find_place(run)
     if place is None:
-        raise NotFoundError(f"got {run!r}, allowed: a folder that exists, or a run", "list the runs: launch list")
+        raise NotFoundError(f"{run!r} is neither a folder that exists nor a run", "list the runs: launch list")
     if place.run is not None:
         _require_end(place.run)
     options = {"to": target, "job_dir": place.job_dir, "layout": layout, "gguf": gguf, "no_check": no_check,
@@ -44,5 +44,5 @@ def _require_end(run: Run) -> None:
     store = run_store()
     state = status_of(load_backend(run.backend, store, dict(os.environ)), store, run).state
     if not state.ended and state.value != "unknown":
-        raise SpecError(f"{run.run_id}: got a run that is {state}, allowed: one that has ended",
+        raise SpecError(f"{run.run_id}: the run is {state}; only one that has ended can be merged",
                         f"wait for it: launch logs -f {run.run_id}; or name a checkpoint-N folder of its output")

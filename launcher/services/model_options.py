@@ -62,7 +62,7 @@ def find_model(reference: str | None) -> Place:
     name = str(reference)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return Place(name)
-    raise NotFoundError(f"got {name!r}, allowed: a folder that exists, a run, or a name on the hub (owner/name)",
+    raise NotFoundError(f"{name!r} is neither a folder that exists, nor a run, nor a name on the hub (owner/name)",
                         "list the runs: launch list")
 
 

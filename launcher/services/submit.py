@@ -46,7 +46,7 @@ def submit_run(
 ) -> Run:
     """Send the job under the first free id. The module's table says what is left when it does not come to its end."""
     secrets = secret_values(prepared.job.secrets, environ)
-    for note in prepared.notes:
+    for note in (*prepared.notes, *backend.notes()):
         tell(note)
     tried: set[str] = set()
     with _Stops(tell) as stops:

@@ -165,7 +165,7 @@ def test_who_is_not_known_or_not_allowed_is_told_so(tmp_path, store):
 
 def test_configuration_that_is_missing_or_names_another_context(backend, cluster, store, tmp_path):
     error = refusal(backend, plan_of(profile={"context": "prod"}))
-    assert error.message == f"context: got 'prod', allowed: fake (from {cluster.kubeconfig})"
+    assert error.message == f"context: 'prod' is not in {cluster.kubeconfig}, which has fake"
     error = refusal(KubernetesBackend(store, {"KUBECONFIG": str(tmp_path / "none")}), plan_of())
     assert error.message.startswith(f"{tmp_path / 'none'}: no cluster configuration")
 

@@ -83,7 +83,7 @@ def test_merge_takes_folders_and_no_names_on_the_hub(verb, runs, tmp_path):
     assert out == f"ARGS|merge|{tmp_path}|--to=new|--layout=auto|--gguf=bf16|--no-check|--adapter-only\n"
     code, out, err = verb("merge", "internlm/internlm2-chat-7b", "--to", "new")
     assert (code, out) == (4, "")
-    assert "got 'internlm/internlm2-chat-7b', allowed: a folder that exists, or a run" in err
+    assert "'internlm/internlm2-chat-7b' is neither a folder that exists nor a run" in err
 
 
 def test_a_name_on_the_hub_is_passed_on(verb, runs):
@@ -94,7 +94,7 @@ def test_a_name_on_the_hub_is_passed_on(verb, runs):
 def test_what_is_nothing_ends_with_4(verb, runs):
     code, out, err = verb("chat", "nobody")
     assert (code, out) == (4, "")
-    assert "got 'nobody', allowed: a folder that exists, a run, or a name on the hub" in err
+    assert "'nobody' is neither a folder that exists, nor a run, nor a name on the hub" in err
 
 
 def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path):

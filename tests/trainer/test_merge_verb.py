@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_is_not_merged(trained, launch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = launch.run("merge", "a", "--to", "served")
     assert done.returncode == 2
-    assert "a: got a run that is running, allowed: one that has ended" in done.stderr
+    assert "a: the run is running; only one that has ended can be merged" in done.stderr
     assert left(launch.cwd) == []
 
 

@@ -276,7 +276,7 @@ def test_code_larger_than_a_config_map_is_cut_into_several():
 
 
 def test_run_id_that_starts_with_a_digit_is_refused():
-    with pytest.raises(SpecError, match="--run-id: got '7b', allowed on Kubernetes: one that starts with a letter"):
+    with pytest.raises(SpecError, match="--run-id: must start with a letter on Kubernetes, not '7b'"):
         jobs.rendered(plan_of(RUN_JOB, run_id="7b"))
 
 
@@ -290,7 +290,7 @@ def test_a_name_that_a_job_set_makes_too_long_is_refused():
     job = with_nodes(RUN_JOB, 1000)
     assert len(f"{'a' * 49}-n-0-999-abcde") == 63
     run_objects(plan_of(job, JOB_SET, run_id="a" * 49))
-    with pytest.raises(SpecError, match="allowed for a JobSet of 1000 nodes: 49 characters"):
+    with pytest.raises(SpecError, match="at most 49 characters for a JobSet of 1000 nodes"):
         run_objects(plan_of(job, JOB_SET, run_id="a" * 50))
 
 

@@ -221,7 +221,7 @@ def _context_name(path: str, wanted: str | None) -> str:
         raise BackendError(f"{path}: cannot be read: {error}", hint) from error
     names = [entry["name"] for entry in known]
     if wanted and wanted not in names:
-        raise BackendError(f"context: got {wanted!r}, allowed: {', '.join(names) or 'none'} (from {path})",
+        raise BackendError(f"context: {wanted!r} is not in {path}, which has {', '.join(names) or 'none'}",
                            "see them: kubectl config get-contexts")
     return wanted or cast(str, current["name"])
 

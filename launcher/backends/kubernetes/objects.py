@@ -178,17 +178,17 @@ def _owned(plan: Plan[KubernetesProfile], name: str) -> Object:
 
 def _check(plan: Plan[KubernetesProfile]) -> None:
     if not re.match(r"[a-z]", plan.run_id):
-        raise SpecError(f"--run-id: got {plan.run_id!r}, allowed on Kubernetes: one that starts with a letter")
+        raise SpecError(f"--run-id: must start with a letter on Kubernetes, not {plan.run_id!r}")
     kind = plan.profile.kubernetes_kind
     last_pod = f"{job_name(kind, plan.run_id)}-{plan.nodes - 1}"
     over = len(last_pod) + (RANDOM_SUFFIX if kind == "JobSet" else 0) - MAX_LABEL
     if over > 0:
-        raise SpecError(f"--run-id: got {plan.run_id!r}, allowed for a {kind} of {plan.nodes} nodes: "
-                        f"{len(plan.run_id) - over} characters (its pods' names must stay below {MAX_LABEL + 1})",
+        raise SpecError(f"--run-id: must have at most {len(plan.run_id) - over} characters for a {kind} of {plan.nodes} "
+                        f"nodes, whose pods' names must stay below {MAX_LABEL + 1}, not {plan.run_id!r}",
                         "name the run: launch submit --run-id SHORTER ...")
     size = sum(len(text.encode()) for text in plan.payload.files.values())
     if size > MAX_CONFIG:
-        raise SpecError(f"{plan.payload.kind}: got {size:,} bytes, allowed on Kubernetes: {MAX_CONFIG:,}",
+        raise SpecError(f"{plan.payload.kind}: has {size:,} bytes; Kubernetes takes {MAX_CONFIG:,}",
                         "put long lists of rows or prompts into files of the code folder")
 
 

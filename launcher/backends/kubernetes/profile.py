@@ -96,8 +96,8 @@ class KubernetesProfile(Profile):
         paths = [mount.path for mount in self.mounts if not mount.read_only]
         odd = ".." in self.log_archive.split("/") or "$" in self.log_archive
         if odd or not any(is_below(self.log_archive, path) for path in paths):
-            raise ValueError(f"log_archive: got {self.log_archive!r}, allowed: a folder below one of the profile's "
-                             f"writable mounts ({', '.join(paths) or 'there are none'})")
+            raise ValueError(f"log_archive: must be a folder below one of the profile's "
+                             f"writable mounts ({', '.join(paths) or 'there are none'}), not {self.log_archive!r}")
         return self
 
 

@@ -60,6 +60,12 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
         """Slurm itself says whether it would take the job."""
         self._sbatch(["--test-only"], rendered, self._job_environ(rendered.plan.secrets))
 
+    def notes(self) -> list[str]:
+        """Options for sbatch in the shell would override what the job says."""
+        names = sorted(name for name in self.environ if name.startswith("SBATCH_"))
+        return [f"{', '.join(names)}: not used; set partition, account and the like in the cluster's profile, other "
+                "options under sbatch"] if names else []
+
     def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Lay out what the script needs in the run folder, and send it from the job file's folder."""
         lay_out(self.store, submission)

@@ -98,17 +98,6 @@ def test_a_setup_that_fails_ends_the_run_and_says_which_line(hpc):
 
 
 @pytest.mark.needs("slurm")
-def test_a_failing_job_reports_its_own_code(hpc):
-    script = 'trap "exit 99" TERM; if [ "$NODE_RANK" = 1 ]; then echo sorry; exit 7; fi; ' \
-             'while true; do sleep 600 & wait; done'
-    done = hpc.run("submit", "--follow", write_job(hpc, script))
-    assert done.returncode == 5
-    assert "[node 1] sorry" in done.stderr.splitlines()
-    assert "failed: exit code 7" in done.stderr
-    assert hpc.json("status")[0]["exit_code"] == 7
-
-
-@pytest.mark.needs("slurm")
 def test_told_to_stop_it_waits_in_the_queue_and_goes_on(hpc):
     """Node 1 takes longer to save: node 0, which has, does not end it."""
     script = 'trap "sleep $((3 * NODE_RANK)); echo saved; exit 75" TERM; echo "attempt ${SLURM_RESTART_COUNT:-0}"; ' \

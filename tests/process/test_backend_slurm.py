@@ -145,11 +145,6 @@ def test_a_node_whose_script_is_told_after_its_command_has_ended_was_told(bench)
     assert [node["restarts"] for node in bench.wait("succeeded")["nodes"]] == [1, 1]
 
 
-def test_75_without_having_been_told_is_a_failure(bench):
-    bench.submit("exit 75")
-    assert bench.wait("failed")["exit_code"] == 75
-
-
 def test_a_node_killed_without_a_word_outweighs_a_saved_state(bench):
     up = bench.launch.cwd / "node-0-is-up"  # with its trap set
     bench.submit(f'trap "exit 75" TERM; if [ "$NODE_RANK" = 0 ]; then touch {up}; else '

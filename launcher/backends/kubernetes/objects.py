@@ -183,7 +183,8 @@ def _check(plan: Plan[KubernetesProfile]) -> None:
     last_pod = f"{job_name(kind, plan.run_id)}-{plan.nodes - 1}"
     over = len(last_pod) + (RANDOM_SUFFIX if kind == "JobSet" else 0) - MAX_LABEL
     if over > 0:
-        raise SpecError(f"--run-id: must have at most {len(plan.run_id) - over} characters for a {kind} of {plan.nodes} "
+        most = len(plan.run_id) - over
+        raise SpecError(f"--run-id: must have at most {most} characters for a {kind} of {plan.nodes} "
                         f"nodes, whose pods' names must stay below {MAX_LABEL + 1}, not {plan.run_id!r}",
                         "name the run: launch submit --run-id SHORTER ...")
     size = sum(len(text.encode()) for text in plan.payload.files.values())

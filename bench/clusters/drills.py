@@ -37,7 +37,7 @@ from launcher.kinds.train.drill_record import Record  # noqa: E402
 from launcher.logs.line import LogQuery  # noqa: E402
 from launcher.runs.record import Run  # noqa: E402
 from launcher.runs.store import RunStore  # noqa: E402
-from launcher.services.drill import Course, conduct  # noqa: E402
+from launcher.services.drill import Timeline, run_drill  # noqa: E402
 from launcher.services.prepare import Request, prepare  # noqa: E402
 from launcher.services.submit import submit_run  # noqa: E402
 from tests import slurm_cluster  # noqa: E402
@@ -61,7 +61,7 @@ class Case:
 
     number: int
     backend: str
-    harm: str
+    fault: str
     seed: int
 
 
@@ -98,10 +98,10 @@ def main() -> int:
 
 
 def draw_cases(seed: int, count: int) -> list[Case]:
-    """Back ends and harms in turn, so that each pair comes about as often; the moments are the seed's."""
+    """Back ends and faults in turn, so that each pair comes about as often; the moments are the seed's."""
     dice = random.Random(seed)
-    harms = ("preempt", "kill-rank", NODE_LOSS)
-    return [Case(number, ("slurm", "kubernetes")[number % 2], harms[number // 2 % 3], dice.randrange(2**31))
+    faults = ("preempt", "kill-rank", NODE_LOSS)
+    return [Case(number, ("slurm", "kubernetes")[number % 2], faults[number // 2 % 3], dice.randrange(2**31))
             for number in range(count)]
 
 
@@ -131,7 +131,7 @@ class Site:
 
 
 class NodeLoss(InjectsFaults):
-    """A harm that takes the whole machine of a rank."""
+    """A fault that takes the whole machine of a rank."""
 
     def __init__(self, site: Site, target: Backend, usual: InjectsFaults) -> None:
         self.site, self.target, self.usual = site, target, usual
@@ -145,7 +145,7 @@ class NodeLoss(InjectsFaults):
         self.preempt(run, rank // run.processes_per_node)
 
     def skip_wait(self, run: Run, ended: Callable[[], bool]) -> None:
-        """Somebody sees to the machine, and then as after any other harm."""
+        """Somebody sees to the machine, and then as after any other fault."""
         self.site.replace(run, self.target)
         self.usual.skip_wait(run, ended)
 
@@ -158,7 +158,7 @@ def drill(case: Case, site: Site, folder: Path) -> Result:
     (work / "clusters.yaml").write_text(yaml.safe_dump({"place": {
         "backend": case.backend, "grace": "20s", "python": sys.executable,
         "mounts": [{"path": str(folder), "host_path": str(folder)}]}}))
-    kind: Kind = "preempt" if case.harm == "preempt" else "kill-rank"
+    kind: Kind = "preempt" if case.fault == "preempt" else "kill-rank"
     request = Request(work / "job.yaml", (*JOB, *site.settings, "cluster=place", f"name=drill-{case.number}",
                                           f"train.model.path={work}/outputs/base/model",
                                           f"train.settings.output_dir={work}/outputs/drill",
@@ -171,17 +171,17 @@ def drill(case: Case, site: Site, folder: Path) -> Result:
     target = load_backend(prepared.profile.backend, store, dict(site.environ))
     run = submit_run(prepared, target, store, site.environ)
     assert isinstance(target, InjectsFaults)
-    faults: InjectsFaults = NodeLoss(site, target, target) if case.harm == NODE_LOSS else target
+    faults: InjectsFaults = NodeLoss(site, target, target) if case.fault == NODE_LOSS else target
     try:
-        course = conduct(plan, target, run, faults)
-        checks = check_record(course.record, plan.expected, state=target.status(run).state)
+        timeline = run_drill(plan, target, run, faults)
+        checks = check_record(timeline.record, plan.expected, state=target.status(run).state)
         wrong = "; ".join(f"{check.name}: {check.seen}" for check in checks if not check.ok)
     except LaunchError as error:
         target.cancel(run)
-        course, wrong = Course(Record(), None), error.message
+        timeline, wrong = Timeline(Record(), None), error.message
     if wrong:
         show_log(target, run)
-    return Result(case, plan.moment.step, course.recovered_s, steps_lost(course.record), wrong,
+    return Result(case, plan.moment.step, timeline.recovered_s, steps_lost(timeline.record), wrong,
                   time.monotonic() - began)
 
 
@@ -285,7 +285,7 @@ HEADER = ["DRILL", "BACK END", "HARM", "STEP", "WENT ON AFTER", "LOST", "TOOK", 
 def cells(result: Result) -> list[str]:
     """For the table."""
     case = result.case
-    return [str(case.number), case.backend, case.harm, str(result.step),
+    return [str(case.number), case.backend, case.fault, str(result.step),
             "-" if result.recovered_s is None else f"{result.recovered_s:.0f} s", str(result.lost),
             f"{result.took_s:.0f} s", result.wrong or "yes"]
 

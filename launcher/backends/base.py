@@ -42,7 +42,7 @@ class LostNode:
 
 
 @dataclass(frozen=True)
-class Stray:
+class Orphan:
     """Something that a run has left behind. `where` and `why` are for people, `key` for the back end."""
 
     kind: str
@@ -116,16 +116,16 @@ class KeepsObjects(ABC):
         """Remove all that an ended run has left there. Calling it again changes nothing."""
 
 
-class LeavesStrays(ABC):
+class LeavesOrphans(ABC):
     """Runs may leave something behind."""
 
     @abstractmethod
-    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def orphans(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Orphan]:
         """What runs that have ended have left where this machine's runs were, and where `profile` points to. A place
         that cannot be looked at is only warned about."""
 
     @abstractmethod
-    def remove(self, stray: Stray) -> None:
+    def remove(self, orphan: Orphan) -> None:
         """Remove one. It may be gone already."""
 
 

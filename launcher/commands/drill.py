@@ -17,7 +17,7 @@ from launcher.kinds.train.drill_check import Check, check_record, steps_lost
 from launcher.kinds.train.kind import Train
 from launcher.runs.record import Run
 from launcher.runs.store import RunStore
-from launcher.services.drill import Course, conduct
+from launcher.services.drill import Timeline, run_drill
 from launcher.services.ends import status_of
 from launcher.services.options import backend_option, job_options, json_option, run_store
 from launcher.services.prepare import Request, checked_run_id, prepare
@@ -30,8 +30,9 @@ from launcher.terminal import ui
 @job_options
 @backend_option("Drill on this back end with plain defaults. Default: the job's cluster.")
 @click.option("--run-id", help="Name the run. Default: the job's name and a hash; -2, -3, ... when it is taken.")
-@click.option("--seed", type=click.IntRange(min=0), help="The moment of the harm is drawn from it. Default: a new one.")
-@click.option("--rank", type=click.IntRange(min=0), help="The rank that is harmed. Default: drawn from the seed.")
+@click.option("--seed", type=click.IntRange(min=0), help="The moment of the fault is drawn from it. Default: a "
+              "new one.")
+@click.option("--rank", type=click.IntRange(min=0), help="The rank that is hit. Default: drawn from the seed.")
 @json_option
 def command(request: Request, backend: str | None, run_id: str | None, **more: Any) -> None:
     """Runs the job short (20 steps, a save every 5, unless --set says otherwise) in an output folder of its own,
@@ -47,9 +48,9 @@ def command(request: Request, backend: str | None, run_id: str | None, **more: A
         if not isinstance(target, InjectsFaults):
             raise BackendError(f"back end {prepared.profile.backend} cannot inject faults")
         run = submit_run(prepared, target, store, os.environ, run_id=checked_run_id(run_id), tell=ui.note)
-    course, state = _carried_out(drill, target, store, run)
-    checks = check_record(course.record, drill.expected, state=state)
-    _report(drill, run, course, checks, json_lines=more["json_output"])
+    timeline, state = _carried_out(drill, target, store, run)
+    checks = check_record(timeline.record, drill.expected, state=state)
+    _report(drill, run, timeline, checks, json_lines=more["json_output"])
 
 
 def _prepared(request: Request, kind: Kind) -> Prepared:
@@ -62,27 +63,27 @@ def _prepared(request: Request, kind: Kind) -> Prepared:
     return prepare(dataclasses.replace(request, overrides=own), os.environ)
 
 
-def _carried_out(drill: Drill, target: Backend, store: RunStore, run: Run) -> tuple[Course, str]:
+def _carried_out(drill: Drill, target: Backend, store: RunStore, run: Run) -> tuple[Timeline, str]:
     """What happened, and the state the run ended in. Whatever goes wrong on the way, the job is ended."""
     assert isinstance(target, InjectsFaults)  # noqa: S101
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ui.note(f"run {run.run_id}: {drill.kind} of {drill.where} after step {drill.moment.step} of "
             f"{drill.expected.max_steps} (--seed {drill.seed})")
     try:
-        course = conduct(drill, target, run, target, tell=ui.note)
+        timeline = run_drill(drill, target, run, target, tell=ui.note)
     except BaseException:
         target.cancel(run)
         raise
     finally:
         if run.output_dir:  # a folder that only this drill wrote to
             shutil.rmtree(run.output_dir, ignore_errors=True)
-    return course, status_of(target, store, run).state
+    return timeline, status_of(target, store, run).state
 
 
-def _report(drill: Drill, run: Run, course: Course, checks: list[Check], *, json_lines: bool) -> None:
+def _report(drill: Drill, run: Run, timeline: Timeline, checks: list[Check], *, json_lines: bool) -> None:
     """The report on stdout; raises JobFailedError with what is wrong."""
     wrong = [f"{check.name}: {check.seen}" for check in checks if not check.ok]
-    waited_s, lost = course.recovered_s and round(course.recovered_s, 1), steps_lost(course.record)
+    waited_s, lost = timeline.recovered_s and round(timeline.recovered_s, 1), steps_lost(timeline.record)
     if json_lines:
         ui.as_json({"run": run.run_id, "drill": drill.kind, "where": drill.where, "seed": drill.seed,
                     "step": drill.moment.step, "recovered_s": waited_s, "steps_lost": lost, "ok": not wrong,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from launcher.backends.base import LeavesStrays, Stray
+from launcher.backends.base import LeavesOrphans, Orphan
 from launcher.backends.registry import BACKENDS, load_backend
 from launcher.job.quantities import duration_s, rough_duration
 from launcher.runs.store import RunStore
@@ -48,48 +48,48 @@ def command(cluster: str | None, clusters: Path | None, older_than: datetime.dat
     profile = named_profile(cluster, clusters, os.environ) if cluster else None
     wanted = {run.backend for run in store.all() if run.backend in BACKENDS} | ({profile.backend} if profile else set())
     backends = [load_backend(name, store, dict(os.environ)) for name in sorted(wanted)]
-    found: list[tuple[LeavesStrays | None, Stray]] = [
-        (backend, stray) for backend in backends if isinstance(backend, LeavesStrays)
-        for stray in backend.strays(profile, ui.warn)]
-    found += [(None, stray) for stray in half_sent(store, time.time())]
-    found += [(None, Stray(CODE, name, str(store.code.root), "no run uses it")) for name in store.code.unused()]
-    found += [(None, stray) for stray in old_runs(store, older_than)]
-    _show([stray for _, stray in found], json_output=json_output)
+    found: list[tuple[LeavesOrphans | None, Orphan]] = [
+        (backend, orphan) for backend in backends if isinstance(backend, LeavesOrphans)
+        for orphan in backend.orphans(profile, ui.warn)]
+    found += [(None, orphan) for orphan in half_sent(store, time.time())]
+    found += [(None, Orphan(CODE, name, str(store.code.root), "no run uses it")) for name in store.code.unused()]
+    found += [(None, orphan) for orphan in old_runs(store, older_than)]
+    _show([orphan for _, orphan in found], json_output=json_output)
     if not found or (json_output and not yes):
         return
     if agreed(f"remove {len(found)} of them?" if len(found) > 1 else "remove it?", yes=yes, again="launch prune --yes"):
-        for backend, stray in found:
+        for backend, orphan in found:
             if backend:
-                backend.remove(stray)
-            elif stray.kind == RUN:
-                remove_run(store, store.find(stray.name))
-            elif stray.kind == HALF_SENT:
-                store.forget(stray.name)
+                backend.remove(orphan)
+            elif orphan.kind == RUN:
+                remove_run(store, store.find(orphan.name))
+            elif orphan.kind == HALF_SENT:
+                store.forget(orphan.name)
         store.code.sweep()
         ui.note(f"{len(found)} removed")
 
 
-def half_sent(store: RunStore, now_s: float) -> Iterator[Stray]:
+def half_sent(store: RunStore, now_s: float) -> Iterator[Orphan]:
     """Run folders without a run, which a submit that was killed has left; young ones may belong to one that goes on."""
     for folder in sorted(store.root.glob("*/")):
         if not (folder / "run.json").exists() and folder.stat().st_mtime < now_s - HALF_SENT_AGE_S:
-            yield Stray(HALF_SENT, folder.name, str(store.root), "its submit never came to an end")
+            yield Orphan(HALF_SENT, folder.name, str(store.root), "its submit never came to an end")
 
 
-def old_runs(store: RunStore, moment: datetime.datetime | None) -> Iterator[Stray]:
+def old_runs(store: RunStore, moment: datetime.datetime | None) -> Iterator[Orphan]:
     """Runs that ended before that; none without a moment."""
     for run, end in ended_before(store, moment) if moment else ():
         age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(end.at)
-        yield Stray(RUN, run.run_id, run.cluster or run.backend,
+        yield Orphan(RUN, run.run_id, run.cluster or run.backend,
                     f"it ended {rough_duration(age.total_seconds())} ago: {end.state}")
 
 
-def _show(strays: list[Stray], *, json_output: bool) -> None:
+def _show(orphans: list[Orphan], *, json_output: bool) -> None:
     if json_output:
-        for stray in strays:
-            ui.as_json({key: value for key, value in dataclasses.asdict(stray).items() if key != "key"})
-    elif strays:
+        for orphan in orphans:
+            ui.as_json({key: value for key, value in dataclasses.asdict(orphan).items() if key != "key"})
+    elif orphans:
         ui.print_table(["KIND", "NAME", "WHERE", "WHY"],
-                       [[stray.kind, stray.name, stray.where, stray.why] for stray in strays])
+                       [[orphan.kind, orphan.name, orphan.where, orphan.why] for orphan in orphans])
     else:
         ui.note("nothing is left behind")

@@ -206,7 +206,8 @@ def test_prune_finds_what_an_orphaning_delete_left(site: Site):
     site.cluster.kind("Job", "batch/v1").delete(
         name=run_id, namespace=site.cluster.namespace, body={"propagationPolicy": "Orphan"})
     kinds = ["ConfigMap", "Pod", "Pod", "Service"]
-    wait_until(lambda: sorted(stray["kind"] for stray in site.launch.json("prune")) == kinds, "the strays", PATIENCE_S)
+    wait_until(lambda: sorted(item["kind"] for item in site.launch.json("prune")) == kinds, "the orphans",
+               PATIENCE_S)
     site.launch.ok("prune", "--yes")
     wait_until(lambda: site.cluster.left_of(run_id) == [], "everything to go")
 

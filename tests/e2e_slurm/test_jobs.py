@@ -246,7 +246,7 @@ def test_prune_removes_the_container_of_an_ended_run(hpc, podman, small_image):
               small_image, "sleep", "600")
     try:
         found = hpc.json("prune")
-        assert [(stray["kind"], stray["name"]) for stray in found] == [("container", f"launch-{run}-left")]
+        assert [(orphan["kind"], orphan["name"]) for orphan in found] == [("container", f"launch-{run}-left")]
         hpc.ok("prune", "--yes")
         assert containers(podman) == [f"launch-{run}-other"]
     finally:

@@ -382,10 +382,10 @@ def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
         del body["metadata"]["ownerReferences"]
         asking(cluster).create(body)
     cluster.requests[:] = before
-    strays = wait_for(lambda: backend.strays(None, pytest.fail),
-                      lambda found: {"Service", "ConfigMap", "Secret"} <= {stray.kind for stray in found}, "the strays")
-    for stray in strays:
-        backend.remove(stray)
+    orphans = wait_for(lambda: backend.orphans(None, pytest.fail),
+                      lambda found: {"Service", "ConfigMap", "Secret"} <= {item.kind for item in found}, "the orphans")
+    for orphan in orphans:
+        backend.remove(orphan)
 
 
 def allowed_by(name: str) -> set[tuple[str, str]]:

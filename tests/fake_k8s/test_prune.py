@@ -28,9 +28,9 @@ def orphan(cluster: FakeCluster) -> None:
 
 
 def found(backend) -> list[str]:
-    """The strays by kind and name."""
-    return sorted(f"{stray.kind}/{stray.name.rpartition('-')[0]}" if stray.kind == "Pod" else
-                  f"{stray.kind}/{stray.name}" for stray in backend.strays(None, pytest.fail))
+    """The orphans by kind and name."""
+    return sorted(f"{orphan.kind}/{orphan.name.rpartition('-')[0]}" if orphan.kind == "Pod" else
+                  f"{orphan.kind}/{orphan.name}" for orphan in backend.orphans(None, pytest.fail))
 
 
 def test_what_an_orphaning_delete_leaves_is_found_and_removed(backend, cluster, command):
@@ -43,9 +43,9 @@ def test_what_an_orphaning_delete_leaves_is_found_and_removed(backend, cluster, 
     assert "nothing is left behind" in command.run("prune", "--yes").stderr
     orphan(cluster)
     left = [f"Pod/{RUN_ID}-0", f"Pod/{RUN_ID}-1", f"Secret/{RUN_ID}", f"Service/{RUN_ID}"]
-    wait_for(lambda: found(backend), lambda strays: strays == left, "the strays")
+    wait_for(lambda: found(backend), lambda orphans: orphans == left, "the orphans")
     listed = command.json("prune")
-    assert {(stray["kind"], stray["where"]) for stray in listed} == {
+    assert {(orphan["kind"], orphan["where"]) for orphan in listed} == {
         ("Pod", "fake/default"), ("Secret", "fake/default"), ("Service", "fake/default")}
     assert listed[0]["why"] == f"it has no owner, and there is no Job or JobSet {RUN_ID}"
     asked = command.run("prune")
@@ -64,21 +64,21 @@ def test_objects_of_another_run_that_lives_are_left_alone(backend, cluster):
     cluster.create("configmaps", {"metadata": {"name": f"{RUN_ID}-x", "labels": labels}}, "default")
     assert found(backend) == []
     orphan(cluster)
-    wait_for(lambda: found(backend), lambda strays: f"ConfigMap/{RUN_ID}-x" in strays, "the strays")
+    wait_for(lambda: found(backend), lambda orphans: f"ConfigMap/{RUN_ID}-x" in orphans, "the orphans")
 
 
 def test_an_object_that_was_replaced_meanwhile_is_not_removed(backend, cluster):
     run = submit(backend, plan_of("true"))
     wait_state(backend, run, State.SUCCEEDED)
     orphan(cluster)
-    wait_for(lambda: found(backend), bool, "the strays")
-    stray = next(stray for stray in backend.strays(None, pytest.fail) if stray.kind == "Service")
+    wait_for(lambda: found(backend), bool, "the orphans")
+    service = next(item for item in backend.orphans(None, pytest.fail) if item.kind == "Service")
     kube = asking(cluster)
     body = kube.get("Service", "default", RUN_ID)
     kube.delete("Service", "default", RUN_ID, propagation="Background")
     cluster.create("services", {"metadata": {"name": RUN_ID}, "spec": {"clusterIP": "None"}}, "default")
-    assert body["metadata"]["uid"] == stray.key[2]
-    backend.remove(stray)
+    assert body["metadata"]["uid"] == service.key[2]
+    backend.remove(service)
     assert kube.get("Service", "default", RUN_ID)
 
 
@@ -88,11 +88,11 @@ def test_who_may_not_list_secrets_is_told_so_and_a_cluster_that_is_away_stops_no
     orphan(cluster)
     warned: list[str] = []
     cluster.fail_once(403, "/secrets$")
-    kinds = wait_for(lambda: {stray.kind for stray in backend.strays(None, warned.append)}, bool, "the strays")
+    kinds = wait_for(lambda: {orphan.kind for orphan in backend.orphans(None, warned.append)}, bool, "the orphans")
     assert kinds <= {"Pod", "Service"}
     assert warned[0].startswith("fake/default: Secrets were not looked at: ")
     cluster.go_away(2)
-    assert backend.strays(None, warned.append) == []
+    assert backend.orphans(None, warned.append) == []
     assert "cannot be reached" in warned[-1]
 
 
@@ -102,7 +102,7 @@ def test_a_profile_names_another_place(backend, cluster, command):
     cluster.create("services", {"metadata": {"name": "gone", "labels": labels}, "spec": {}}, "team")
     (command.cwd / "clusters.yaml").write_text("team: {backend: kubernetes, namespace: team}\n")
     assert command.json("prune") == []
-    assert [stray["where"] for stray in command.json("prune", "--cluster", "team")] == ["fake/team"]
+    assert [orphan["where"] for orphan in command.json("prune", "--cluster", "team")] == ["fake/team"]
     wrong = command.run("prune", "--cluster", "tean")
     assert (wrong.returncode, "did you mean team?" in wrong.stderr) == (2, True)
 
@@ -114,6 +114,6 @@ def test_folders_of_submits_that_never_ended_go_when_they_are_old(command, store
     long_ago = time.time() - 2 * 3600
     for name in ("old-1", "sent-1"):
         os.utime(store.folder(name), (long_ago, long_ago))
-    assert [(stray["kind"], stray["name"]) for stray in command.json("prune")] == [("run folder", "old-1")]
+    assert [(orphan["kind"], orphan["name"]) for orphan in command.json("prune")] == [("run folder", "old-1")]
     command.ok("prune", "--yes")
     assert sorted(path.name for path in store.root.iterdir()) == ["sent-1", "young-1"]

@@ -149,7 +149,7 @@ def test_runs_that_ended_long_ago_are_pruned(site):
     (site.launch.run_dir(old) / "run.json").write_text(json.dumps(record))
     assert site.launch.json("prune") == []
     listed = site.launch.json("prune", "--older-than", "30d")
-    assert [(stray["kind"], stray["name"], stray["why"]) for stray in listed] == [
+    assert [(orphan["kind"], orphan["name"], orphan["why"]) for orphan in listed] == [
         ("run", old, "it ended 40 d ago: succeeded")]
     site.launch.ok("prune", "--older-than", "30d", "--yes")
     assert [run["run"] for run in site.launch.json("list")] == [young]

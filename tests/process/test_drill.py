@@ -20,7 +20,7 @@ from tests.toy_trainer import write_toy
 
 PATIENCE_S = 180
 SEED = "7"
-# The harm comes after step 11, long before the save at 20, so that a killed job has steps to train again.
+# The fault comes after step 11, long before the save at 20, so that a killed job has steps to train again.
 BETWEEN_SAVES = ("--seed", "31", "--set", "train.optimizer.max_steps=40", "--set", "train.runtime.save_every=10")
 
 
@@ -129,7 +129,7 @@ def test_a_job_that_ends_before_the_harm(local):
     (local.launch.cwd / "toy-python").write_text("#!/bin/sh\nexit 78\n")
     done = local.launch.run("drill", "preempt", "job.yaml", "--seed", SEED)
     assert done.returncode == 5
-    assert "failed after step 0, before the harm at step" in done.stderr
+    assert "failed after step 0, before the fault at step" in done.stderr
 
 
 def test_nothing_to_harm_is_an_error(tmp_path):

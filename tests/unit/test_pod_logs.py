@@ -167,7 +167,7 @@ def test_a_pod_deleted_before_it_was_read_to_the_end_is_told(tmp_path):
 
 
 def test_one_node_that_does_not_answer_leaves_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(timing, "QUICK_GIVE_UP_S", 0.0)
 
     class OneLost(Script):
         def stream(self, pod, since, *, follow):
@@ -267,7 +267,7 @@ def test_a_throttled_reader_waits_as_long_as_it_is_told(tmp_path, monkeypatch):
 
 
 def test_a_pod_that_cannot_be_reached_ends_in_its_own_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(timing, "QUICK_GIVE_UP_S", 0.0)
     with pytest.raises(ConnectionResetError):
         read(Script({pod(): [(0, "line")]}, [0] * 1000), tmp_path, follow=False)
 
@@ -282,7 +282,7 @@ def test_an_unfinished_line_is_left_for_the_next_reading():
     splitter = Splitter()
     assert list(splitter.lines([f"{stamp(0)} wh".encode(), b"ole\n", f"{stamp(1)} pa".encode()])) == [
         [f"{stamp(0)} whole".encode()]]
-    assert (splitter.rest, splitter.stray) == (f"{stamp(1)} pa".encode(), b"")
+    assert (splitter.rest, splitter.unstamped) == (f"{stamp(1)} pa".encode(), b"")
 
 
 def test_position_takes_stamps_that_run_backwards_within_the_second():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from launcher.backends import processes as shell
-from launcher.backends.base import Backend, Stray
+from launcher.backends.base import Backend, Orphan
 from launcher.backends.hosts.script import RUN_DIR_LABEL
 from launcher.errors import BackendError
 from launcher.runs.store import RunStore
@@ -11,8 +11,8 @@ from launcher.runs.store import RunStore
 RUNTIMES = ("podman", "docker")
 
 
-def stray_containers(backend: Backend, name: str, store: RunStore, environ: dict[str, str],
-                     warn: Callable[[str], None]) -> list[Stray]:
+def orphan_containers(backend: Backend, name: str, store: RunStore, environ: dict[str, str],
+                     warn: Callable[[str], None]) -> list[Orphan]:
     """Containers of runs in `store` that the back end called `name` has ended. Those of a run that lives, and those of
     other stores, are not ours to remove."""
     runs = {str(store.folder(run.run_id)): run for run in store.all() if run.backend == name}
@@ -22,15 +22,15 @@ def stray_containers(backend: Backend, name: str, store: RunStore, environ: dict
             for container, folder in _labelled(runtime, environ):
                 if folder in runs and (state := backend.status(runs[folder]).state).ended:
                     why = f"its run {runs[folder].run_id} has {state}"
-                    found.append(Stray("container", container, runtime, why, (runtime, container)))
+                    found.append(Orphan("container", container, runtime, why, (runtime, container)))
         except BackendError as error:
             warn(f"{runtime}: its containers were not looked at: {error.message}")
     return found
 
 
-def remove_container(stray: Stray, environ: dict[str, str]) -> None:
+def remove_container(orphan: Orphan, environ: dict[str, str]) -> None:
     """Remove it, running or not; it may be gone already. Raises BackendError when it cannot be."""
-    runtime, container = stray.key
+    runtime, container = orphan.key
     done = shell.try_command([runtime, "rm", "--force", container], env=environ)
     if done.returncode and "no such container" not in done.stderr.lower():
         raise BackendError(f"{runtime}: {done.stderr.strip()}", f"see what holds it: {runtime} inspect {container}")

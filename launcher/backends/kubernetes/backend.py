@@ -7,17 +7,17 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
-from launcher.backends.base import KeepsObjects, LeavesStrays, LostNode, RepairsNodes, Sent, Stray, Submission
+from launcher.backends.base import KeepsObjects, LeavesOrphans, LostNode, Orphan, RepairsNodes, Sent, Submission
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.create import check_objects, create_objects, load_objects
 from launcher.backends.kubernetes.faults import KubernetesFaults
 from launcher.backends.kubernetes.logs.kube_source import KubeSource
 from launcher.backends.kubernetes.logs.pods import read_logs
 from launcher.backends.kubernetes.lost_nodes import give_up, lost_nodes
+from launcher.backends.kubernetes.orphans import Place, find_orphans, place_of, places_of
 from launcher.backends.kubernetes.pod import RUN_LABEL, job_name
 from launcher.backends.kubernetes.profile import KubernetesProfile
 from launcher.backends.kubernetes.status import as_job, has_ended, job_status
-from launcher.backends.kubernetes.strays import Place, find_strays, place_of, places_of
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
@@ -31,7 +31,7 @@ Object = dict[str, Any]
 DELETE_SPARE_S = 60
 
 
-class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesStrays):
+class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrphans):
     """Runs jobs in the clusters of the user's kubeconfig. The client is loaded when a cluster is first asked."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -129,20 +129,20 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesStra
         for node in lost:
             give_up(kube, namespace, node)
 
-    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def orphans(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Orphan]:
         """Labelled objects whose Job or JobSet is gone."""
-        found: dict[Stray, None] = {}  # the current context has a name, too, and may be looked at twice
+        found: dict[Orphan, None] = {}  # the current context has a name, too, and may be looked at twice
         for place in places_of(self.store.all(), profile):
             try:
-                found |= dict.fromkeys(find_strays(self._kube(place.context), place.namespace, warn))
+                found |= dict.fromkeys(find_orphans(self._kube(place.context), place.namespace, warn))
             except BackendError as error:
                 warn(f"{place}: {error.message}")
         return list(found)
 
-    def remove(self, stray: Stray) -> None:
+    def remove(self, orphan: Orphan) -> None:
         """Delete the object that was seen, and what it owns."""
-        place, uid = Place(stray.key[0], stray.key[1]), stray.key[2]
-        self._kube(place.context).delete(stray.kind, place.namespace, stray.name, propagation="Background", uid=uid)
+        place, uid = Place(orphan.key[0], orphan.key[1]), orphan.key[2]
+        self._kube(place.context).delete(orphan.kind, place.namespace, orphan.name, propagation="Background", uid=uid)
 
     def _archive(self, run: Run, *, follow: bool, limit_s: float, stop: threading.Event | None = None) -> None:
         """Read the logs into the run folder; with `follow` until the pods are gone. What cannot be read (the pod of

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 from launcher.backends.base import Backend, InjectsFaults
 from launcher.backends.kubernetes.client import Kube
+from launcher.backends.kubernetes.orphans import place_of
 from launcher.backends.kubernetes.pod import RUN_LABEL
 from launcher.backends.kubernetes.status import by_node, pod_ended
-from launcher.backends.kubernetes.strays import place_of
 from launcher.errors import BackendError
 from launcher.runs.record import Run
 

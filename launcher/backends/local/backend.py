@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Sent, Stray, Submission
+from launcher.backends.base import LeavesOrphans, Orphan, Sent, Submission
 from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code
-from launcher.backends.hosts.containers import remove_container, stray_containers
+from launcher.backends.hosts.containers import orphan_containers, remove_container
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
 from launcher.backends.hosts.run_folder import lay_out
@@ -27,7 +27,7 @@ from launcher.runs.store import RunStore
 KILLED = "its processes are gone without an exit code: killed, or the machine was restarted"
 
 
-class LocalBackend(LocalFaults, LeavesStrays):
+class LocalBackend(LocalFaults, LeavesOrphans):
     """Runs jobs here."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -94,13 +94,13 @@ class LocalBackend(LocalFaults, LeavesStrays):
         if self._alive(folder):  # what the job left in the background, or what did not stop in time
             shell.signal_session(session, signal.SIGKILL)
 
-    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def orphans(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Orphan]:
         """Containers of runs that have ended."""
-        return stray_containers(self, "local", self.store, self.environ, warn)
+        return orphan_containers(self, "local", self.store, self.environ, warn)
 
-    def remove(self, stray: Stray) -> None:
+    def remove(self, orphan: Orphan) -> None:
         """Remove the container."""
-        remove_container(stray, self.environ)
+        remove_container(orphan, self.environ)
 
     def preempt(self, run: Run, node: int) -> None:
         """Tell one node to stop, as a scheduler does: every process of it, and nothing else of the run."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import processes as shell
-from launcher.backends.base import LeavesStrays, Sent, Stray, Submission
-from launcher.backends.hosts.containers import remove_container, stray_containers
+from launcher.backends.base import LeavesOrphans, Orphan, Sent, Submission
+from launcher.backends.hosts.containers import orphan_containers, remove_container
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.run_folder import lay_out
 from launcher.backends.slurm.faults import SlurmFaults
@@ -49,7 +49,7 @@ _FOREIGN = re.compile(r"(SBATCH|SRUN|SALLOC|SLURM)_")
 _KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 
 
-class SlurmBackend(SlurmFaults, LeavesStrays):
+class SlurmBackend(SlurmFaults, LeavesOrphans):
     """Runs jobs on a Slurm cluster."""
 
     def __init__(self, store: RunStore, environ: dict[str, str]) -> None:
@@ -111,13 +111,13 @@ class SlurmBackend(SlurmFaults, LeavesStrays):
         while time.monotonic() < deadline and not self.status(run).state.ended:
             time.sleep(0.2)
 
-    def strays(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Stray]:
+    def orphans(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Orphan]:
         """Containers of runs that have ended, when this machine is one of the nodes."""
-        return stray_containers(self, "slurm", self.store, self.environ, warn)
+        return orphan_containers(self, "slurm", self.store, self.environ, warn)
 
-    def remove(self, stray: Stray) -> None:
+    def remove(self, orphan: Orphan) -> None:
         """Remove the container."""
-        remove_container(stray, self.environ)
+        remove_container(orphan, self.environ)
 
     def _job(self, run: Run) -> SlurmJob | None:
         """The run's job. A submit that was killed has not noted it; then the queue is asked."""

@@ -16,16 +16,16 @@ from trainer.config import TrainConfig
 
 Kind = Literal["preempt", "kill-rank"]
 KINDS: tuple[Kind, ...] = ("preempt", "kill-rank")
-# As few as the harm may spend, so that the job's end proves that it spent no more.
+# As few as the fault may spend, so that the job's end proves that it spent no more.
 RESTARTS: dict[Kind, int] = {"preempt": 0, "kill-rank": 1}
 SHORT = ("train.optimizer.max_steps=20", "train.runtime.save_every=5", "train.runtime.log_every=1",
          "train.runtime.sample_prompts=[]")
-STEPS_AFTER = 3  # at least so many are left when the harm comes
+STEPS_AFTER = 3  # at least so many are left when the fault comes
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When and where the harm comes: rank 0 has finished `step`, and `fraction` of a step's time has passed."""
+    """When and where the fault comes: rank 0 has finished `step`, and `fraction` of a step's time has passed."""
 
     step: int
     fraction: float

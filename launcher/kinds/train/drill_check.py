@@ -1,4 +1,4 @@
-"""Whether a harmed job's log proves that training resumed where it stopped. Pure.
+"""Whether the log of a job with an injected fault proves that training resumed where it stopped. Pure.
 
 The lineage is the training that the result comes from: of every start the steps up to the checkpoint that the next
 start went on from, and all steps of the last start.
@@ -16,7 +16,7 @@ SHOWN = 3  # findings in a check's text; the rest is counted
 
 @dataclass(frozen=True)
 class Expected:
-    """What the job was told to do. `saves_at_stop`: the harm leaves time for a checkpoint, so no step may be lost."""
+    """What the job was told to do. `saves_at_stop`: the fault leaves time for a checkpoint, so no step may be lost."""
 
     world: int
     max_steps: int
@@ -170,7 +170,7 @@ def _rows_seen(record: Record) -> str:
 
 
 def _budget(record: Record, expected: Expected, state: str) -> Check:
-    """The job had exactly the restarts that the harm may spend, so that its end tells whether more were."""
+    """The job had exactly the restarts that the fault may spend, so that its end tells whether more were."""
     name = "restarts spent"
     if state != "succeeded":
         return Check(name, f"the job did not survive on {expected.restarts}", ok=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.backends.kubernetes.logs import source as timing
 from launcher.backends.kubernetes.logs.archive import ArchivedPod, ArchiveWriter, archived_pods
 from launcher.backends.kubernetes.logs.fill import UnfilledError, missing_lines
-from launcher.backends.kubernetes.logs.source import Feed, GoneError, Patience, Pod, Source, Unreachable
+from launcher.backends.kubernetes.logs.source import GoneError, Pod, PodCache, RetryPolicy, Source, Unreachable
 from launcher.backends.kubernetes.logs.stamped import Position, Splitter, log_line
 from launcher.errors import BackendError
 from launcher.logs.handles import allow_open_files
@@ -29,9 +29,9 @@ def read_logs(source: Source, folder: Path, nodes: list[int], query: LogQuery, *
     """The lines of these nodes. With `query.follow`, until the run has ended and every line was given, or until
     `stop`."""
     allow_open_files(2 * len(nodes))  # a connection and an archive each
-    feed = Feed(source, stop, pause_s=max(timing.LOOK_S, len(nodes) / 100),
-                give_up_s=timing.GIVE_UP_S if query.follow else timing.PATIENCE_S)
-    readers = [_NodeReader(node, feed, folder) for node in nodes]
+    cache = PodCache(source, stop, pause_s=max(timing.LOOK_S, len(nodes) / 100),
+                give_up_s=timing.GIVE_UP_S if query.follow else timing.QUICK_GIVE_UP_S)
+    readers = [_NodeReader(node, cache, folder) for node in nodes]
     streams = [reader.read(query, picks) for reader in readers]
     try:
         if query.follow:
@@ -49,9 +49,9 @@ def read_logs(source: Source, folder: Path, nodes: list[int], query: LogQuery, *
 class _NodeReader:
     """The attempts of one node, one after the other: each is read to its end before the next begins."""
 
-    def __init__(self, node: int, feed: Feed, folder: Path) -> None:
+    def __init__(self, node: int, cache: PodCache, folder: Path) -> None:
         self.node = node
-        self.feed = feed
+        self.cache = cache
         self.folder = folder
         self._readers: dict[str, _PodReader] = {}
         self._finished: set[str] = set()
@@ -69,7 +69,7 @@ class _NodeReader:
 
     def _catch_up(self) -> Iterator[Batch]:
         """Every line there is now, those of pods that are gone first."""
-        pods, _ = self.feed.look(self.node)
+        pods, _ = self.cache.look(self.node)
         known = {pod.name for pod in pods}
         for archived in archived_pods(self.folder, self.node):
             if archived.pod not in known:
@@ -80,18 +80,18 @@ class _NodeReader:
 
     def _follow(self) -> Iterator[Batch]:
         """What comes after that, until the run has ended."""
-        while not self.feed.stop.is_set():
-            pods, over = self.feed.look(self.node)
+        while not self.cache.stop.is_set():
+            pods, over = self.cache.look(self.node)
             yield from self._gone({pod.name for pod in pods})
             waiting = [pod for pod in pods if pod.started and pod.name not in self._finished]
             for pod in waiting:
                 yield from self._read(pod, follow=True)
             if over and not waiting:
                 return
-            self.feed.stop.wait(self.feed.pause_s)
+            self.cache.stop.wait(self.cache.pause_s)
 
     def _read(self, pod: Pod, *, follow: bool) -> Iterator[Batch]:
-        reader = self._readers.get(pod.name) or _PodReader(pod, self.feed, self.folder)
+        reader = self._readers.get(pod.name) or _PodReader(pod, self.cache, self.folder)
         self._readers[pod.name] = reader
         yield from reader.read(follow=follow)
         if follow or pod.ended:
@@ -112,9 +112,9 @@ class _NodeReader:
 class _PodReader:
     """One pod's log: first what the archive has of it, then what comes from the cluster."""
 
-    def __init__(self, pod: Pod, feed: Feed, folder: Path) -> None:
+    def __init__(self, pod: Pod, cache: PodCache, folder: Path) -> None:
         self.pod = pod
-        self.feed = feed
+        self.cache = cache
         self.position = Position()
         archived = ArchivedPod(folder, pod.node, pod.born, pod.name)
         self.writer = ArchiveWriter(archived)
@@ -128,41 +128,41 @@ class _PodReader:
         for batch in self._kept:
             self._last_gap = batch[-1].gap
             yield batch
-        patience = Patience(self.feed.stop, self.feed.give_up_s)
-        while not self.feed.stop.is_set():
+        retry = RetryPolicy(self.cache.stop, self.cache.give_up_s)
+        while not self.cache.stop.is_set():
             # The end of a stream is not the end of the pod: a log is complete that was opened after the end.
-            ended = self._ended(patience, follow=follow)
+            ended = self._ended(retry, follow=follow)
             if ended is None:
                 yield from self.gone()
                 return
-            if (yield from self._attempt(patience, ended=ended, follow=follow)):
+            if (yield from self._attempt(retry, ended=ended, follow=follow)):
                 return
 
-    def _ended(self, patience: Patience, *, follow: bool) -> bool | None:
+    def _ended(self, retry: RetryPolicy, *, follow: bool) -> bool | None:
         if not follow or self.pod.ended:
             return self.pod.ended
-        ended = self.feed.patiently(lambda: self.feed.source.has_ended(self.pod))
+        ended = self.cache.with_retries(lambda: self.cache.source.has_ended(self.pod))
         if not ended:  # a running pod is waited for, whatever its node says
-            patience.answered()
+            retry.answered()
         return ended
 
-    def _attempt(self, patience: Patience, *, ended: bool, follow: bool) -> Generator[Batch, None, bool]:
+    def _attempt(self, retry: RetryPolicy, *, ended: bool, follow: bool) -> Generator[Batch, None, bool]:
         """One request; returns whether it was the last."""
         splitter, came = Splitter(), False
         try:
             for batch in self._stream(splitter, follow=follow):
                 came = True
-                patience.reset()
+                retry.reset()
                 yield batch
         except GoneError:
             yield from self.gone()
             return True
         except Unreachable as error:
             self._cut_off = True
-            if error.pod_only and patience.failing_s() > timing.PATIENCE_S:
+            if error.pod_only and retry.failing_s() > timing.QUICK_GIVE_UP_S:
                 yield [gap_line(self.pod.node, Gap(self._last(), None, f"its node does not give them: {error}"))]
                 return True
-            patience.failed(error)
+            retry.failed(error)
             return False
         self._cut_off = bool(splitter.rest) or not (follow or ended)
         self._tries = 0 if came else self._tries + 1
@@ -170,25 +170,25 @@ class _PodReader:
             yield from self._end(splitter.rest)
             return True
         if not (ended and came):  # what ended early, as a proxy may have done, is asked for again at once
-            patience.pause()
+            retry.pause()
         return not (follow or ended)
 
     def _stream(self, splitter: Splitter, *, follow: bool) -> Iterator[Batch]:
         """The new lines of one answer. Raises Unreachable also for an answer that is no log."""
         since = self.position.resume()
         some = False
-        for lines in splitter.lines(self.feed.source.stream(self.pod, since, follow=follow)):
+        for lines in splitter.lines(self.cache.source.stream(self.pod, since, follow=follow)):
             some = some or bool(lines)
             before = list(self.position.recent)
             gap, new = self.position.take(lines)
             yield from self._missing(gap, before, new)
-            if self.feed.stop.is_set():  # nothing may be kept behind a gap that is not
+            if self.cache.stop.is_set():  # nothing may be kept behind a gap that is not
                 return
             if new:
                 self.writer.append(new)
                 yield [log_line(self.pod.node, line) for line in new]
-        if splitter.stray and not some:
-            raise Unreachable(BackendError(splitter.stray.decode("utf-8", errors="replace")), pod_only=True)
+        if splitter.unstamped and not some:
+            raise Unreachable(BackendError(splitter.unstamped.decode("utf-8", errors="replace")), pod_only=True)
 
     def _end(self, rest: bytes) -> Iterator[Batch]:
         """A last line without a line end, or what is missing there."""
@@ -212,7 +212,7 @@ class _PodReader:
             found = self._copied(gap, before, after)
         except UnfilledError as error:
             gap, found = gap._replace(why=f"{gap.why}, and the log archive does not have them: {error}"), None
-        if self.feed.stop.is_set():
+        if self.cache.stop.is_set():
             return
         if found is None:
             self.writer.append_gap(gap)
@@ -226,7 +226,7 @@ class _PodReader:
     def _copied(self, gap: Gap, before: list[bytes], after: Sequence[bytes]) -> list[bytes] | None:
         """The missing lines; None of a job that keeps no copy."""
         since = gap.after if before else None
-        copy = self.feed.patiently(lambda: self.feed.source.copied(self.pod, since, gap.before))
+        copy = self.cache.with_retries(lambda: self.cache.source.copied(self.pod, since, gap.before))
         return None if copy is None else missing_lines(copy, before, after, gap)
 
     def _last(self) -> str:

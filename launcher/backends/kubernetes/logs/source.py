@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 LOOK_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-GIVE_UP_S, PATIENCE_S = 900.0, 10.0  # when following, and when only looking
+GIVE_UP_S, QUICK_GIVE_UP_S = 900.0, 10.0  # when following, and when only looking
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GoneError(Exception):
     """This pod has no log (any more)."""
 
 
-class Patience:
+class RetryPolicy:
     """Longer and longer pauses while there is no answer; in the end the reason is raised."""
 
     def __init__(self, stop: threading.Event, give_up_s: float) -> None:
@@ -96,7 +96,7 @@ class Patience:
         return time.monotonic() - self._since
 
 
-class Feed:
+class PodCache:
     """What all readers share: the list of pods, asked for once in `pause_s` by whoever needs it first."""
 
     def __init__(self, source: Source, stop: threading.Event, *, pause_s: float, give_up_s: float) -> None:
@@ -113,18 +113,18 @@ class Feed:
         """The node's pods, and whether no more will come."""
         with self._lock:
             if not self._over and time.monotonic() - self._looked >= self.pause_s:
-                found, self._over = self.patiently(self.source.pods)
+                found, self._over = self.with_retries(self.source.pods)
                 self._pods = {}
                 for pod in found:
                     self._pods.setdefault(pod.node, []).append(pod)
                 self._looked = time.monotonic()
             return self._pods.get(node, []), self._over
 
-    def patiently(self, ask: Callable[[], T]) -> T:
+    def with_retries(self, ask: Callable[[], T]) -> T:
         """Ask until there is an answer."""
-        patience = Patience(self.stop, self.give_up_s)
+        retry = RetryPolicy(self.stop, self.give_up_s)
         while True:
             try:
                 return ask()
             except Unreachable as error:
-                patience.failed(error)
+                retry.failed(error)

@@ -20,11 +20,11 @@ _ROTATED = "the node rotated its log while nobody read it"
 
 class Splitter:
     """Cuts one answer of the API into lines. Afterwards `rest` is an unfinished last line, which comes again, and
-    `stray` a text that is no line of the job."""
+    `unstamped` a text that is no line of the job."""
 
     def __init__(self) -> None:
         self.rest = b""
-        self.stray = b""
+        self.unstamped = b""
 
     def lines(self, pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
         """The stamped lines as they come, without line ends."""
@@ -40,7 +40,7 @@ class Splitter:
     def _stamped(self, lines: list[bytes]) -> list[bytes]:
         found = [line for line in lines if is_stamped(line)]
         if len(found) < len(lines):
-            self.stray = next((line for line in lines if line and not is_stamped(line)), self.stray)
+            self.unstamped = next((line for line in lines if line and not is_stamped(line)), self.unstamped)
         return found
 
 

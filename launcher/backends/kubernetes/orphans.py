@@ -1,6 +1,6 @@
 """What runs have left behind in a cluster: labelled objects that belong to no Job or JobSet (any more).
 
-Only objects with launch's label are looked at, and only one whose owner is surely gone is a stray. An object that is
+Only objects with launch's label are looked at, and only one whose owner is surely gone is a orphan. An object that is
 just being deleted is left to the cluster.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.backends.base import Stray
+from launcher.backends.base import Orphan
 from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.objects import API_VERSIONS, MANAGED_LABEL, MANAGER
 from launcher.backends.kubernetes.pod import RUN_LABEL
@@ -44,10 +44,10 @@ def places_of(runs: Iterable[Run], profile: Profile | None) -> list[Place]:
     return sorted(found, key=str)
 
 
-def find_strays(kube: Kube, namespace: str, warn: Callable[[str], None]) -> list[Stray]:
-    """The strays of a namespace. A kind that may not be listed is warned about (only an administrator may list
+def find_orphans(kube: Kube, namespace: str, warn: Callable[[str], None]) -> list[Orphan]:
+    """The orphans of a namespace. A kind that may not be listed is warned about (only an administrator may list
     Secrets, see k8s/README.md)."""
-    found: list[Stray] = []
+    found: list[Orphan] = []
     owners = _Owners(kube, namespace)
     for kind in KINDS:
         try:
@@ -57,7 +57,7 @@ def find_strays(kube: Kube, namespace: str, warn: Callable[[str], None]) -> list
                 raise
             warn(f"{kube.context}/{namespace}: {kind}s were not looked at: {error.message}")
             continue
-        found += (_stray(kube.context, kind, body, why) for body in objects if (why := owners.why_stray(body)))
+        found += (_orphan(kube.context, kind, body, why) for body in objects if (why := owners.why_orphan(body)))
     return found
 
 
@@ -69,7 +69,7 @@ class _Owners:
         self._namespace = namespace
         self._uids: dict[tuple[str, str], str | None] = {}
 
-    def why_stray(self, body: Object) -> str | None:
+    def why_orphan(self, body: Object) -> str | None:
         """Why nobody will ever remove the object; None when somebody will, or may."""
         meta = body["metadata"]
         if "deletionTimestamp" in meta:
@@ -93,6 +93,6 @@ class _Owners:
         return self._uids[kind, name]
 
 
-def _stray(context: str, kind: str, body: Object, why: str) -> Stray:
+def _orphan(context: str, kind: str, body: Object, why: str) -> Orphan:
     meta = body["metadata"]
-    return Stray(kind, meta["name"], f"{context}/{meta['namespace']}", why, (context, meta["namespace"], meta["uid"]))
+    return Orphan(kind, meta["name"], f"{context}/{meta['namespace']}", why, (context, meta["namespace"], meta["uid"]))

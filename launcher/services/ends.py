@@ -24,6 +24,8 @@ def status_of(backend: Backend, store: RunStore, run: Run) -> JobStatus:
         return run.end.status
     if found.gone and run.end:
         return run.end.status
+    if not run.was_sent:  # its submit may be about to start it
+        return found
     if found.is_over:
         _note_end(backend, store, run, found)
     elif run.end:  # put back into the queue by hand

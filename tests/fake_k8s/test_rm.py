@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
 from launcher.runs.record import End
 from launcher.runs.status import State
@@ -167,3 +168,14 @@ def test_an_end_is_written_once_and_not_over_an_unfinished_record(store):
     assert written == [True, False, True, False, False]
     assert store.find("a").end == first
     assert not store.note_end(a_run("b"), first) and store.find("b").end is None
+
+
+def test_the_secrets_of_a_submit_that_goes_on_are_left_alone(store):
+    """Between its record and its start a run looks like one that was killed."""
+    run = a_run(handle="unsent://a")
+    store.claim("a")
+    store.save(run)
+    secrets = store.folder("a") / "secrets.env"
+    secrets.touch()
+    assert status_of(LocalBackend(store, {}), store, run).state is State.FAILED
+    assert secrets.exists()

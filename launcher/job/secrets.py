@@ -148,11 +148,25 @@ def _of_shape(loc: Loc, text: str) -> Leak | None:
     return Leak(loc, f"{shape.kind} ({shape.prefix}…)", str(loc[1]) if named else shape.variable)
 
 
+def _of_pair(loc: Loc, text: str, root: Any) -> Leak | None:
+    """`{name: HF_TOKEN, value: ...}`, as an item of a container's `env` has it; and lines of `setup`."""
+    if loc[-1:] == ("value",) and not is_harmless(text):
+        for step in loc[:-1]:
+            root = root[step]
+        name = str(root.get("name")) if isinstance(root, dict) else ""
+        return Leak(loc, "a value for a name that says secret", name) if says_secret(name) else None
+    if loc[-2:-1] == ("setup",) and (names := assigned_secrets(text)):
+        return Leak(loc, f"a value for {names[0]}, which says secret", _variable(names[0]))
+    return None
+
+
 def _of_name(loc: Loc, text: str, root: Any) -> Leak | None:
     """An entry of `env`, or a word of `run`, whose variable or option says that it is a secret."""
     section, step = loc if len(loc) == 2 else (None, None)
     if section == "env" and text != "None" and says_secret(str(step)) and not is_harmless(text):
         return Leak(loc, "a value for a name that says secret", str(step))
+    if leak := _of_pair(loc, text, root):
+        return leak
     words = root.get("run") if isinstance(root, dict) else None
     if section == "run" and isinstance(words, list) and isinstance(step, int):
         names = assigned_secrets(text)

@@ -129,18 +129,24 @@ finish() {
   echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
   exit "$1"
 }
-set +u  # modules and virtual environments use variables that are not set
+setup_line() {  # after each: its exit code, and what it was
+  if [ "$1" != 0 ]; then echo "launch: sbatch.setup: exit code $1: $2"; finish "$1"; fi
+}
+set +euo pipefail  # modules and virtual environments were not written for these
+job_dir=$PWD
 if ! type module >/dev/null 2>&1; then
   for file in /etc/profile.d/*mod*.sh; do
     if [ -r "$file" ]; then . "$file" || true; fi
   done
 fi
-trap 'code=$?; echo "launch: sbatch.setup: exit code $code: $BASH_COMMAND"; finish "$code"' EXIT
 module purge
+setup_line $? 'module purge'
 module load cuda/12.4 nccl
+setup_line $? 'module load cuda/12.4 nccl'
 source /lustre/nlp/venv/bin/activate
-trap - EXIT
-set -u
+setup_line $? 'source /lustre/nlp/venv/bin/activate'
+cd "$job_dir"  # where relative paths of the job start
+set -euo pipefail
 note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`
   local never now size file tick=0
   local -A known=()

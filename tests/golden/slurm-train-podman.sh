@@ -150,10 +150,10 @@ podman run --detach --log-driver=passthrough \
   --env=SLURM_JOB_ID \
   --env=LAUNCH_COMMAND \
   --env=CUDA_VISIBLE_DEVICES \
+  --env=HOME=/tmp \
   --env=NCCL_IB_HCA=mlx5_0,mlx5_1 \
   '--env=UGLY=a '"'"'b'"'"' "c" $(d) $$ $e
 #f' \
-  --env=HOME=/tmp \
   --volume="$PWD:$PWD" \
   --volume="$RUN_DIR/train.yaml:/etc/launch/train.yaml:ro" \
   --volume="$RUN_DIR/code:/opt/code:ro" \

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from launcher.backends.hosts.image import enroot_reference
 from launcher.job.plan import Plan, misfits
+from launcher.job.secrets import find_leaks
 from tests import jobs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -186,3 +188,40 @@ def test_env_values_are_bash_words(value):
     node = here_documents(render(job))[0]
     done = subprocess.run(["bash", "-c", node], capture_output=True)
     assert done.stdout == value.encode() + b"\n"
+
+
+@pytest.mark.parametrize("option", [
+    "--mail-type=END", "--nice=7", "--mem-bind=local", "--mem=0", "--gres=nvme:1", "--nodelist=n[1-3]", "--no-bell",
+    "--switches=1@10:00", "--dependency=afterok:7", "--hint=nomultithread"])
+def test_any_other_option_is_sbatchs(option):
+    assert option in sbatch_lines(render({**RUN_JOB, "sbatch": [option]}).replace("'", ""))
+
+
+@pytest.mark.parametrize("option", [
+    "--tim=9", "--job=x", "--outp=x", "--gres=nvme:1,gpu:4", "--tres-per-node=gres/gpu:4", "--gres=gpu", "--clusters=b",
+    "--no-kill", "--export-file=x", "--usage", "--help", "--ntasks=8", "--mem-per-cpu=1G", "--gpus=8", "--array=1-3",
+    "--exclusive", "-N3", "mail", "--wrap=true", "--comment=x", "--nice=1\n#SBATCH --nodes=9"])
+def test_what_launch_writes_itself_is_refused_in_any_spelling(option):
+    with pytest.raises(ValidationError, match=r"cannot be given here|must be a long option"):
+        jobs.job_of({**RUN_JOB, "sbatch": [option]})
+
+
+def test_a_job_can_undo_what_its_cluster_asks_for():
+    cluster = {"sbatch": {"exclusive": True, "options": ["--nice=1"], "gpu_type": "h100"}}
+    lines = sbatch_lines(render({**RUN_JOB, "sbatch": {"exclusive": False, "options": ["--nice=9"]}}, **cluster))
+    assert "--exclusive" not in lines and [line for line in lines if "nice" in line] == ["--nice=1", "--nice=9"]
+    assert "--exclusive" in sbatch_lines(render(RUN_JOB, **cluster))
+
+
+def test_arguments_reach_pyxis_and_need_a_runtime():
+    script = render({**RUN_JOB, "image": "x"}, container_runtime="pyxis", container_args=["--container-writable"])
+    assert "  --container-writable" in script
+    with pytest.raises(ValidationError, match="needs a container_runtime"):
+        render(RUN_JOB, container_args=["--x"])
+
+
+@pytest.mark.parametrize("job", [
+    {"sbatch": {"setup": ["export API_KEY=abcdef12345"]}},
+    {"pod": {"containers": [{"name": "trainer", "env": [{"name": "HF_TOKEN", "value": "abcdefg1234"}]}]}}])
+def test_a_secret_in_options_of_a_back_end_is_seen(job):
+    assert [leak.variable for leak in find_leaks({**RUN_JOB, **job})] in (["API_KEY"], ["HF_TOKEN"])

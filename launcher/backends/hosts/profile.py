@@ -1,9 +1,9 @@
 """What the profiles of back ends have that run a job's script on hosts, bare or in a container. No I/O."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from launcher.job.image import hash_problem, is_file, registry_image, scheme_problem
 from launcher.job.profile import Profile
@@ -17,7 +17,13 @@ class HostProfile(Profile):
 
     container_runtime: Literal["none", "pyxis", "apptainer", "podman", "docker"] = Field(
         "none", description="What runs the image; `none` runs on the bare node.")
-    container_args: list[str] = Field([], description="More arguments for podman, docker or apptainer.")
+    container_args: list[str] = Field([], description="More arguments for the runtime; with pyxis, for srun.")
+
+    @model_validator(mode="after")
+    def _arguments_of_a_runtime(self) -> Self:
+        if self.container_args and self.container_runtime == "none":
+            raise ValueError("container_args: needs a container_runtime, and there is none")
+        return self
 
     @property
     def uses_image(self) -> bool:

@@ -201,8 +201,9 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
     if plan.cpus_per_node and limit_cpus:
         words.append(f"--cpus={plan.cpus_per_node}")
     words += [f"--env={name}" for name in _env_names(plan)]
+    words += [f"--env=HOME={CONTAINER_TMP}"]
     words += [shlex.quote(f"--env={name}={value}") for name, value in sorted(plan.env.items())]
-    words += [f"--env=HOME={CONTAINER_TMP}", *_volumes(plan), '--workdir="$PWD"']
+    words += [*_volumes(plan), '--workdir="$PWD"']
     words += map(shlex.quote, plan.profile.container_args)
     user = ['--user="$(id -u):$(id -g)"', *(["--userns=keep-id"] if runtime == "podman" else [])]
     command = [image_word(plan), _command(plan)]

@@ -8,47 +8,48 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from launcher.job.types import Word, single_line
 from trainer.config import Section
 
-# What launch writes itself or relies on -> what to use instead. The longest start of an option's name counts.
+# What launch writes itself or relies on -> what to use instead. sbatch takes an unfinished name, too.
 OWN = {
     "job-name": "a run is called after `name` and --run-id",
     "nodes": "see resources.nodes",
-    "ntasks": "launch starts one task on each node; processes follow resources.gpus_per_node",
-    "tasks-per-node": "launch starts one task on each node",
-    "gpus": "see resources.gpus_per_node and gpu_type",
-    "gres=gpu": "see resources.gpus_per_node and gpu_type",
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket",
+                     "tasks-per-node"), "launch starts one task on each node; see resources.gpus_per_node"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+                    "see resources.gpus_per_node and gpu_type"),
     "cpus-per-task": "see resources.cpus_per_node",
     "cpus-per-gpu": "see cpus_per_gpu",
-    "mem": "see resources.memory_per_node",
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "see resources.memory_per_node"),
     "time": "see resources.time_limit",
     "signal": "see `grace` of the cluster's profile",
-    "output": "`launch logs` shows it", "error": "`launch logs` shows it", "open-mode": "`launch logs` shows it",
-    "requeue": "see restarts", "no-requeue": "see restarts",
+    **dict.fromkeys(("output", "error", "open-mode"), "`launch logs` shows it"),
+    **dict.fromkeys(("requeue", "no-requeue", "no-kill"), "see restarts"),
     "comment": "launch finds its job by it",
-    "array": "a run is one job", "hetjob": "a run is one job",
-    "wrap": "launch sends a script", "parsable": "launch reads what sbatch prints", "test-only": "see launch validate",
-    "quiet": "launch reads what sbatch prints", "wait": "see launch submit --follow",
-    "export": "see env", "get-user-env": "see setup", "chdir": "a job starts in its file's folder",
-    "partition": "see partition", "account": "see account", "qos": "see qos", "constraint": "see constraint",
-    "reservation": "see reservation", "exclude": "see exclude", "licenses": "see licenses",
-    "exclusive": "see exclusive",
+    **dict.fromkeys(("array", "hetjob"), "a run is one job"),
+    "clusters": "a profile is one cluster; set SLURM_CLUSTERS for another",
+    "container": "see container_runtime of the cluster's profile",
+    "wrap": "launch sends a script",
+    **dict.fromkeys(("parsable", "quiet", "verbose", "help", "usage", "version"), "launch reads what sbatch prints"),
+    "test-only": "see launch submit --dry-run", "wait": "see launch submit --follow",
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "see env and setup"),
+    "chdir": "a job starts in its file's folder",
+    **{name: f"see {name}" for name in ("partition", "account", "qos", "constraint", "reservation", "exclude",
+                                        "licenses", "exclusive")},
 }  # fmt: skip
+_WHOLE_NODE = "--mem=0"  # all memory of a node, which no size says
+_GPU = re.compile(r"--(gres|tres-per-\w+)=(.*[,/])?gpu\b.*")
 
 
 def _option(text: str) -> str:
-    """A long option, whole."""
+    """A long option, whole, that is not launch's own."""
     if not re.fullmatch(r"--[a-z][-a-z]*(=.+)?", single_line(text)) or "\n" in text:
         raise ValueError(f"must be a long option of sbatch, such as --mail-type=END, not {text!r}")
-    name = text.removeprefix("--")
-    own = next((key for key in sorted(OWN, key=len, reverse=True) if _is_about(name, key)), None)
-    if own:
-        raise ValueError(f"{text!r} cannot be given here: {OWN[own]}")
+    name = text.removeprefix("--").partition("=")[0]
+    own = next((key for key in OWN if key.startswith(name)), None)
+    if own and text != _WHOLE_NODE:
+        raise ValueError(f"{text!r} cannot be given here ({OWN[own]})")
+    if _GPU.fullmatch(text):
+        raise ValueError(f"{text!r} cannot be given here ({OWN['gpus']})")
     return text
-
-
-def _is_about(option: str, own: str) -> bool:
-    """`mem` is also `mem-per-cpu=4G`, but `time` is not `time-min`, nor `nodes` `nodelist`."""
-    family = own in ("gpus", "mem", "ntasks", "gres=gpu")
-    return option.startswith(own) if family else option.partition("=")[0] == own
 
 
 class SbatchOptions(Section):
@@ -58,7 +59,8 @@ class SbatchOptions(Section):
         [], description="Any long option of sbatch, such as --mail-type=END. Of a cluster and a job both count, the "
                         "job's last.")
     gpu_type: Word | None = Field(None, description="Type of the GPUs, such as h100 (Slurm's GRES type).")
-    exclusive: bool | Literal["user", "mcs", "topo"] = Field(False, description="Whether nodes are shared with nobody.")
+    exclusive: bool | Literal["user", "mcs", "topo"] | None = Field(
+        None, description="Whether nodes are shared with nobody.")
     reservation: Word | None = Field(None, description="Reservation.")
     exclude: Word | None = Field(None, description="Nodes not to use, such as node[3,7-9].")
     licenses: Word | None = Field(None, description="Licences, such as matlab:2.")

@@ -30,11 +30,15 @@ class SlurmProfile(HostProfile):
         if job.resources.gpus_per_node and not job.resources.cpus_per_node and not self.asked("cpus_per_gpu", options):
             yield ("resources.cpus_per_node: not set, so Slurm gives each node's task its default, often one core; set "
                    "it, or sbatch.cpus_per_gpu")
+        if options and options.cpus_per_gpu and job.resources.cpus_per_node:
+            yield "sbatch.cpus_per_gpu: not used, since resources.cpus_per_node says how many"
+        if options and options.gpu_type and not job.resources.gpus_per_node:
+            yield "sbatch.gpu_type: not used, since resources.gpus_per_node is 0"
 
     def asked(self, name: str, job: Any) -> Any:
         """An option of sbatch: the job's own, else the profile's."""
-        own = getattr(job, name, None)
-        return own or getattr(self, name, None) or getattr(self.sbatch, name, None)
+        given = (getattr(section, name, None) for section in (job, self, self.sbatch))
+        return next((value for value in given if value is not None), None)
 
     def all_of(self, name: str, job: Any) -> list[str]:
         """Items of a list: the profile's, then the job's."""

@@ -99,16 +99,19 @@ def _setup(plan: Plan[SlurmProfile]) -> list[str]:
     if not lines:
         return []
     return [
-        "set +u  # modules and virtual environments use variables that are not set",
+        "setup_line() {  # after each: its exit code, and what it was",
+        '  if [ "$1" != 0 ]; then echo "launch: sbatch.setup: exit code $1: $2"; finish "$1"; fi',
+        "}",
+        "set +euo pipefail  # modules and virtual environments were not written for these",
+        "job_dir=$PWD",
         "if ! type module >/dev/null 2>&1; then",
         "  for file in /etc/profile.d/*mod*.sh; do",
         '    if [ -r "$file" ]; then . "$file" || true; fi',
         "  done",
         "fi",
-        """trap 'code=$?; echo "launch: sbatch.setup: exit code $code: $BASH_COMMAND"; finish "$code"' EXIT""",
-        *lines,
-        "trap - EXIT",
-        "set -u",
+        *(f"{line}\nsetup_line $? {shlex.quote(line)}" for line in lines),
+        'cd "$job_dir"  # where relative paths of the job start',
+        "set -euo pipefail",
     ]
 
 
@@ -215,6 +218,7 @@ def _end(plan: Plan[SlurmProfile]) -> list[str]:
 def _pyxis(plan: Plan[SlurmProfile]) -> list[str]:
     if plan.profile.container_runtime != "pyxis":
         return []
+    args = [shlex.quote(word) for word in plan.profile.container_args]
     mounts = ",".join(['"$RUN_DIR:$RUN_DIR"', *binds(plan)])
     return [f"--container-image={image_word(plan)}", f"--container-mounts={mounts}",
-            "--no-container-mount-home", '--container-workdir="$PWD"']
+            "--no-container-mount-home", '--container-workdir="$PWD"', *args]

@@ -1,5 +1,5 @@
 """A trainer without a model, for drills: one process a node, the trainer's log lines, saves, exit codes and agreement
-at a stop, in a tenth of a second a step. TOY_FAULT breaks one promise: `skip`, `reshuffle`, `repeat`, `deaf`.
+at a stop, in a twentieth of a second a step. TOY_FAULT breaks one promise: `skip`, `reshuffle`, `repeat`, `deaf`.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 ROWS = 1000
-STEP_S = 0.1
+STEP_S = 0.05
 PEER_START_S, PEER_STEP_S = 60, 3
 
 

@@ -3,7 +3,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def test_ctrl_c_ends_the_job(local):
     assert drill.stderr is not None
     while "(--seed " not in drill.stderr.readline():
         assert drill.poll() is None
-    time.sleep(0.5)  # anywhere in the job
+    local.wait(local.launch.json("list")[0]["run"], "running")
     drill.send_signal(signal.SIGINT)
     assert drill.wait(PATIENCE_S) == 130
     assert local.launch.json("status")[0]["state"] == "cancelled"

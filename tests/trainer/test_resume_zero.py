@@ -2,6 +2,7 @@
 with another number of ranks. Real training on the CPU."""
 
 import json
+from functools import cache
 
 import pytest
 from safetensors.torch import load_file
@@ -34,11 +35,23 @@ def trained(folder, config, ranks, kept="adapter/adapter_model"):
     return measured, load_file(folder / f"out/{kept}.safetensors")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_base, tmp_path_factory):
+    """The folder of a run with a stage and a number of ranks, and what it was like; each is trained once."""
+
+    @cache
+    def run(stage, ranks):
+        folder = tmp_path_factory.mktemp(f"zero{stage}-{ranks}")
+        return folder, *trained(folder, job(folder, tiny_base, stage, ranks), ranks)
+
+    return run
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_resumed_run_ends_with_the_same_bits(tiny_base, tmp_path, stage, ranks):
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    measured, adapter = trained(whole, job(whole, tiny_base, stage, ranks), ranks)
+def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tiny_base, tmp_path, stage, ranks):
+    part = tmp_path / "part"
+    whole, measured, adapter = uninterrupted(stage, ranks)
     again, other = trained(warm.stopped_at(whole, part, STOP), job(part, tiny_base, stage, ranks), ranks)
     assert again == {step: found for step, found in measured.items() if step > STOP}
     assert list(adapter) == list(other)
@@ -92,23 +105,20 @@ def test_another_number_of_ranks_goes_on_as_the_first_would_have(tiny_base, tmp_
         assert (other[name] - weight).norm() <= 1e-4 * weight.norm()
 
 
-def test_zero3_refuses_another_number_of_ranks(tiny_base, tmp_path):
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    trained(whole, job(whole, tiny_base, 3, 1), 1)
+def test_zero3_refuses_another_number_of_ranks(uninterrupted, tiny_base, tmp_path):
+    whole, part = uninterrupted(3, 1)[0], tmp_path / "part"
     run = warm.start(warm.stopped_at(whole, part, STOP), job(part, tiny_base, 3, 2), 2)
     assert run.codes() == [78, 78], run.text
     assert "resources: got 2 processes, but" in run.text and "was written by 1" in run.text
 
 
-def test_a_json_of_the_users_own_trains_and_goes_on(tiny_base, tmp_path):
+def test_a_json_of_the_users_own_trains_and_goes_on(uninterrupted, tiny_base, tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps(
         {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "gradient_clipping": 1.0,
          "zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}))  # fmt: skip
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    config = job(whole, tiny_base, 1, 1)
-    by_fields = trained(whole, config, 1)[0]
+    part, by_fields = tmp_path / "part", uninterrupted(1, 1)[1]
+    config = job(part, tiny_base, 1, 1)
     config["optimizer"]["deepspeed"] = {"config": str(tmp_path / "ds.json")}
-    config["settings"]["output_dir"] = str(part / "out")
     again, _ = trained(part, config, 1)
     assert again == by_fields
     config["optimizer"]["max_grad_norm"] = 2.0

@@ -30,7 +30,7 @@ COMMANDS = {
     "merge": "Write what a run has trained as a checkpoint that servers load.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
     "new-model": "Make a model of random weights, for dry runs.",
-    "drill": "Inject a fault into a short run of a job, and prove that training goes on where it stopped.",
+    "drill": "Inject a fault into a short run, and prove that training goes on.",
 }
 
 

@@ -20,7 +20,7 @@ UGLY = {
     "BACKSLASH": "a\\nb\\", "LINES": "one\ntwo\n", "UNICODE": "上海 é 😀", "YAML": "no", "COLON": "a: b # c",
     "COMMA": "a,b=c;d&e|f", "EMPTY": "", "STARS": "* ? [a] ~ !", "PERCENT": "%s %(x)s $$ $(X)", "TAB": "a\tb",
     # what launch's own scripts would stumble over
-    "IFS": "x", "RUN_DIR": "/nowhere", "ATTEMPT_DIR": "/nowhere", "code": "9", "failures": "9", "BASH_ENV": "/nowhere",
+    "RUN_DIR": "/nowhere", "ATTEMPT_DIR": "/nowhere", "code": "9", "failures": "9", "BASH_ENV": "/nowhere",
     "SRUN_CPUS_PER_TASK": "9", "SBATCH_PARTITION": "none",
 }
 # Until it is told to stop.

@@ -101,6 +101,6 @@ def test_a_token_in_the_job_is_refused_before_anything_is_sent(site):
     done = site.launch.run("submit", job)
     assert (done.returncode, done.stdout) == (2, "")
     assert "env.X: holds a Hugging Face token (hf_…); a job names its secrets" in done.stderr
-    assert "env.API_KEY: got a value for a name that says secret" in done.stderr
+    assert "env.API_KEY: holds a value for a name that says secret" in done.stderr
     assert VALUE not in done.stderr
     assert not (site.launch.home / "runs").exists()

@@ -4,6 +4,7 @@ import pytest
 
 from launcher.errors import BackendError
 from launcher.runs.status import State
+from launcher.services.ends import status_of
 from tests.jobs import rendered
 from tests.k8s_runs import (
     IDLE,
@@ -55,9 +56,10 @@ def test_nodes_find_each_other_and_the_end_outlives_the_job_set(backend, cluster
     assert texts(backend, run, follow=True) == want
     status = wait_state(backend, run, State.SUCCEEDED)
     assert [(node.node, node.exit_code, node.restarts) for node in status.nodes] == [(0, 0, 0), (1, 0, 0)]
+    status_of(backend, backend.store, run)
     asking(cluster).delete("JobSet", "default", RUN_ID, propagation="Background")
     wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
-    assert backend.status(run).state is State.SUCCEEDED
+    assert status_of(backend, backend.store, backend.store.find(RUN_ID)).state is State.SUCCEEDED
     assert texts(backend, run) == want
 
 

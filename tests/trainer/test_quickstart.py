@@ -115,6 +115,7 @@ def test_every_command_of_the_readme_works_after_the_demo(trained):
         *(f"render job.yaml --backend {backend}" for backend in ("local", "slurm", "kubernetes")),
         f"logs -f {run}", f"status {run[:-2]}", "list", f"cancel {run}", f"repair {run}", "prune",
         f"chat {run} --once Hello", f"sample {run} --prompts prompts.txt", f"merge {run} --to merged",
+        f"rm {run} --yes",
     ]  # fmt: skip
     table = (REPO / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`launch ([a-z-]+)", table)) - {"local", "drill", "new-model"}
@@ -201,9 +202,10 @@ def test_without_deepspeed_one_process_trains_too(copy):
 
 
 def test_a_mistake_the_launcher_cannot_see_ends_with_78_and_no_trace(copy):
+    (copy / "nowhere").mkdir()
     done = local(copy, *SHORT, "train.model.path=./nowhere", check=False)
     assert done.returncode == 5
-    assert "model.path: got ./nowhere" in done.stderr
+    assert "nowhere" in done.stderr
     assert "exit code 78" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -236,7 +238,9 @@ def test_another_configuration_does_not_touch_an_output_folder_in_use(copy, shor
     typed = f"launch local job.yaml {' '.join(f'--set {word}' for word in SHORT)} --set train.optimizer.lr=1.0e-3"
     typed = typed.replace("--set train.runtime.sample_prompts=[]", "--set 'train.runtime.sample_prompts=[]'")
     assert f"a new run in a folder of its own: {typed} --new" in done.stderr
-    assert f"{typed} --set train.optimizer.lr=0.002 --resume quickstart-" in done.stderr
+    going_on = r"launch local job.yaml [^;\n]*--set train.optimizer.lr=0.002 --resume quickstart-"
+    [goes_on] = re.findall(going_on, done.stderr)
+    assert "1.0e-3" not in goes_on  # no field is set twice
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     changed = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", words=["--new"])
     assert "talk with the result: launch chat quickstart-" in changed.stderr

@@ -7,9 +7,13 @@ costs a third of a second, which a render need not pay.
 """
 
 import json
+import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -52,26 +56,62 @@ class ApiError(BackendError):
         return self.code is None or self.code in (410, 429) or self.code >= 500
 
 
+@dataclass(frozen=True)
+class _Session:
+    """The client as the kubeconfig was when it was read. `stamps`: the files of its credentials then."""
+
+    api: Any
+    client: Any
+    stamps: dict[str, int | None]
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether one of these files has been replaced."""
+        return _stamps(self.stamps) != self.stamps
+
+
 class Kube:
-    """One context of the user's kubeconfig."""
+    """One context of the user's kubeconfig. All threads share it.
+
+    Credentials are read again when the API refuses them (401: a token or a client certificate has expired) and when one
+    of their files changes: by one thread, whose session the others take over. So one exec plug-in runs at a time.
+    """
 
     def __init__(self, environ: Mapping[str, str], context: str | None) -> None:
+        self._path = environ.get("KUBECONFIG") or str(Path(environ.get("HOME") or Path.home()) / ".kube/config")
+        self.context = _context_name(self._path, context)
+        # the API notes it in what this client makes, which so can be told from everybody else's
+        self._manager = f"launch-{secrets.token_hex(8)}"
+        self._lock = threading.Lock()
+        self._session = self._sign_in()
+
+    def _sign_in(self) -> _Session:
         import kubernetes.config
         import kubernetes.dynamic
 
-        path = environ.get("KUBECONFIG") or str(Path(environ.get("HOME") or Path.home()) / ".kube/config")
-        self.context = _context_name(path, context)
         configuration = kubernetes.client.Configuration()
         configuration.retries = False  # callers know better when to ask again
         configuration.connection_pool_maxsize = STREAMS
         try:
-            kubernetes.config.load_kube_config(path, self.context, client_configuration=configuration)
+            kubernetes.config.load_kube_config(self._path, self.context, client_configuration=configuration)
         except kubernetes.config.ConfigException as error:
-            raise BackendError(f"{path}: context {self.context!r} cannot be used: {error}") from error
-        self._api = kubernetes.client.ApiClient(configuration)
-        # the API notes it in what this client makes, which so can be told from everybody else's
-        self._manager = f"launch-{secrets.token_hex(8)}"
-        self._client = kubernetes.dynamic.DynamicClient(self._api, discoverer=lambda client, cache_file: None)
+            raise BackendError(f"{self._path}: context {self.context!r} cannot be used: {error}") from error
+        configuration.refresh_api_key_hook = None  # it would run an exec plug-in in every thread that asks
+        files = [*self._path.split(os.pathsep), configuration.cert_file, configuration.key_file,
+                 configuration.ssl_ca_cert]
+        api = kubernetes.client.ApiClient(configuration)
+        client = kubernetes.dynamic.DynamicClient(api, discoverer=lambda client, cache_file: None)
+        return _Session(api, client, _stamps(filter(None, files)))
+
+    def _signed_in(self, refused: _Session | None = None) -> _Session:
+        """The session, and a new one in place of `refused` or of one that is outdated."""
+        with self._lock:
+            if self._session is refused:
+                self._session = self._sign_in()
+            elif self._session.is_outdated:
+                with suppress(BackendError):  # a file that is just being written; the old ones may still do
+                    self._session = self._sign_in()
+            return self._session
 
     def create(self, body: Object, *, dry_run: bool = False) -> Object:
         """Create an object; fields that the API does not know are an error."""
@@ -137,15 +177,24 @@ class Kube:
         It also ends after SILENCE_S without a line. The client's own call has no sinceTime, so this is the bare
         request.
         """
-        import urllib3
-
         query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
         query |= {"sinceTime": since} if since else {}
-        url = f"{self._api.configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/log?{urlencode(query)}"
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log?{urlencode(query)}"
+        session = self._signed_in()
+        try:
+            yield from self._stream(session, path)
+        except ApiError as error:
+            if error.code != 401:  # which is answered before the first piece
+                raise
+            yield from self._stream(self._signed_in(refused=session), path)
+
+    def _stream(self, session: _Session, path: str) -> Iterator[bytes]:
+        import urllib3
+
         response = None
         try:
-            response = self._api.rest_client.pool_manager.request(
-                "GET", url, headers=self._auth_headers(), preload_content=False,
+            response = session.api.rest_client.pool_manager.request(
+                "GET", session.api.configuration.host + path, headers=_auth_headers(session), preload_content=False,
                 timeout=urllib3.Timeout(connect=CONNECT_S, read=SILENCE_S))
             if response.status != 200:
                 raise _after(response.headers, self._refused(response.status, response.read()))
@@ -160,12 +209,21 @@ class Kube:
                 response.close()
 
     def _call(self, verb: str, kind: str, *, part: str = "", **arguments: Any) -> Object:
+        session = self._signed_in()
+        try:
+            return self._answer(session, verb, kind, part, arguments)
+        except ApiError as error:
+            if error.code != 401:
+                raise
+            return self._answer(self._signed_in(refused=session), verb, kind, part, arguments)
+
+    def _answer(self, session: _Session, verb: str, kind: str, part: str, arguments: dict[str, Any]) -> Object:
         import kubernetes.dynamic.exceptions
         import urllib3
 
         try:
-            return cast(Object, getattr(self._client, verb)(
-                _resource(self._client, kind, part), serializer=lambda client, data: data,
+            return cast(Object, getattr(session.client, verb)(
+                _resource(session.client, kind, part), serializer=lambda client, data: data,
                 _request_timeout=(CONNECT_S, ANSWER_S), **arguments))
         except kubernetes.dynamic.exceptions.DynamicApiError as error:
             refusal = self._refused(error.status, error.body, arguments.get("namespace"))
@@ -173,14 +231,9 @@ class Kube:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
 
-    def _auth_headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
-        self._api.update_params_for_auth(headers, [], ["BearerToken"], None, None, None)
-        return headers
-
     def _unreachable(self, error: Exception) -> ApiError:
         text = re.sub(r"^.*Connection\(.*\): |^<.*>: ", "", str(error))
-        return ApiError(f"cluster {self.context!r} at {self._api.configuration.host} cannot be reached: {text}",
+        return ApiError(f"cluster {self.context!r} at {self._session.api.configuration.host} cannot be reached: {text}",
                         f"see whether it answers: kubectl --context {self.context} cluster-info")
 
     def _refused(self, code: int, body: Any, namespace: str | None = None) -> ApiError:
@@ -197,6 +250,24 @@ class Kube:
             return ApiError(f"cluster {self.context!r} does not allow it: {text}",
                             "the administrator's part is in k8s/README.md: a Role with what launch needs", code=code)
         return ApiError(f"cluster {self.context!r} refused ({code}): {text}", code=code)
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, int | None]:
+    """When each file was written; None for one that is not there."""
+    return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _auth_headers(session: _Session) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    session.api.update_params_for_auth(headers, [], ["BearerToken"], None, None, None)
+    return headers
 
 
 def _resource(client: Any, kind: str, part: str) -> Any:

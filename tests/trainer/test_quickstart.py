@@ -107,7 +107,7 @@ def test_the_answers_are_told_as_they_come_and_the_end_names_the_next_command(tr
 
 
 def test_every_command_of_the_readme_works_after_the_demo(trained):
-    """With RUN left out, where it may be. `local` is the demo itself; drills and new models have tests of their own."""
+    """With RUN left out, where it may be. `local` is the demo itself; drills, new models and rm have tests of their own."""
     [run] = re.findall(r"^\* run (\S+)$", (trained / "said").read_text(), re.MULTILINE)
     (trained / "prompts.txt").write_text("What is the station boat called?\n")
     commands = [
@@ -115,10 +115,9 @@ def test_every_command_of_the_readme_works_after_the_demo(trained):
         *(f"render job.yaml --backend {backend}" for backend in ("local", "slurm", "kubernetes")),
         f"logs -f {run}", f"status {run[:-2]}", "list", f"cancel {run}", f"repair {run}", "prune",
         f"chat {run} --once Hello", f"sample {run} --prompts prompts.txt", f"merge {run} --to merged",
-        f"rm {run} --yes",
     ]  # fmt: skip
     table = (REPO / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
-    listed = set(re.findall(r"`launch ([a-z-]+)", table)) - {"local", "drill", "new-model"}
+    listed = set(re.findall(r"`launch ([a-z-]+)", table)) - {"local", "drill", "new-model", "rm"}
     assert listed == {command.split()[0] for command in commands}
     for command in commands:
         launch(*command.split(), cwd=trained, home=trained / "home")

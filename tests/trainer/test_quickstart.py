@@ -107,7 +107,7 @@ def test_the_answers_are_told_as_they_come_and_the_end_names_the_next_command(tr
 
 
 def test_every_command_of_the_readme_works_after_the_demo(trained):
-    """With RUN left out, where it may be. `local` is the demo itself; drills, new models and rm have tests of their own."""
+    """With RUN left out, where it may be. `local` is the demo itself; drills, models and rm have their own."""
     [run] = re.findall(r"^\* run (\S+)$", (trained / "said").read_text(), re.MULTILINE)
     (trained / "prompts.txt").write_text("What is the station boat called?\n")
     commands = [

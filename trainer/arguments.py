@@ -51,3 +51,14 @@ def training_arguments(
         dataloader_pin_memory=not place.on_cpu,
         label_names=["labels"],
     )
+
+
+def stretched_schedule(schedule: str, planned: int, total: int) -> str | None:
+    """What becomes of the learning rate when a run that was planned for `planned` steps goes on to `total`; None when
+    nothing does."""
+    if planned == total:
+        return None
+    return (
+        f"learning rate: the {schedule} schedule now spans {total} steps instead of {planned}, and goes on where it "
+        "would be had it done so from the start"
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from trainer.arguments import training_arguments
+from trainer.arguments import stretched_schedule, training_arguments
 from trainer.callbacks import (
     BeforeCallback,
     Journal,
@@ -263,16 +263,9 @@ class Run:
         )
         if resumed:
             self.folder.refuse_fewer(total, checkpoint_step(resumed))
-            self._tell_stretch(planned_steps(resumed), total)
+            if words := stretched_schedule(optimizer.schedule, planned_steps(resumed), total):
+                self.tell(words)
         return args
-
-    def _tell_stretch(self, planned: int, total: int) -> None:
-        """What becomes of the learning rate when a run goes on with another number of steps."""
-        if planned != total:
-            self.tell(
-                f"learning rate: the {self.config.optimizer.schedule} schedule now spans {total} steps instead of "
-                f"{planned}, and goes on where it would be had it done so from the start"
-            )
 
     @property
     def _writers(self) -> Writers:

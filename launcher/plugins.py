@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
+from launcher.errors import LaunchError
+
 T = TypeVar("T")
 
 
@@ -17,8 +19,15 @@ class Plugins(Generic[T]):
         self.own = own
 
     def load(self, name: str) -> T:
-        """The thing called `name`. Raises KeyError."""
-        return cast(T, _load(self.own[name] if name in self.own else installed(self.group)[name]))
+        """The thing called `name`. Raises KeyError, or LaunchError for one of a package that cannot be imported."""
+        if name in self.own:
+            return cast(T, load_object(self.own[name]))
+        place = installed(self.group)[name]
+        try:
+            return cast(T, load_object(place))
+        except Exception as error:  # whatever another package's code raises while it is imported
+            raise LaunchError(f"{name}: {place} of {self.group} cannot be loaded: {type(error).__name__}: {error}",
+                              "mend or uninstall the package that has this entry point") from error
 
     def names(self) -> list[str]:
         """All there are, our own first."""
@@ -36,6 +45,7 @@ def installed(group: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in entry_points(group=group)}
 
 
-def _load(place: str) -> Any:
+def load_object(place: str) -> Any:
+    """What `module:attribute` names."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)

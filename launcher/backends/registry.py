@@ -1,12 +1,11 @@
 """Back ends by name. Another package adds one through the entry-point group `launch.backends`:
 `name = "module:BACKEND"`, where BACKEND is a BackendType."""
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import BackendError
-from launcher.plugins import Plugins
+from launcher.plugins import Plugins, load_object
 
 if TYPE_CHECKING:
     from launcher.backends.base import Backend
@@ -30,15 +29,15 @@ class BackendType:
 
     def profile_model(self) -> "type[Profile]":
         """The pydantic model of its profiles."""
-        return _load(self.profile)  # type: ignore[no-any-return]
+        return load_object(self.profile)  # type: ignore[no-any-return]
 
     def rendered(self, plan: "Plan") -> "Rendered":
         """What `launch render` prints and what is sent. Raises SpecError for what cannot be rendered."""
-        return _load(self.render)(plan)  # type: ignore[no-any-return]
+        return load_object(self.render)(plan)  # type: ignore[no-any-return]
 
     def backend(self, store: "RunStore", environ: dict[str, str]) -> "Backend":
         """What sends and follows runs."""
-        return _load(self.adapter)(store, environ)  # type: ignore[no-any-return]
+        return load_object(self.adapter)(store, environ)  # type: ignore[no-any-return]
 
 
 BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
@@ -58,8 +57,3 @@ def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Back
         raise BackendError(f"back end {name!r} is not installed; there are {', '.join(BACKENDS.names())}",
                            "install the package that adds it")
     return BACKENDS.load(name).backend(store, environ)
-
-
-def _load(place: str) -> Any:
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)

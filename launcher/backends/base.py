@@ -1,17 +1,18 @@
 """What every back end does."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.errors import LaunchError
 from launcher.job.code.snapshot import Snapshot
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
 from launcher.logs.line import Batch, LogQuery
 from launcher.logs.line import LogLine as LogLine  # noqa: PLC0414  (part of this interface)
 from launcher.runs.record import Run
-from launcher.runs.status import JobStatus
+from launcher.runs.status import JobStatus, State
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Backend(ABC):
     def status(self, run: Run) -> JobStatus:
         """How the run is."""
 
+    def statuses(self, runs: Sequence[Run], warn: Callable[[str], None]) -> dict[str, JobStatus]:
+        """How many runs are, by id, for a list: a back end that can asks for all at once, and may leave out what only
+        explains (nodes, why a run waits). What does not answer is warned about, and its runs are unknown."""
+        return {run.run_id: self._status_or_unknown(run, warn) for run in runs}
+
     @abstractmethod
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """The lines that are asked for, some at a time: in order for each node, each line once.
@@ -86,6 +92,13 @@ class Backend(ABC):
     @abstractmethod
     def cancel(self, run: Run) -> None:
         """End the run and remove what was made for it. Calling it again, or after the end, changes nothing."""
+
+    def _status_or_unknown(self, run: Run, warn: Callable[[str], None]) -> JobStatus:
+        try:
+            return self.status(run)
+        except LaunchError as error:
+            warn(f"{run.run_id}: {error.message.splitlines()[0]}")
+            return JobStatus(State.UNKNOWN)
 
 
 class RepairsNodes(ABC):

@@ -11,7 +11,7 @@ from launcher.errors import SpecError
 from launcher.job.quantities import rough_duration
 from launcher.runs.record import Run
 from launcher.runs.store import RunStore
-from launcher.services.ends import state_of, status_of
+from launcher.services.ends import states_of, status_of
 from launcher.services.options import agreed, run_argument, run_store, yes_option
 from launcher.terminal import ui
 
@@ -46,8 +46,9 @@ def command(run: str | None, yes: bool) -> None:
 
 def _unnamed(store: RunStore) -> SpecError:
     """The mistake of naming no run where nobody can be asked, with the runs that have not ended."""
-    states = [(run, state_of(store, run)) for run in reversed(store.all()[-NEWEST:])]
-    going = [(run, state) for run, state in states if not state.ended]
+    newest = store.all()[-NEWEST:]
+    states = states_of(store, newest)
+    going = [(run, states[run.run_id]) for run in reversed(newest) if not states[run.run_id].ended]
     if not going:
         return SpecError("cancel: no run was named, and the latest ones have ended", "see all of them: launch list")
     lines = [f"  {_described(run, state)}" for run, state in going]

@@ -2,7 +2,7 @@
 
 import click
 
-from launcher.services.ends import state_of
+from launcher.services.ends import states_of
 from launcher.services.options import json_option, run_store
 from launcher.terminal import ui
 
@@ -14,7 +14,9 @@ def command(json_output: bool) -> None:
     store = run_store()
     for run_id, why in store.damaged().items():
         ui.warn(f"{store.folder(run_id)}/run.json: {why}")
-    rows = [(run, state_of(store, run)) for run in store.all()]
+    runs = store.all()
+    states = states_of(store, runs)
+    rows = [(run, states[run.run_id]) for run in runs]
     if json_output:
         for run, state in rows:
             ui.as_json({"run": run.run_id, "handle": run.handle, "state": state, "created": run.created,

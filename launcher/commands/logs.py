@@ -14,7 +14,7 @@ from launcher.errors import LaunchError
 from launcher.job.quantities import duration_s
 from launcher.logs.line import LogQuery
 from launcher.services.ends import status_of
-from launcher.services.follow import waiting_told
+from launcher.services.follow import watched
 from launcher.services.options import json_option, run_argument, run_store
 from launcher.terminal import ui
 
@@ -62,7 +62,7 @@ def command(run: str | None, json_output: bool, **picks: Any) -> None:
     found = store.find(run)
     backend = load_backend(found.backend, store, dict(os.environ))
     query = LogQuery(**picks, live=picks["follow"] and not json_output and ui.is_terminal(sys.stdout))
-    with waiting_told(backend, found) if query.follow else nullcontext():
+    with watched(backend, found) if query.follow else nullcontext():
         ui.print_logs(backend.logs(found, query), nodes=found.nodes, json_lines=json_output)
     if query.follow:
         with suppress(LaunchError):  # the lines were the answer

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from launcher.backends.base import LeavesOrphans, Orphan
-from launcher.backends.registry import BACKENDS, load_backend
+from launcher.backends.registry import BACKENDS
 from launcher.job.quantities import duration_s, rough_duration
 from launcher.runs.store import RunStore
+from launcher.services.backends import Backends
 from launcher.services.options import agreed, json_option, run_store, yes_option
 from launcher.services.prepare import named_profile
 from launcher.services.retention import ended_before, remove_run
@@ -47,13 +48,13 @@ def command(cluster: str | None, clusters: Path | None, older_than: datetime.dat
     store = run_store()
     profile = named_profile(cluster, clusters, os.environ) if cluster else None
     wanted = {run.backend for run in store.all() if run.backend in BACKENDS} | ({profile.backend} if profile else set())
-    backends = [load_backend(name, store, dict(os.environ)) for name in sorted(wanted)]
+    backends = Backends(store)
     found: list[tuple[LeavesOrphans | None, Orphan]] = [
-        (backend, orphan) for backend in backends if isinstance(backend, LeavesOrphans)
+        (backend, orphan) for backend in map(backends.named, sorted(wanted)) if isinstance(backend, LeavesOrphans)
         for orphan in backend.orphans(profile, ui.warn)]
     found += [(None, orphan) for orphan in half_sent(store, time.time())]
     found += [(None, Orphan(CODE, name, str(store.code.root), "no run uses it")) for name in store.code.unused()]
-    found += [(None, orphan) for orphan in old_runs(store, older_than)]
+    found += [(None, orphan) for orphan in old_runs(store, backends, older_than)]
     _show([orphan for _, orphan in found], json_output=json_output)
     if not found or (json_output and not yes):
         return
@@ -62,7 +63,8 @@ def command(cluster: str | None, clusters: Path | None, older_than: datetime.dat
             if backend:
                 backend.remove(orphan)
             elif orphan.kind == RUN:
-                remove_run(store, store.find(orphan.name))
+                run = store.find(orphan.name)
+                remove_run(store, backends.of(run), run)
             elif orphan.kind == HALF_SENT:
                 store.forget(orphan.name)
         store.code.sweep()
@@ -76,9 +78,9 @@ def half_sent(store: RunStore, now_s: float) -> Iterator[Orphan]:
             yield Orphan(HALF_SENT, folder.name, str(store.root), "its submit never came to an end")
 
 
-def old_runs(store: RunStore, moment: datetime.datetime | None) -> Iterator[Orphan]:
+def old_runs(store: RunStore, backends: Backends, moment: datetime.datetime | None) -> Iterator[Orphan]:
     """Runs that ended before that; none without a moment."""
-    for run, end in ended_before(store, moment) if moment else ():
+    for run, end in ended_before(store, backends, moment) if moment else ():
         age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(end.at)
         yield Orphan(RUN, run.run_id, run.cluster or run.backend,
                     f"it ended {rough_duration(age.total_seconds())} ago: {end.state}")

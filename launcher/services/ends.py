@@ -1,14 +1,14 @@
 """How a run is, for every verb that asks. Whoever sees its end first writes it into the record, and has the secrets
 removed that only a running job needs."""
 
-import os
+from collections.abc import Sequence
 
 from launcher.backends.base import Backend, KeepsObjects
-from launcher.backends.registry import load_backend
 from launcher.errors import LaunchError
 from launcher.runs.record import End, Run
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import RunStore, now
+from launcher.services.backends import Backends
 from launcher.terminal import ui
 
 
@@ -22,6 +22,29 @@ def status_of(backend: Backend, store: RunStore, run: Run) -> JobStatus:
             raise
         ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}; this is what was seen before")
         return run.end.status
+    return _noted(backend, store, run, found)
+
+
+def states_of(store: RunStore, runs: Sequence[Run]) -> dict[str, State]:
+    """For lists, by id: an end that was seen is not asked about again. Unknown, with a warning, where a back end cannot
+    be asked."""
+    states = {run.run_id: run.end.state if run.end else State.UNKNOWN for run in runs}
+    going = [run for run in runs if not run.end]
+    backends = Backends(store)
+    for name in sorted({run.backend for run in going}):
+        some = [run for run in going if run.backend == name]
+        try:
+            backend = backends.named(name)
+        except LaunchError as error:
+            ui.warn(f"{', '.join(run.run_id for run in some)}: {error.message.splitlines()[0]}")
+            continue
+        found = backend.statuses(some, ui.warn)
+        states |= {run.run_id: _noted(backend, store, run, found[run.run_id]).state for run in some}
+    return states
+
+
+def _noted(backend: Backend, store: RunStore, run: Run, found: JobStatus) -> JobStatus:
+    """What was found, written into the record when it is the end."""
     if found.gone and run.end:
         return run.end.status
     if not run.was_sent:  # its submit may be about to start it
@@ -31,18 +54,6 @@ def status_of(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     elif run.end:  # put back into the queue by hand
         store.note_end(run, None)
     return found
-
-
-def state_of(store: RunStore, run: Run) -> State:
-    """For lists: an end that was seen is not asked about again. Unknown, with a warning, when the back end cannot be
-    asked."""
-    if run.end:
-        return run.end.state
-    try:
-        return status_of(load_backend(run.backend, store, dict(os.environ)), store, run).state
-    except LaunchError as error:
-        ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
-        return State.UNKNOWN
 
 
 def _note_end(backend: Backend, store: RunStore, run: Run, found: JobStatus) -> None:

@@ -1,4 +1,5 @@
-"""Following a run to its end, for `local` and `submit --follow`, and saying why it waits, for `logs -f`, too."""
+"""Following a run to its end, for `local` and `submit --follow`, and telling what its lines cannot say, for `logs -f`,
+too."""
 
 import sys
 import threading
@@ -13,12 +14,10 @@ from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import RunStore
 from launcher.services.ends import status_of
-from launcher.services.lost_nodes import minding_lost_nodes
+from launcher.services.lost_nodes import LostNodes
 from launcher.terminal import ui
 
-PENDING_LOOK_S, RUNNING_LOOK_S = 2.0, 15.0
-
-
+PENDING_LOOK_S, RUNNING_LOOK_S = 2.0, 10.0
 WRONG_CONFIG = 78  # trainer/errors.py: the same job would fail again
 
 
@@ -26,7 +25,7 @@ def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None)
     """Show the run until it ends. `again`: the command that goes on with it, if it trains. Raises JobFailedError when
     it failed or was cancelled."""
     query = LogQuery(follow=True, live=ui.is_terminal(sys.stderr))
-    with waiting_told(backend, run):
+    with watched(backend, run):
         ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
     status = status_of(backend, store, run)
     store.collect_results(run)
@@ -45,20 +44,20 @@ def _going_on(again: str | None, status: JobStatus) -> str:
 
 
 @contextmanager
-def waiting_told(backend: Backend, run: Run) -> Iterator[None]:
-    """Meanwhile, whenever the run is pending, its reason is told once; lost machines are told of, too."""
+def watched(backend: Backend, run: Run) -> Iterator[None]:
+    """Meanwhile it is told on stderr why the run waits, each reason once, and which of its machines are lost."""
     stop = threading.Event()
-    threading.Thread(target=_tell_why, args=(backend, run, stop), daemon=True).start()
+    threading.Thread(target=_watch, args=(backend, run, stop), name="watch", daemon=True).start()
     try:
-        with minding_lost_nodes(backend, run):
-            yield
+        yield
     finally:
         stop.set()
 
 
-def _tell_why(backend: Backend, run: Run, stop: threading.Event) -> None:
-    told = None
-    state = State.PENDING
+def _watch(backend: Backend, run: Run, stop: threading.Event) -> None:
+    """In a thread: a run that waits, or has lost a machine, is silent, so no line ever comes to look in between."""
+    told, state = None, State.PENDING
+    lost = LostNodes(backend, run)
     while not stop.is_set() and not state.ended:
         try:
             status = backend.status(run)
@@ -68,4 +67,6 @@ def _tell_why(backend: Backend, run: Run, stop: threading.Event) -> None:
         if state is State.PENDING and status.reason and status.reason != told and not stop.is_set():
             told = status.reason
             ui.note(f"{run.run_id} waits: {told}")
+        if not state.ended:
+            lost.look()
         stop.wait(PENDING_LOOK_S if state is State.PENDING else RUNNING_LOOK_S)

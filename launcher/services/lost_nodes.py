@@ -1,46 +1,36 @@
 """What a follower, and `launch repair`, do about the machines of a run that are lost."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from launcher.backends.base import Backend, LostNode, RepairsNodes
 from launcher.errors import BackendError
 from launcher.runs.record import Run
 from launcher.terminal import ui
 
-LOOK_EVERY_S = 10
 
+class LostNodes:
+    """Those of a run that is followed: each is told of once on stderr, and repaired where the profile allows it."""
 
-@contextmanager
-def minding_lost_nodes(backend: Backend, run: Run, every_s: float = LOOK_EVERY_S) -> Iterator[None]:
-    """While a run is followed: tell on stderr of each machine that is lost, and repair where the profile allows it.
+    def __init__(self, backend: Backend, run: Run) -> None:
+        self.backend = backend if isinstance(backend, RepairsNodes) else None
+        self.run = run
+        self._told: set[LostNode] = set()
 
-    In a thread, since a lost machine is silent and its peers wait for it: no line ever comes to look in between.
-    """
-    stop = threading.Event()
-    if isinstance(backend, RepairsNodes):
-        threading.Thread(target=_mind, args=(backend, run, every_s, stop), name="lost-nodes", daemon=True).start()
-    try:
-        yield
-    finally:
-        stop.set()
+    def look(self) -> None:
+        """Look after them. A failure is only warned about: the follower itself tells what is wrong."""
+        if self.backend:
+            try:
+                self._look(self.backend)
+            except BackendError as error:
+                ui.warn(f"{self.run.run_id}: lost machines were not looked after: {error.message}")
 
-
-def _mind(backend: RepairsNodes, run: Run, every_s: float, stop: threading.Event) -> None:
-    told: set[LostNode] = set()
-    unasked = backend.repairs_unasked(run)
-    while not stop.wait(every_s):
-        try:
-            new = [node for node in backend.lost(run) if node not in told]
-            for node in new:
-                hint = "" if unasked else f"; if it stays away: launch repair {run.run_id}"
-                ui.note(lost_words(run, node) + hint)
-            told.update(new)
-            if new and unasked:
-                repair_nodes(backend, run, new)
-        except BackendError as error:
-            ui.warn(f"{run.run_id}: lost machines were not looked after: {error.message}")
+    def _look(self, backend: RepairsNodes) -> None:
+        unasked = backend.repairs_unasked(self.run)
+        new = [node for node in backend.lost(self.run) if node not in self._told]
+        for node in new:
+            hint = "" if unasked else f"; if it stays away: launch repair {self.run.run_id}"
+            ui.note(lost_words(self.run, node) + hint)
+        self._told.update(new)
+        if new and unasked:
+            repair_nodes(backend, self.run, new)
 
 
 def repair_nodes(backend: RepairsNodes, run: Run, lost: list[LostNode]) -> None:

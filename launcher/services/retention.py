@@ -1,22 +1,20 @@
 """Removing runs that have ended: which may go, and all that launch keeps of one. Output folders are never touched."""
 
 import datetime
-import os
 from collections.abc import Iterator
 
-from launcher.backends.base import KeepsObjects
-from launcher.backends.registry import load_backend
+from launcher.backends.base import Backend, KeepsObjects
 from launcher.errors import BackendError, LaunchError, NotFoundError
 from launcher.runs.record import End, Run
-from launcher.runs.status import JobStatus
 from launcher.runs.store import RunStore
+from launcher.services.backends import Backends
 from launcher.services.ends import status_of
 from launcher.terminal import ui
 
 SUBMIT_LASTS = datetime.timedelta(hours=1)
 
 
-def removable(store: RunStore, references: tuple[str, ...]) -> list[Run]:
+def removable(store: RunStore, backends: Backends, references: tuple[str, ...]) -> list[Run]:
     """The runs that are meant, each once. Raises NotFoundError or BackendError that names every one that is unknown or
     has not ended, before anything is removed."""
     found: dict[str, Run] = {}
@@ -24,7 +22,7 @@ def removable(store: RunStore, references: tuple[str, ...]) -> list[Run]:
     for reference in references:
         try:
             run = store.find(reference)
-            _require_end(store, run)
+            _require_end(store, backends.of(run), run)
             found[run.run_id] = run
         except LaunchError as error:
             problems.append(error)
@@ -35,22 +33,21 @@ def removable(store: RunStore, references: tuple[str, ...]) -> list[Run]:
     return list(found.values())
 
 
-def remove_run(store: RunStore, run: Run) -> None:
+def remove_run(store: RunStore, backend: Backend, run: Run) -> None:
     """What its cluster keeps of it, and then what this machine does. Raises BackendError when the cluster refuses; the
     record stays then."""
-    backend = load_backend(run.backend, store, dict(os.environ))
     if isinstance(backend, KeepsObjects):
         backend.discard(run)
     store.remove(run.run_id)
 
 
-def ended_before(store: RunStore, moment: datetime.datetime) -> Iterator[tuple[Run, End]]:
+def ended_before(store: RunStore, backends: Backends, moment: datetime.datetime) -> Iterator[tuple[Run, End]]:
     """Runs that ended before that, each with its end. One that cannot be asked about is only warned about."""
     for run in store.all():
         if datetime.datetime.fromisoformat(run.created) >= moment:
             continue
         try:
-            _status(store, run)
+            status_of(backends.of(run), store, run)
         except LaunchError as error:
             ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}")
             continue
@@ -59,15 +56,11 @@ def ended_before(store: RunStore, moment: datetime.datetime) -> Iterator[tuple[R
             yield run, end
 
 
-def _require_end(store: RunStore, run: Run) -> None:
-    status = _status(store, run)
+def _require_end(store: RunStore, backend: Backend, run: Run) -> None:
+    status = status_of(backend, store, run)
     if not status.is_over:
         raise BackendError(f"{run.run_id} has not ended: it is {status.state}", f"launch cancel {run.run_id}")
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(run.created)
     if not run.was_sent and not status.state.ended and age < SUBMIT_LASTS:
         raise BackendError(f"{run.run_id} is just being sent, or its submit was killed less than an hour ago",
                            f"if it was: launch cancel {run.run_id}, and remove it in an hour")
-
-
-def _status(store: RunStore, run: Run) -> JobStatus:
-    return status_of(load_backend(run.backend, store, dict(os.environ)), store, run)

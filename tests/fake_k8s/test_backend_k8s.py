@@ -1,5 +1,6 @@
 """The Kubernetes back end against the fake API server, over HTTP, with pods that really run."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from launcher.backends.kubernetes.backend import KubernetesBackend
-from launcher.backends.kubernetes.client import Kube
+from launcher.backends.kubernetes.client import ApiError, Kube
 from launcher.backends.kubernetes.objects import SECRET_PLACEHOLDER, UID_PLACEHOLDER, run_objects
 from launcher.errors import BackendError
 from launcher.job.plan import Plan
@@ -301,11 +302,9 @@ def test_cancel_leaves_the_logs_and_nothing_else(backend, cluster):
 def test_cancel_that_was_refused_is_no_cancelled_run(backend, cluster, monkeypatch):
     run = submit(backend, plan_of(IDLE))
     wait_state(backend, run, State.RUNNING)
-    delete = Kube.delete
 
     def refused(kube: Kube, *args: str, **options: str) -> bool:
-        cluster.fail_once(403, f"/jobs/{RUN_ID}$")
-        return delete(kube, *args, **options)
+        raise ApiError("you may not", code=403)
 
     monkeypatch.setattr(Kube, "delete", refused)
     with pytest.raises(BackendError):
@@ -357,6 +356,7 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
         wait_state(backend, run, State.RUNNING)
         for _ in zip(range(1), lines_of(backend, run, follow=True), strict=False):
             backend.cancel(run)
+        backend.statuses([run, dataclasses.replace(run, run_id="demo-other")], pytest.fail)
         used |= rights_used(cluster)
         wait_for(lambda: objects_in(cluster), lambda found: found == [], "nothing")
         cluster.requests.clear()

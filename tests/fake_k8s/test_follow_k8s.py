@@ -10,7 +10,7 @@ import pytest
 from launcher.logs.line import LogQuery
 from launcher.runs.status import State
 from launcher.services import follow as watch
-from launcher.services.follow import waiting_told
+from launcher.services.follow import watched
 from tests.cli_runner import Launch
 from tests.k8s_runs import (
     PATIENCE_S,
@@ -143,7 +143,7 @@ def test_a_pending_run_says_why_once(backend, cluster, capfd, monkeypatch):
         told += capfd.readouterr().err
         return told
 
-    with waiting_told(backend, run):
+    with watched(backend, run):
         wait_for(said, lambda text: "waits: " in text and "nvidia.com/gpu" in text, "a reason")
         lines = backend.logs(run, LogQuery(follow=True))
         for name in cluster.nodes.names():

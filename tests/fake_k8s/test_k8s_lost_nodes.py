@@ -9,7 +9,7 @@ import pytest
 from launcher.backends.kubernetes.backend import KubernetesBackend
 from launcher.runs.record import Run
 from launcher.runs.status import State
-from launcher.services.lost_nodes import minding_lost_nodes
+from launcher.services import follow
 from tests.cli_runner import Launch
 from tests.fakes.kubernetes import FakeCluster
 from tests.k8s_runs import RUN_ID, asking, plan_of, pod_of, submit, wait_for, wait_reason, wait_state
@@ -67,7 +67,8 @@ def test_a_machine_that_comes_back_needs_no_repair(backend, cluster, go):
 
 
 @pytest.mark.parametrize("repair", ["ask", "auto"])
-def test_a_follower_tells_and_repairs_only_where_it_may(backend, cluster, go, capsys, repair):
+def test_a_follower_tells_and_repairs_only_where_it_may(backend, cluster, go, capsys, monkeypatch, repair):
+    monkeypatch.setattr(follow, "RUNNING_LOOK_S", 0.1)
     run, host = start(backend, cluster, go, repair=repair)
     told = f"* {RUN_ID}: node 1: its machine {host} is lost"
     said = ""
@@ -77,7 +78,7 @@ def test_a_follower_tells_and_repairs_only_where_it_may(backend, cluster, go, ca
         said += capsys.readouterr().err
         return said
 
-    with minding_lost_nodes(backend, run, every_s=0.1):
+    with follow.watched(backend, run):
         wait_for(heard, lambda text: told in text, told)
         if repair == "auto":
             wait_for(heard, lambda text: "node 1 given up, to be started elsewhere" in text, "the repair")

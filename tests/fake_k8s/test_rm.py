@@ -76,7 +76,7 @@ def test_the_job_of_somebody_else_under_the_same_name_stays(backend, cluster, st
     wait_state(backend, run, State.SUCCEEDED)
     store.save(dataclasses.replace(run, place={**run.place, "uid": "an older one"}))
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    remove_run(store, store.find(RUN_ID))
+    remove_run(store, backend, store.find(RUN_ID))
     assert asking(cluster).get("Job", "default", RUN_ID)
 
 
@@ -86,7 +86,7 @@ def test_a_cluster_that_does_not_answer_keeps_the_record(backend, cluster, store
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     cluster.fail_once(403, f"/jobs/{RUN_ID}$")
     with pytest.raises(BackendError):
-        remove_run(store, run)
+        remove_run(store, backend, run)
     assert store.find(RUN_ID) == run
 
 

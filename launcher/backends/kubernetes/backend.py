@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 from urllib.parse import quote
 
 from launcher.backends.base import KeepsObjects, LeavesOrphans, LostNode, Orphan, RepairsNodes, Sent, Submission
@@ -13,11 +12,12 @@ from launcher.backends.kubernetes.create import check_objects, create_objects, l
 from launcher.backends.kubernetes.faults import KubernetesFaults
 from launcher.backends.kubernetes.logs.kube_source import KubeSource
 from launcher.backends.kubernetes.logs.pods import read_logs
+from launcher.backends.kubernetes.logs.source import look_every_s
 from launcher.backends.kubernetes.lost_nodes import give_up, lost_nodes
+from launcher.backends.kubernetes.observer import FRESH_S, Object, Observer, Seen, owner_kind
 from launcher.backends.kubernetes.orphans import Place, find_orphans, place_of, places_of
-from launcher.backends.kubernetes.pod import RUN_LABEL, job_name
 from launcher.backends.kubernetes.profile import KubernetesProfile
-from launcher.backends.kubernetes.status import as_job, has_ended, job_status
+from launcher.backends.kubernetes.status import job_status
 from launcher.errors import BackendError, LaunchError, RunIdTakenError
 from launcher.job.profile import Profile
 from launcher.job.rendered import Rendered
@@ -25,8 +25,6 @@ from launcher.logs.line import Batch, LogQuery
 from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import RunStore
-
-Object = dict[str, Any]
 
 DELETE_SPARE_S = 60
 
@@ -38,6 +36,8 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
         self.store = store
         self.environ = environ
         self._clients: dict[str | None, Kube] = {}
+        self._observers: dict[Place, Observer] = {}
+        self._lock = threading.Lock()
 
     def check(self, rendered: Rendered) -> None:
         """A dry run of every object, and of a pod: only a pod meets quotas, Pod Security and accounts."""
@@ -61,15 +61,23 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
 
     def status(self, run: Run) -> JobStatus:
         """What the Job, its pods and their events say."""
-        folder = self.store.folder(run.run_id)
-        job = self._job(run)
-        if (folder / "cancelled").exists():
-            return JobStatus(State.CANCELLED, "cancelled by the user") if job is None else JobStatus(
-                State.RUNNING, "being cancelled")
-        if job is None:
-            return JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old", gone=True)
-        pods = self._pods(run)
-        return job_status(job, pods, self._events(run, job, pods), run.exit_codes)
+        observer = self.observer(run)
+        seen = observer.look(run)
+        return self._status(run, seen, observer.events(seen))
+
+    def statuses(self, runs: Sequence[Run], warn: Callable[[str], None]) -> dict[str, JobStatus]:
+        """One query a namespace, without events."""
+        found: dict[str, JobStatus] = {}
+        for place in sorted({place_of(run) for run in runs}, key=str):
+            some = [run for run in runs if place_of(run) == place]
+            try:
+                seen = self.observer(some[0]).look_at(some)
+            except BackendError as error:
+                warn(f"{place}: {error.message}")
+                found |= dict.fromkeys((run.run_id for run in some), JobStatus(State.UNKNOWN, error.message))
+                continue
+            found |= {run.run_id: self._status(run, seen[run.run_id], []) for run in some}
+        return found
 
     def logs(self, run: Run, query: LogQuery) -> Iterator[Batch]:
         """From the pods while there are any, and from the archive in the run folder."""
@@ -78,8 +86,7 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
     def cancel(self, run: Run) -> None:
         """Delete the Job and all that it owns, after its logs were read; waits for the pods' last lines."""
         kube, namespace = self._cluster(run)
-        job = self._job(run)
-        if job is None or has_ended(job):
+        if self.observer(run).look(run).is_over:
             return
         marker = self.store.folder(run.run_id) / "cancelled"
         marker.touch()
@@ -89,7 +96,7 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
             "follow": True, "limit_s": run.grace_s + DELETE_SPARE_S, "stop": stop})
         reader.start()  # before the pods are told to end: one that ends at once takes its log with it
         try:
-            kube.delete(_kind(run), namespace, run.run_id, propagation="Foreground")
+            kube.delete(owner_kind(run), namespace, run.run_id, propagation="Foreground")
         except BackendError:
             marker.unlink(missing_ok=True)
             stop.set()
@@ -98,14 +105,17 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
 
     def drop_secrets(self, run: Run) -> None:
         """Delete the Secret of a Job that is still there; another one of that name is not ours."""
+        name = run.place.get("secret")
+        if name is None:
+            return
         kube, namespace = self._cluster(run)
-        name, owner = run.place.get("secret"), kube.get(_kind(run), namespace, run.run_id)
-        if name is None or owner is None or owner["metadata"]["uid"] != run.place.get("uid"):
+        owner = kube.get(owner_kind(run), namespace, run.run_id)
+        if owner is None or owner["metadata"]["uid"] != run.place.get("uid"):
             return
         try:
             kube.delete("Secret", namespace, name, propagation="Background")
         except BackendError as error:
-            raise BackendError(f"Secret {name!r} stays until its {_kind(run)} goes, a week after the end: "
+            raise BackendError(f"Secret {name!r} stays until its {owner_kind(run)} goes, a week after the end: "
                                f"{error.message}", error.hint) from error
 
     def discard(self, run: Run) -> None:
@@ -113,7 +123,7 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
         was killed; Kubernetes removes it a week after its end."""
         kube, namespace = self._cluster(run)
         if uid := run.place.get("uid"):
-            kube.delete(_kind(run), namespace, run.run_id, propagation="Background", uid=uid)
+            kube.delete(owner_kind(run), namespace, run.run_id, propagation="Background", uid=uid)
 
     def repairs_unasked(self, run: Run) -> bool:
         """The profile's `repair: auto`."""
@@ -121,7 +131,7 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
 
     def lost(self, run: Run) -> list[LostNode]:
         """Nodes that are to go from machines that do not answer: nobody replaces them (lost_nodes.py says why)."""
-        return lost_nodes(self._pods(run), time.time())
+        return lost_nodes(self.observer(run).look(run, FRESH_S).pods, time.time())
 
     def repair(self, run: Run, lost: list[LostNode]) -> None:
         """Give their pods up; the Job makes new ones."""
@@ -158,36 +168,26 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
             timer.cancel()
 
     def _read_logs(self, run: Run, query: LogQuery, stop: threading.Event) -> Iterator[Batch]:
-        source = KubeSource(*self._cluster(run), run.run_id, _kind(run), stop)
         nodes = query.nodes(run.nodes, run.processes_per_node)
+        source = KubeSource(self.observer(run), run, stop, look_every_s(len(nodes)))
         folder = self.store.folder(run.run_id) / "logs"
         return read_logs(source, folder, nodes, query, picks=query.picks(run.processes_per_node), stop=stop)
 
-    def _events(self, run: Run, job: Object, pods: list[Object]) -> list[Object]:
-        """Events of the Job, and of a pod that hangs before its start; none where they may not be read."""
-        if has_ended(job):
-            return []
-        kube, namespace = self._cluster(run)
-        hanging = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Pending"][:1]
-        try:
-            return [event for name in [job["metadata"]["name"], *hanging]
-                    for event in kube.list("Event", namespace, fields=f"involvedObject.name={name}")]
-        except ApiError as error:
-            if error.code == 403:
-                return []
-            raise
+    def _status(self, run: Run, seen: Seen, events: list[Object]) -> JobStatus:
+        if (self.store.folder(run.run_id) / "cancelled").exists():
+            return JobStatus(State.CANCELLED, "cancelled by the user") if seen.job is None else JobStatus(
+                State.RUNNING, "being cancelled")
+        if seen.job is None:
+            return JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old", gone=True)
+        return job_status(seen.job, seen.pods, events, run.exit_codes)
 
-    def _job(self, run: Run) -> Object | None:
-        """The run's Job; a JobSet in the shape of one."""
-        kube, namespace = self._cluster(run)
-        owner = kube.get(_kind(run), namespace, run.run_id)
-        if owner is None or _kind(run) == "Job":
-            return owner
-        return as_job(owner, kube.get("Job", namespace, job_name("JobSet", run.run_id)))
-
-    def _pods(self, run: Run) -> list[Object]:
-        kube, namespace = self._cluster(run)
-        return kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")
+    def observer(self, run: Run) -> Observer:
+        """One for each namespace, with one client for each context."""
+        place = place_of(run)
+        with self._lock:
+            if place not in self._observers:
+                self._observers[place] = Observer(self._kube(place.context), place.namespace)
+            return self._observers[place]
 
     def _cluster(self, run: Run) -> tuple[Kube, str]:
         place = place_of(run)
@@ -203,10 +203,6 @@ def _profile(rendered: Rendered) -> KubernetesProfile:
     profile = rendered.plan.profile
     assert isinstance(profile, KubernetesProfile)  # noqa: S101
     return profile
-
-
-def _kind(run: Run) -> str:
-    return run.place["kubernetes_kind"]
 
 
 @contextmanager

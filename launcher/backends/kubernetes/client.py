@@ -7,17 +7,15 @@ costs a third of a second, which a render need not pay.
 """
 
 import json
-import os
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
 
+from launcher.backends.kubernetes.session import Session, account_of, sign_in
 from launcher.errors import BackendError
 
 Object = dict[str, Any]
@@ -26,7 +24,6 @@ CONNECT_S = 10
 ANSWER_S = 60
 # A stream that is silent for so long is opened again: a cut connection may never say so.
 SILENCE_S = 60
-STREAMS = 1024
 # kind -> API group, version, plural
 _KINDS = {
     "Job": ("batch", "v1", "jobs"),
@@ -56,61 +53,29 @@ class ApiError(BackendError):
         return self.code is None or self.code in (410, 429) or self.code >= 500
 
 
-@dataclass(frozen=True)
-class _Session:
-    """The client as the kubeconfig was when it was read. `stamps`: the files of its credentials then."""
-
-    api: Any
-    client: Any
-    stamps: dict[str, int | None]
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether one of these files has been replaced."""
-        return _stamps(self.stamps) != self.stamps
-
-
 class Kube:
-    """One context of the user's kubeconfig. All threads share it.
+    """One cluster, as a context of the user's kubeconfig names it. All threads share it.
 
     Credentials are read again when the API refuses them (401: a token or a client certificate has expired) and when one
     of their files changes: by one thread, whose session the others take over. So one exec plug-in runs at a time.
     """
 
     def __init__(self, environ: Mapping[str, str], context: str | None) -> None:
-        self._path = environ.get("KUBECONFIG") or str(Path(environ.get("HOME") or Path.home()) / ".kube/config")
-        self.context = _context_name(self._path, context)
+        self._account = account_of(environ, context)
+        self.context, self.kubectl = self._account.context, self._account.kubectl
         # the API notes it in what this client makes, which so can be told from everybody else's
         self._manager = f"launch-{secrets.token_hex(8)}"
         self._lock = threading.Lock()
-        self._session = self._sign_in()
+        self._session = sign_in(self._account)
 
-    def _sign_in(self) -> _Session:
-        import kubernetes.config
-        import kubernetes.dynamic
-
-        configuration = kubernetes.client.Configuration()
-        configuration.retries = False  # callers know better when to ask again
-        configuration.connection_pool_maxsize = STREAMS
-        try:
-            kubernetes.config.load_kube_config(self._path, self.context, client_configuration=configuration)
-        except kubernetes.config.ConfigException as error:
-            raise BackendError(f"{self._path}: context {self.context!r} cannot be used: {error}") from error
-        configuration.refresh_api_key_hook = None  # it would run an exec plug-in in every thread that asks
-        files = [*self._path.split(os.pathsep), configuration.cert_file, configuration.key_file,
-                 configuration.ssl_ca_cert]
-        api = kubernetes.client.ApiClient(configuration)
-        client = kubernetes.dynamic.DynamicClient(api, discoverer=lambda client, cache_file: None)
-        return _Session(api, client, _stamps(filter(None, files)))
-
-    def _signed_in(self, refused: _Session | None = None) -> _Session:
+    def _signed_in(self, refused: Session | None = None) -> Session:
         """The session, and a new one in place of `refused` or of one that is outdated."""
         with self._lock:
             if self._session is refused:
-                self._session = self._sign_in()
+                self._session = sign_in(self._account)
             elif self._session.is_outdated:
                 with suppress(BackendError):  # a file that is just being written; the old ones may still do
-                    self._session = self._sign_in()
+                    self._session = sign_in(self._account)
             return self._session
 
     def create(self, body: Object, *, dry_run: bool = False) -> Object:
@@ -188,7 +153,7 @@ class Kube:
                 raise
             yield from self._stream(self._signed_in(refused=session), path)
 
-    def _stream(self, session: _Session, path: str) -> Iterator[bytes]:
+    def _stream(self, session: Session, path: str) -> Iterator[bytes]:
         import urllib3
 
         response = None
@@ -217,7 +182,7 @@ class Kube:
                 raise
             return self._answer(self._signed_in(refused=session), verb, kind, part, arguments)
 
-    def _answer(self, session: _Session, verb: str, kind: str, part: str, arguments: dict[str, Any]) -> Object:
+    def _answer(self, session: Session, verb: str, kind: str, part: str, arguments: dict[str, Any]) -> Object:
         import kubernetes.dynamic.exceptions
         import urllib3
 
@@ -234,16 +199,16 @@ class Kube:
     def _unreachable(self, error: Exception) -> ApiError:
         text = re.sub(r"^.*Connection\(.*\): |^<.*>: ", "", str(error))
         return ApiError(f"cluster {self.context!r} at {self._session.api.configuration.host} cannot be reached: {text}",
-                        f"see whether it answers: kubectl --context {self.context} cluster-info")
+                        f"see whether it answers: {self.kubectl} cluster-info")
 
     def _refused(self, code: int, body: Any, namespace: str | None = None) -> ApiError:
         text = _message(body)
         if code == 401:
             return ApiError(f"cluster {self.context!r} does not know you: {text}",
-                            f"log in again; see who you are: kubectl --context {self.context} auth whoami", code=code)
+                            f"log in again; see who you are: {self.kubectl} auth whoami", code=code)
         if code == 404 and text.startswith("namespaces "):
             return ApiError(f"namespace {namespace!r} does not exist in cluster {self.context!r}",
-                            f"make it: kubectl --context {self.context} create namespace {namespace}", code=code)
+                            f"make it: {self.kubectl} create namespace {namespace}", code=code)
         if code == 404 and "could not find the requested resource" in text:
             return ApiError(f"cluster {self.context!r} does not know this kind of object: {text}", code=code)
         if code == 403 and " cannot " in text:
@@ -252,19 +217,7 @@ class Kube:
         return ApiError(f"cluster {self.context!r} refused ({code}): {text}", code=code)
 
 
-def _stamps(paths: Iterable[str]) -> dict[str, int | None]:
-    """When each file was written; None for one that is not there."""
-    return {path: _stamp(path) for path in paths}
-
-
-def _stamp(path: str) -> int | None:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return None
-
-
-def _auth_headers(session: _Session) -> dict[str, str]:
+def _auth_headers(session: Session) -> dict[str, str]:
     headers: dict[str, str] = {}
     session.api.update_params_for_auth(headers, [], ["BearerToken"], None, None, None)
     return headers
@@ -276,25 +229,6 @@ def _resource(client: Any, kind: str, part: str) -> Any:
     group, version, plural = _KINDS[kind]
     return kubernetes.dynamic.resource.Resource(prefix="apis" if group else "api", group=group, api_version=version,
                                                 kind=kind, namespaced=True, name=plural + part, client=client)
-
-
-def _context_name(path: str, wanted: str | None) -> str:
-    import kubernetes.config
-
-    hint = "name an existing file: export KUBECONFIG=FILE"
-    try:
-        known, current = kubernetes.config.list_kube_config_contexts(path)
-    except kubernetes.config.ConfigException as error:
-        if "current-context" in str(error) and wanted:
-            return wanted
-        raise BackendError(f"{path}: no cluster configuration: {error}", hint) from error
-    except Exception as error:  # whatever a broken file makes the client's parser raise
-        raise BackendError(f"{path}: cannot be read: {error}", hint) from error
-    names = [entry["name"] for entry in known]
-    if wanted and wanted not in names:
-        raise BackendError(f"context: {wanted!r} is not in {path}, which has {', '.join(names) or 'none'}",
-                           "see them: kubectl config get-contexts")
-    return wanted or cast(str, current["name"])
 
 
 def _after(headers: Any, refusal: ApiError) -> ApiError:

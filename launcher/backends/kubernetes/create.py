@@ -81,9 +81,8 @@ def _undo(kube: Kube, owner: Object, uid: str | None, cause: BaseException) -> N
             kube.delete(kind, meta["namespace"], meta["name"], propagation="Background", uid=uid)
     except BackendError:
         if isinstance(cause, BackendError):
-            where = f"--context {kube.context} -n {meta['namespace']}"
             cause.hint = ("the cluster did not answer when cleaning up; later, if it is yours: "
-                          f"kubectl {where} delete {kind}/{meta['name']}")
+                          f"{kube.kubectl} -n {meta['namespace']} delete {kind}/{meta['name']}")
 
 
 def _create(kube: Kube, body: Object, *, dry_run: bool = False) -> Object:

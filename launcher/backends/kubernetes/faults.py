@@ -1,11 +1,10 @@
 """Faults of drills on Kubernetes: the Eviction API, and the deletion of a pod without grace."""
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 
 from launcher.backends.base import Backend, InjectsFaults
-from launcher.backends.kubernetes.client import Kube
-from launcher.backends.kubernetes.orphans import place_of
-from launcher.backends.kubernetes.pod import RUN_LABEL
+from launcher.backends.kubernetes.observer import Observer
 from launcher.backends.kubernetes.status import by_node, pod_ended
 from launcher.errors import BackendError
 from launcher.runs.record import Run
@@ -14,27 +13,26 @@ from launcher.runs.record import Run
 class KubernetesFaults(InjectsFaults, Backend):
     """Through the API."""
 
-    environ: Mapping[str, str]
+    @abstractmethod
+    def observer(self, run: Run) -> Observer:
+        """Who looks at the run's namespace."""
 
     def preempt(self, run: Run, node: int) -> None:
         """What a drain does; a PodDisruptionBudget may refuse it."""
-        kube, namespace, pod = self._pod_of(run, node)
-        kube.evict(namespace, pod)
+        self.observer(run).kube.evict(run.place["namespace"], self._pod_of(run, node))
 
     def kill_rank(self, run: Run, rank: int) -> None:
         """Its pod, the smallest thing that Kubernetes ends: the other ranks of that node go with it."""
-        kube, namespace, pod = self._pod_of(run, rank // run.processes_per_node)
-        kube.delete("Pod", namespace, pod, propagation="Background", at_once=True)
+        pod = self._pod_of(run, rank // run.processes_per_node)
+        self.observer(run).kube.delete("Pod", run.place["namespace"], pod, propagation="Background", at_once=True)
 
     def skip_wait(self, run: Run, ended: Callable[[], bool]) -> None:
         """The Job controller's ten seconds cannot be shortened."""
 
-    def _pod_of(self, run: Run, node: int) -> tuple[Kube, str, str]:
-        place = place_of(run)
-        kube, namespace = Kube(self.environ, place.context), place.namespace
-        pods = by_node(kube.list("Pod", namespace, labels=f"{RUN_LABEL}={run.run_id}")).get(node, [])
+    def _pod_of(self, run: Run, node: int) -> str:
+        pods = by_node(self.observer(run).look(run).pods).get(node, [])
         alive = [pod["metadata"]["name"] for pod in pods if not pod_ended(pod)]
         if not alive:
             raise BackendError(f"{run.run_id}: node {node} has no pod now",
                                f"see its state: launch status {run.run_id}")
-        return kube, namespace, alive[-1]
+        return str(alive[-1])

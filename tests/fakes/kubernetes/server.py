@@ -115,7 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             return yaml.safe_load(data)
 
     def _authenticate(self, token: str | None) -> None:
-        if token and self.headers.get("Authorization") != f"Bearer {token}":
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        if token and (scheme.lower(), given) != ("bearer", token):
             raise ApiError(401, "Unauthorized")
 
     def _route(self, path: str, query: Query, body: Any) -> None:

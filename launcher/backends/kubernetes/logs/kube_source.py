@@ -1,48 +1,45 @@
 """The pods of a run as a source of logs."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.backends.kubernetes.client import ApiError, Kube
+from launcher.backends.kubernetes.client import ApiError
 from launcher.backends.kubernetes.logs.source import GoneError, Pod, Unreachable
 from launcher.backends.kubernetes.logs.volume import LogArchive
-from launcher.backends.kubernetes.pod import CONTAINER, RUN_LABEL
-from launcher.backends.kubernetes.status import by_node, container_status, failed_init, has_ended, pod_ended
+from launcher.backends.kubernetes.observer import Observer, Seen, owner_kind
+from launcher.backends.kubernetes.pod import CONTAINER
+from launcher.backends.kubernetes.status import by_node, container_status, failed_init, pod_ended
+from launcher.runs.record import Run
 
 
 class KubeSource:
-    """Implements `launcher.backends.kubernetes.logs.source.Source` for one run, which is a Job or a JobSet."""
+    """Implements `launcher.backends.kubernetes.logs.source.Source` for one run. What it says of pods is at most `age_s`
+    old, and never older than itself."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str, kind: str, stop: threading.Event) -> None:
-        self.kube = kube
-        self.namespace = namespace
-        self.name = name
-        self.kind = kind
-        self.archive = LogArchive(kube, namespace, stop)
+    def __init__(self, observer: Observer, run: Run, stop: threading.Event, age_s: float) -> None:
+        self.observer = observer
+        self.run = run
+        self.age_s = age_s
+        self._began = time.monotonic()
+        self.archive = LogArchive(observer.kube, observer.namespace, stop)
 
     def pods(self) -> tuple[list[Pod], bool]:
-        """The Job is asked first: pods listed after its end are all there will ever be."""
-        try:
-            job = self.kube.get(self.kind, self.namespace, self.name)
-            found = by_node(self.kube.list("Pod", self.namespace, labels=f"{RUN_LABEL}={self.name}"))
-        except ApiError as error:
-            raise _passing(error) from error
-        pods = [_pod(node, pod) for node, attempts in found.items() for pod in attempts]
-        return pods, job is None or has_ended(job)
+        """From the observer."""
+        seen = self._look()
+        return [_pod(node, pod) for node, attempts in by_node(seen.pods).items() for pod in attempts], seen.is_over
 
     def has_ended(self, pod: Pod) -> bool | None:
-        """From the pod's own status; None when it is gone."""
-        try:
-            found = self.kube.get("Pod", self.namespace, pod.name)
-        except ApiError as error:
-            raise _passing(error) from error
+        """From the observer, too: one that ended just now may be said not to have. None when it is gone."""
+        found = next((found for found in self._look().pods if found["metadata"]["name"] == pod.name), None)
         return None if found is None else pod_ended(found)
 
     def stream(self, pod: Pod, since: str | None, *, follow: bool) -> Iterator[bytes]:
         """The API's stream."""
         try:
-            yield from self.kube.stream_log(self.namespace, pod.name, pod.container, since=since, follow=follow)
+            yield from self.observer.kube.stream_log(
+                self.observer.namespace, pod.name, pod.container, since=since, follow=follow)
         except ApiError as error:
             if error.code == 404:
                 raise GoneError(error.message) from error
@@ -53,7 +50,7 @@ class KubeSource:
     def copied(self, pod: Pod, after: str | None, before: str | None) -> list[bytes] | None:
         """From the archive on the volume, while there is a Job that has one."""
         try:
-            owner = self.kube.get(self.kind, self.namespace, self.name)
+            owner = self.observer.kube.get(owner_kind(self.run), self.observer.namespace, self.run.run_id)
             return self.archive.lines(owner, pod, after, before)
         except ApiError as error:
             raise _passing(error) from error
@@ -61,6 +58,12 @@ class KubeSource:
     def close(self) -> None:
         """Leave no pod behind."""
         self.archive.close()
+
+    def _look(self) -> Seen:
+        try:
+            return self.observer.look(self.run, min(self.age_s, time.monotonic() - self._began))
+        except ApiError as error:
+            raise _passing(error) from error
 
 
 def _passing(error: ApiError) -> Exception:

@@ -29,8 +29,8 @@ def read_logs(source: Source, folder: Path, nodes: list[int], query: LogQuery, *
     """The lines of these nodes. With `query.follow`, until the run has ended and every line was given, or until
     `stop`."""
     allow_open_files(2 * len(nodes))  # a connection and an archive each
-    cache = PodCache(source, stop, pause_s=max(timing.LOOK_S, len(nodes) / 100),
-                give_up_s=timing.GIVE_UP_S if query.follow else timing.QUICK_GIVE_UP_S)
+    cache = PodCache(source, stop, pause_s=timing.look_every_s(len(nodes)),
+                     give_up_s=timing.GIVE_UP_S if query.follow else timing.QUICK_GIVE_UP_S)
     readers = [_NodeReader(node, cache, folder) for node in nodes]
     streams = [reader.read(query, picks) for reader in readers]
     try:

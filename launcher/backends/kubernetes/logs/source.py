@@ -96,6 +96,11 @@ class RetryPolicy:
         return time.monotonic() - self._since
 
 
+def look_every_s(nodes: int) -> float:
+    """How often the pods of so many nodes are looked at; all of them are one answer."""
+    return max(LOOK_S, nodes / 100)
+
+
 class PodCache:
     """What all readers share: the list of pods, asked for once in `pause_s` by whoever needs it first."""
 

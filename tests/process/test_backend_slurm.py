@@ -187,6 +187,29 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(bench):
     assert bench.status()["state"] == "cancelled"
 
 
+def test_a_list_of_runs_is_one_query_and_one_more_for_each_new_end(bench):
+    ended = bench.submit("true")
+    bench.until_queue_is_empty()
+    running = bench.submit("sleep 600")
+    bench.wait("running")
+    bench.cluster.hold("Priority")
+    waiting = bench.submit("true")
+    before = len(bench.cluster.calls("squeue", "scontrol", "sacct"))
+    states = [found["state"] for found in bench.launch.json("list")]
+    assert states == ["succeeded", "running", "pending"]
+    assert [found["state"] for found in bench.launch.json("list")] == states
+    assert bench.cluster.calls("squeue", "scontrol", "sacct")[before:] == [
+        f"squeue --noheader --jobs={ended},{running},{waiting}", "scontrol show job",
+        f"squeue --noheader --jobs={running},{waiting}"]
+    bench.cluster.go_down()
+    listed = bench.launch.run("list")
+    assert [line.split()[1] for line in listed.stdout.splitlines()[1:]] == ["succeeded", "unknown", "unknown"]
+    assert listed.stderr.count("Unable to contact slurm controller") == 1
+    bench.cluster.come_back()
+    bench.cluster.release()
+    bench.launch.ok("cancel", bench.launch.json("list")[1]["run"])
+
+
 @pytest.mark.parametrize(("reason", "words"), [
     ("Resources", "waits for free nodes (Resources)"),
     ("Priority", "waits behind jobs of higher priority (Priority)"),

@@ -16,6 +16,11 @@ class FakeSlurm:
         """What a command needs to see this cluster."""
         return {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM_DIR": str(self.folder)}
 
+    def calls(self, *names: str) -> list[str]:
+        """The commands of these names that were called so far, with their first two words."""
+        called = (self.folder / "calls").read_text().splitlines()
+        return [line for line in called if line.split()[0] in names]
+
     def hold(self, reason: str) -> None:
         """Jobs wait from now on."""
         (self.folder / "pending").write_text(reason)
@@ -39,6 +44,10 @@ class FakeSlurm:
     def go_down(self) -> None:
         """No daemon answers."""
         (self.folder / "down").touch()
+
+    def come_back(self) -> None:
+        """They answer again."""
+        (self.folder / "down").unlink()
 
     def be_one_of_several(self, name: str) -> None:
         """Commands reach other clusters, too, and find this one by its name."""

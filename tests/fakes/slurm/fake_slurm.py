@@ -227,11 +227,11 @@ def show_job(job_id):
 
 
 def squeue(argv):
-    """One job, or all that have not ended."""
+    """Some jobs, or all, that have not ended."""
     options, _ = options_of(argv)
-    wanted = options.get("jobs")
-    for folder in sorted((HERE / "jobs").glob(wanted or "[0-9]*")):
-        if not (folder / "end").exists():
+    wanted = options["jobs"].split(",") if "jobs" in options else None
+    for folder in sorted((HERE / "jobs").glob("[0-9]*")):
+        if not (folder / "end").exists() and (wanted is None or folder.name in wanted):
             job = json.loads(read(folder / "options"))
             if options.get("name", job["job-name"]) == job["job-name"]:
                 print(options["format"].replace("%i", folder.name).replace("%T", state_of(folder)[0])
@@ -263,6 +263,8 @@ def main():
     name, argv = Path(sys.argv[0]).name, sys.argv[1:]
     if name == "fake_slurm.py":
         name, *argv = argv
+    with open(HERE / "calls", "a", encoding="utf-8") as calls:
+        calls.write(f"{' '.join([name, *argv[:2]])}\n")
     if (HERE / "down").exists() and name not in ("supervise", "srun"):
         sys.exit(f"{name}: error: Unable to contact slurm controller (connect failure)")
     argv = in_cluster(name, argv)

@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from launcher import ui  # noqa: E402
+
 from launcher.backends.base import Backend, InjectsFaults  # noqa: E402
 from launcher.backends.registry import load_backend  # noqa: E402
 from launcher.errors import LaunchError  # noqa: E402
@@ -40,6 +40,7 @@ from launcher.runs.store import RunStore  # noqa: E402
 from launcher.services.drill import Timeline, run_drill  # noqa: E402
 from launcher.services.prepare import Request, prepare  # noqa: E402
 from launcher.services.submit import submit_run  # noqa: E402
+from launcher.terminal import ui  # noqa: E402
 from tests import slurm_cluster  # noqa: E402
 from tests.fakes.kubernetes import FakeCluster  # noqa: E402
 

@@ -111,8 +111,6 @@ class Handler(BaseHTTPRequestHandler):
         if match := re.search(r"/pods/([^/]+)/log$", url.path):
             pod = next(pod for pod in self.server.pods if pod.name == match[1])
             self._log(pod, query)
-        elif match := re.search(r"/pods/([^/]+)$", url.path):
-            self._json(pod_object(next(pod for pod in self.server.pods if pod.name == match[1])))
         elif url.path.endswith("/pods"):
             self._json({"items": [pod_object(pod) for pod in self.server.listed()]})
         elif url.path.endswith("/jobs/bench"):

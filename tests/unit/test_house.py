@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-LAUNCHER = Path(__file__).parents[2] / "launcher"
+ROOT = Path(__file__).parents[2]
+LAUNCHER = ROOT / "launcher"
 FILES = sorted(LAUNCHER.rglob("*.py"))
 
 
@@ -31,3 +32,21 @@ def test_the_folder_listing_is_the_architecture():
     assert len(listed) <= 11
     for name in listed:
         assert f"`{name}`" in page or f"`{name}/`" in page, name
+
+
+def test_benchmarks_import_what_is_there():
+    """They are run by hand, and would only then be missed."""
+    for path in ROOT.glob("bench/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and re.match("(launcher|trainer|tests)[.]", f"{node.module}."):
+                for name in node.names:
+                    assert is_there(node.module.split("."), name.name), f"{path}: {node.module}.{name.name}"
+
+
+def is_there(module: list[str], name: str) -> bool:
+    """Whether the name is a module, or bound in one; nothing is imported."""
+    folder = ROOT.joinpath(*module)
+    if (folder / name).is_dir() or (folder / f"{name}.py").is_file():
+        return True
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    return file.is_file() and re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is not None

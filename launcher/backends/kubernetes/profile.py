@@ -36,7 +36,9 @@ class KubernetesProfile(Profile):
     code_folders: ClassVar[tuple[str, ...]] = (CONTAINER_CODE, WORKSPACE)
 
     backend: Literal["kubernetes"] = Field(description="kubernetes.")
-    context: str | None = Field(None, min_length=1, description="Context of the kubeconfig. Default: the current one.")
+    context: str | None = Field(None, min_length=1, description=(
+        "Context of the kubeconfig, or `in-cluster`: the service account of the pod that launch runs in. Default: the "
+        "current context; in a pod without a kubeconfig, `in-cluster`."))
     namespace: DnsName = Field("default", description="Namespace of the job.")
     kubernetes_kind: Literal["Job", "JobSet"] = Field(
         "Job", description="What a run is there. A Job needs nothing installed; a JobSet is made only when asked for, "

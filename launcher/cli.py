@@ -13,24 +13,24 @@ from launcher.plugins import Plugins
 FEW_COLLECTIONS = 200_000
 
 COMMANDS = {
-    "local": "Run a job on this machine, in front.",
+    "local": "Run a job on this machine, in the foreground.",
     "submit": "Send a job to its cluster; print the run's handle.",
     "render": "Print exactly what submit would send.",
     "logs": "Show what a run printed, or follow it.",
-    "status": "Show how a run is.",
+    "status": "Show the state of a run and of its nodes.",
     "list": "List the runs of this machine.",
     "cancel": "End a run.",
-    "repair": "Start the nodes of a run anew whose machines are lost.",
+    "repair": "Restart the nodes of a run whose machine was lost.",
     "rm": "Remove runs that have ended.",
     "prune": "Remove what runs have left behind.",
     "validate": "Check a job file; report every mistake.",
     "data": "Show the rows of a job as the model sees them.",
-    "chat": "Talk with a model, or with what a run has trained.",
+    "chat": "Chat with a model, or with what a run has trained.",
     "sample": "Answer a file of prompts, in batches.",
     "merge": "Write what a run has trained as a checkpoint that servers load.",
     "estimate": "Estimate the memory that a job needs, and say whether it fits.",
     "new-model": "Make a model of random weights, for dry runs.",
-    "drill": "Inject a fault into a short run, and prove that training goes on.",
+    "drill": "Inject a fault into a short run, and check that training resumes.",
 }
 
 
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="launch")
-@click.option("--debug", is_flag=True, help="Show Python's trace of an error.")
+@click.option("--debug", is_flag=True, help="Show Python's traceback of an error.")
 def launch(debug: bool) -> None:
     """One job.yaml: fine-tune chat models here, on Slurm or on Kubernetes."""
 
@@ -117,7 +117,7 @@ def _report(error: Exception, *, debug: bool) -> int:
         show_error(error)
         return error.exit_code
     show_error(LaunchError(f"a defect in launch: {type(error).__name__}: {error}",
-                           "run it again with `launch --debug ...` and report the trace"))
+                           "run it again with `launch --debug ...` and report the traceback"))
     return 1
 
 

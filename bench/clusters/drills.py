@@ -1,4 +1,4 @@
-"""Twenty drills: pre-emptions, killed ranks and lost nodes, at moments drawn from a printed seed, on a real Slurm and
+"""Twenty drills: preemptions, killed ranks and lost nodes, at moments drawn from a printed seed, on a real Slurm and
 on the fake Kubernetes, with real trainer processes on two nodes each, some side by side.
 
 `drills.py [SEED] [COUNT]`. Prints a row a drill, and as its last line one JSON object; ends with 1 when one failed.

@@ -36,8 +36,8 @@ from launcher.terminal import ui
 @json_option
 def command(request: Request, backend: str | None, run_id: str | None, **more: Any) -> None:
     """Runs the job short (20 steps, a save every 5, unless --set says otherwise) in an output folder of its own,
-    pre-empts a node or kills a rank after a save, waits for the end, and checks in the log that training went on where
-    it stopped. Exit code 0 when every check is met, else 5. The job gets no restart for a pre-emption and one for a
+    preempts a node or kills a rank after a save, waits for the end, and checks in the log that training went on where
+    it stopped. Exit code 0 when every check is met, else 5. The job gets no restart for a preemption and one for a
     killed rank: that it ends well proves that no more were spent. Ctrl-C ends the job."""
     kind: Kind = more["kind"]
     store = run_store()

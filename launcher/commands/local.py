@@ -48,7 +48,7 @@ def command(request: Request, resume: str | None, new_folder: bool, container: b
     if stopping.asked:
         stopping.wait()
         if again:
-            ui.note(f"stopped; to go on: {again}")
+            ui.note(f"stopped; to resume: {again}")
         raise KeyboardInterrupt
 
 
@@ -74,5 +74,5 @@ class _Stopping:
 
     def _stop(self) -> None:
         with suppress(OSError):  # the terminal may be gone
-            ui.note("stopping; again to stop at once")
+            ui.note("stopping; press Ctrl-C again to stop at once")
         self._cancel()

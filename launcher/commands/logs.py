@@ -38,12 +38,12 @@ def _pattern(context: click.Context, option: click.Parameter, text: str | None) 
     try:
         return None if text is None else re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise click.BadParameter(f"{text!r} is no regular expression of Python: {error}") from error
+        raise click.BadParameter(f"{text!r} is not a Python regular expression: {error}") from error
 
 
 @click.command("logs")
 @run_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Keep following until the run has ended.")
 @click.option("--node", type=click.IntRange(min=0), metavar="N", help="Only this node.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="R",
               help="Only this rank: the lines that begin with `[rank R] ` or `[rankR]:`; unmarked ones are of their "

@@ -75,7 +75,7 @@ def half_sent(store: RunStore, now_s: float) -> Iterator[Orphan]:
     """Run folders without a run, which a submit that was killed has left; young ones may belong to one that goes on."""
     for folder in sorted(store.root.glob("*/")):
         if not (folder / "run.json").exists() and folder.stat().st_mtime < now_s - HALF_SENT_AGE_S:
-            yield Orphan(HALF_SENT, folder.name, str(store.root), "its submit never came to an end")
+            yield Orphan(HALF_SENT, folder.name, str(store.root), "its submit was never completed")
 
 
 def old_runs(store: RunStore, backends: Backends, moment: datetime.datetime | None) -> Iterator[Orphan]:
@@ -94,4 +94,4 @@ def _show(orphans: list[Orphan], *, json_output: bool) -> None:
         ui.print_table(["KIND", "NAME", "WHERE", "WHY"],
                        [[orphan.kind, orphan.name, orphan.where, orphan.why] for orphan in orphans])
     else:
-        ui.note("nothing is left behind")
+        ui.note("nothing to remove")

@@ -156,7 +156,7 @@ def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list
     try:
         value = _yaml().load(raw) if raw.strip() else ""
     except (YAMLError, ValueError, RecursionError):
-        return [f"--set {text}: {raw!r} is no YAML value (quote text that holds ': ' or '#')"]
+        return [f"--set {text}: {raw!r} is not a YAML value (quote text that holds ': ' or '#')"]
     try:
         loc = _assign(values, keys, value)
     except LookupError as error:

@@ -67,8 +67,8 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         [], description="Names of environment variables whose values the submitter holds; the values never enter a "
                         "render, a log or a command line.")
     env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of the job.")
-    restarts: int = Field(0, ge=0, le=1000, description="Failures after which the job is started again, from its last "
-                          "checkpoint. Pre-emptions do not count.")
+    restarts: int = Field(0, ge=0, le=1000, description="Failures after which the job is restarted from its last "
+                          "checkpoint. Preemptions do not count.")
 
     @property
     def kind(self) -> str:

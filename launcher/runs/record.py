@@ -103,9 +103,9 @@ def _adapter() -> Any:
 
 def _trouble(errors: list[Any]) -> str:
     if errors[0]["type"] == "json_invalid":
-        return "is damaged: no JSON"
+        return "is damaged: it is not JSON"
     if not errors[0]["loc"]:
-        return "is damaged: no run"
+        return "is damaged: it is not a run record"
     return _of_another(dict.fromkeys(str(error["loc"][0]) for error in errors))
 
 

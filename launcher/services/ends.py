@@ -20,7 +20,7 @@ def status_of(backend: Backend, store: RunStore, run: Run) -> JobStatus:
     except LaunchError as error:
         if run.end is None:
             raise
-        ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}; this is what was seen before")
+        ui.warn(f"{run.run_id}: {error.message.splitlines()[0]}; this is its last known state")
         return run.end.status
     return _noted(backend, store, run, found)
 

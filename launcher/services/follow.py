@@ -35,12 +35,12 @@ def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None)
     ui.note(f"{run.run_id} succeeded; its files: {store.folder(run.run_id)}")
     if again and run.output_dir and Path(run.output_dir).is_dir():  # a training, whose result this machine sees
         ui.note(f"results: {run.output_dir}")
-        ui.note(f"talk with the result: launch chat {run.run_id}")
+        ui.note(f"chat with the result: launch chat {run.run_id}")
     return status
 
 
 def _going_on(again: str | None, status: JobStatus) -> str:
-    return f"; go on with it: {again}" if again and status.exit_code != WRONG_CONFIG else ""
+    return f"; resume it: {again}" if again and status.exit_code != WRONG_CONFIG else ""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def _watch(backend: Backend, run: Run, stop: threading.Event) -> None:
         state = status.state
         if state is State.PENDING and status.reason and status.reason != told and not stop.is_set():
             told = status.reason
-            ui.note(f"{run.run_id} waits: {told}")
+            ui.note(f"{run.run_id} is pending: {told}")
         if not state.ended:
             lost.look()
         stop.wait(PENDING_LOOK_S if state is State.PENDING else RUNNING_LOOK_S)

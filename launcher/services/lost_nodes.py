@@ -20,13 +20,13 @@ class LostNodes:
             try:
                 self._look(self.backend)
             except BackendError as error:
-                ui.warn(f"{self.run.run_id}: lost machines were not looked after: {error.message}")
+                ui.warn(f"{self.run.run_id}: lost machines could not be checked: {error.message}")
 
     def _look(self, backend: RepairsNodes) -> None:
         unasked = backend.repairs_unasked(self.run)
         new = [node for node in backend.lost(self.run) if node not in self._told]
         for node in new:
-            hint = "" if unasked else f"; if it stays away: launch repair {self.run.run_id}"
+            hint = "" if unasked else f"; if it does not come back: launch repair {self.run.run_id}"
             ui.note(lost_words(self.run, node) + hint)
         self._told.update(new)
         if new and unasked:
@@ -36,7 +36,7 @@ class LostNodes:
 def repair_nodes(backend: RepairsNodes, run: Run, lost: list[LostNode]) -> None:
     """Give up what ran there, and tell of it."""
     backend.repair(run, lost)
-    ui.note(f"{run.run_id}: {node_words(lost)} given up, to be started elsewhere")
+    ui.note(f"{run.run_id}: {node_words(lost)} given up, to be restarted on another machine")
 
 
 def node_words(lost: list[LostNode]) -> str:

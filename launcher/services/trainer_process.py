@@ -86,5 +86,5 @@ def run_trainer(verb: str, arguments: Sequence[str], *, cwd: Path | None = None,
 
 
 def _why(code: int) -> str:
-    return ": it was killed, perhaps for want of memory" if code == 128 + signal.SIGKILL else ""
+    return ": it was killed, perhaps because memory ran out" if code == 128 + signal.SIGKILL else ""
 

@@ -107,7 +107,7 @@ def test_a_follower_says_why_the_run_waits(fake_slurm_site, tmp_path):
     held.write_text("Priority")
     run_id = site.submit("echo done")
     follower = site.launch.start("logs", "-f", run_id)
-    assert follower.stderr.readline() == f"* {run_id} waits: waits behind jobs of higher priority (Priority)\n"
+    assert follower.stderr.readline() == f"* {run_id} is pending: waiting behind jobs of higher priority (Priority)\n"
     held.unlink()
     assert sorted(follower.stdout.read().splitlines()) == ["[node 0] done", "[node 1] done"]
     assert follower.wait(PATIENCE_S) == 0

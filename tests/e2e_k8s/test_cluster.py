@@ -121,7 +121,7 @@ def test_image_that_is_not_there_is_named(site: Site):
 
     def named() -> bool:
         status = site.wait(run_id, "pending")
-        return f"image {image} cannot be had" in (status["reason"] or "")
+        return f"image {image} cannot be pulled" in (status["reason"] or "")
 
     wait_until(named, "the reason", PATIENCE_S)
     site.launch.ok("cancel", run_id)

@@ -157,7 +157,7 @@ def test_who_is_not_known_or_not_allowed_is_told_so(tmp_path, store):
         assert texts(backend, run) == {0: ["hi"], 1: ["hi"]}
         (tmp_path / "wrong").write_text(wrong)
         error = refusal(KubernetesBackend(store, {"KUBECONFIG": str(tmp_path / "wrong")}), plan_of())
-    assert error.message.startswith("cluster 'fake' does not know you")
+    assert error.message.startswith("cluster 'fake' rejected your credentials")
     error = refusal(backend, plan_of())
     assert error.message.startswith("cluster 'fake' at http://127.0.0.1:")
     assert error.message.endswith("[Errno 111] Connection refused")
@@ -185,7 +185,7 @@ def test_job_deleted_by_someone_is_unknown(backend, cluster):
     run = submit(backend, plan_of(IDLE))
     asking(cluster).delete("Job", "default", RUN_ID, propagation="Background")
     status = wait_state(backend, run, State.UNKNOWN)
-    assert "deleted by someone" in status.reason
+    assert "someone deleted it" in status.reason
 
 
 def test_first_node_to_fail_gives_exit_code_and_reason(backend):
@@ -217,14 +217,14 @@ def test_too_few_gpus_are_named(backend, cluster):
 
 def test_image_that_is_missing_is_named(backend):
     run = submit(backend, plan_of(image="registry.example.com/missing-image:1"))
-    status = wait_reason(backend, run, "image registry.example.com/missing-image:1 cannot be had")
+    status = wait_reason(backend, run, "image registry.example.com/missing-image:1 cannot be pulled")
     assert status.state is State.PENDING
 
 
 def test_quota_that_fills_up_after_the_check_is_named(backend, cluster):
     cluster.set_quota("default", {"pods": "1"})
     run = submit(backend, plan_of(IDLE))
-    wait_reason(backend, run, "no pod could be made for 1 of 2 nodes: the namespace's quota is used up: exceeded quota")
+    wait_reason(backend, run, "1 of 2 pods could not be created: it exceeds the namespace's quota: exceeded quota")
 
 
 def test_out_of_memory_is_named_with_the_limit(backend, cluster):
@@ -368,7 +368,7 @@ def test_the_role_in_k8s_allows_what_launch_does_and_no_more(backend, cluster):
 
 
 def repair_and_prune(backend: KubernetesBackend, cluster: FakeCluster) -> None:
-    """What launch does when a machine is lost, when objects are left behind, and to try a pre-emption."""
+    """What launch does when a machine is lost, when objects are left behind, and to try a preemption."""
     run = submit(backend, plan_of(IDLE, resources={"nodes": 1}))
     host = wait_state(backend, run, State.RUNNING).nodes[0].host
     cluster.lose_node(host)

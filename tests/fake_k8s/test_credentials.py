@@ -69,5 +69,5 @@ def test_a_kubeconfig_that_is_replaced_is_read_again(signed_in, tmp_path):
 def test_who_is_refused_again_is_told_so(signed_in):
     cluster, kube, _ = signed_in
     cluster.token = "three"
-    with pytest.raises(ApiError, match="does not know you"):
+    with pytest.raises(ApiError, match="rejected your credentials"):
         kube.list("Pod", "default")

@@ -144,12 +144,12 @@ def test_a_pending_run_says_why_once(backend, cluster, capfd, monkeypatch):
         return told
 
     with watched(backend, run):
-        wait_for(said, lambda text: "waits: " in text and "nvidia.com/gpu" in text, "a reason")
+        wait_for(said, lambda text: "is pending: " in text and "nvidia.com/gpu" in text, "a reason")
         lines = backend.logs(run, LogQuery(follow=True))
         for name in cluster.nodes.names():
             cluster.set_gpus(name, 1)
         assert [line.text for batch in lines for line in batch] == ["done"]
-    reasons = [line for line in said().splitlines() if "waits: " in line]
+    reasons = [line for line in said().splitlines() if "is pending: " in line]
     assert len(reasons) == len(set(reasons))
 
 

@@ -69,7 +69,7 @@ def test_a_pod_without_kubeconfig_is_its_service_account(pod):
         assert kube.context == "in-cluster"
         assert kube.list("Pod", "default") == []
     (account / "token").write_text("two")
-    with pytest.raises(ApiError, match="does not know you") as caught:
+    with pytest.raises(ApiError, match="rejected your credentials") as caught:
         kube.list("Pod", "default")
     assert caught.value.hint.endswith("see who you are: kubectl auth whoami")
 

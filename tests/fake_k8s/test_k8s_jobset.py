@@ -40,7 +40,7 @@ def test_a_cluster_without_job_set_is_told_what_to_do(backend, cluster):
     plan = plan_of(profile=PROFILE)
     with pytest.raises(BackendError) as caught:
         backend.check(rendered(plan))
-    assert "does not know this kind of object" in caught.value.message
+    assert "does not have this kind of object" in caught.value.message
     assert "take kubernetes_kind out of the cluster's profile" in caught.value.hint
     assert objects_in(cluster) == []
 

@@ -44,7 +44,7 @@ def wait_repaired(backend: KubernetesBackend, run: Run, go: Path) -> None:
 
 def test_repair_replaces_what_kubernetes_does_not(backend, cluster, go):
     run, host = start(backend, cluster, go)
-    wait_reason(backend, run, f"node 1: its machine {host} is lost; if it stays away: launch repair {RUN_ID}")
+    wait_reason(backend, run, f"node 1: its machine {host} is lost; if it does not come back: launch repair {RUN_ID}")
     lost = backend.lost(run)
     assert [(node.node, node.host) for node in lost] == [(1, host)]
     kube, old = asking(cluster), pod_of(cluster, 1)
@@ -81,7 +81,7 @@ def test_a_follower_tells_and_repairs_only_where_it_may(backend, cluster, go, ca
     with follow.watched(backend, run):
         wait_for(heard, lambda text: told in text, told)
         if repair == "auto":
-            wait_for(heard, lambda text: "node 1 given up, to be started elsewhere" in text, "the repair")
+            wait_for(heard, lambda text: "node 1 given up, to be restarted on another machine" in text, "the repair")
             wait_repaired(backend, run, go)
             return
         wait_for(heard, lambda text: f"launch repair {RUN_ID}" in text, "what to do")

@@ -40,7 +40,7 @@ def test_what_an_orphaning_delete_leaves_is_found_and_removed(backend, cluster, 
     backend.store.save(replace(run, run_id="interrupted"))
     wait_state(backend, run, State.RUNNING)
     assert found(backend) == []
-    assert "nothing is left behind" in command.run("prune", "--yes").stderr
+    assert "nothing to remove" in command.run("prune", "--yes").stderr
     orphan(cluster)
     left = [f"Pod/{RUN_ID}-0", f"Pod/{RUN_ID}-1", f"Secret/{RUN_ID}", f"Service/{RUN_ID}"]
     wait_for(lambda: found(backend), lambda orphans: orphans == left, "the orphans")
@@ -90,7 +90,7 @@ def test_who_may_not_list_secrets_is_told_so_and_a_cluster_that_is_away_stops_no
     cluster.fail_once(403, "/secrets$")
     kinds = wait_for(lambda: {orphan.kind for orphan in backend.orphans(None, warned.append)}, bool, "the orphans")
     assert kinds <= {"Pod", "Service"}
-    assert warned[0].startswith("fake/default: Secrets were not looked at: ")
+    assert warned[0].startswith("fake/default: Secrets could not be listed: ")
     cluster.go_away(2)
     assert backend.orphans(None, warned.append) == []
     assert "cannot be reached" in warned[-1]

@@ -170,15 +170,15 @@ trap 'kill "$noting" 2>/dev/null || true' EXIT
 cat >"$RUN_DIR/task.sh" <<'LAUNCH_END'
 #!/bin/bash
 export NODE_RANK="$SLURM_NODEID"
-told= code=0
-trap 'told=told' TERM INT
+stop_requested= code=0
+trap 'stop_requested=yes' TERM INT
 bash "$RUN_DIR/node.sh" </dev/null || code=$?
 for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last
-  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi
+  if [ "$code" != 75 ] || [ -n "$stop_requested" ]; then break; fi
   sleep 0.3
 done
-echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
-[ "$code $told" = "75 told" ] || exit "$code"
+echo "$code $stop_requested" >"$ATTEMPT_DIR/nodes/$NODE_RANK"
+[ "$code $stop_requested" = "75 yes" ] || exit "$code"
 LAUNCH_END
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 echo "$hosts" >"$ATTEMPT_DIR/hosts"
@@ -186,12 +186,12 @@ export MASTER_ADDR="${hosts%%$'\n'*}"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID) % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with
-  local node one told first=0 ended=0
+  local node one stop_requested first=0 ended=0
   for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do
-    one= told=
-    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true
+    one= stop_requested=
+    read -r one stop_requested <"$ATTEMPT_DIR/nodes/$node" || true
     ended=$((ended + 1))
-    if [ "$one" = 75 ] && [ -n "$told" ]; then one=preempted; fi
+    if [ "$one" = 75 ] && [ -n "$stop_requested" ]; then one=preempted; fi
     if [ "$first" = 0 ] || [ "$one" = 78 ]; then first=${one:-$1}; fi
   done
   # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up
@@ -207,7 +207,7 @@ shown() {  # one value of this job, as Slurm has it now
 }
 again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then
   if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi
-  echo "launch: $1; waiting to be started again" >>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
+  echo "launch: $1; waiting to be restarted" >>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
   scontrol requeue "$SLURM_JOB_ID"
 }
 background() {  # run it; leaves its exit code in `code`
@@ -228,25 +228,25 @@ srun \
   --output="$RUN_DIR/logs/node-%n.r$ATTEMPT.log" \
   bash "$RUN_DIR/task.sh" </dev/null 2>>"$RUN_DIR/logs/node-0.r$ATTEMPT.log"
 }
-told= code=0
-tell() {  # the step, which may not be there yet
+stop_requested= code=0
+stop_step() {  # the step, which may not be there yet
   for _ in 1 2 3 4 5; do
     if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi
     sleep 1
   done
 }
-trap 'told=told; tell &' USR1
+trap 'stop_requested=yes; stop_step &' USR1
 trap : TERM  # the step has got it from Slurm itself
-if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi
+if [ "$code" = 0 ] && [ -n "$stop_requested" ]; then code=preempted; fi
 if [ "$code" = 0 ]; then
   background step
   code=$(cause "$code")
-  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi
+  if [ "$code" = 75 ] && [ -n "$stop_requested" ]; then code=preempted; fi
 fi
 restarts=$(shown Restarts || true)
 if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi
 if [ "$code" = preempted ]; then
-  if again "told to stop, and the state was saved"; then exit 0; fi
+  if again "stop requested, and the state was saved"; then exit 0; fi
   if [ -e "$RUN_DIR/cancelled" ]; then finish 75; fi
   exit 75  # Slurm ends it itself; what it puts back into the queue must not have an end written down
 fi

@@ -166,7 +166,7 @@ def test_a_run_that_failed_ends_with_the_command_that_goes_on(launch, job):
     done = launch.run("submit", "--follow", "job.yaml", "--set", "train.optimizer.max_steps=null")
     run = launch.json("list")[-1]["run"]
     again = f"launch submit job.yaml --set train.optimizer.max_steps=null --resume {run}"
-    assert done.returncode == 5 and f"; go on with it: {again}\n" in done.stderr
+    assert done.returncode == 5 and f"; resume it: {again}\n" in done.stderr
     job(train=None, run=["false"])
     assert "--resume" not in launch.run("submit", "--follow", "job.yaml").stderr
 
@@ -175,7 +175,7 @@ def test_a_good_run_ends_with_its_folder_and_the_chat(launch, job):
     job()
     done = launch.run("submit", "--follow", "job.yaml")
     run = launch.json("list")[-1]["run"]
-    assert f"results: {launch.cwd}/outputs/{run}\n* talk with the result: launch chat {run}\n" in done.stderr
+    assert f"results: {launch.cwd}/outputs/{run}\n* chat with the result: launch chat {run}\n" in done.stderr
 
 
 def test_ctrl_c_ends_with_the_command_that_goes_on(launch, job):
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(launch, job):
     said = process.stderr.read()
     assert process.wait(PATIENCE_S) == 130
     run = launch.json("list")[-1]["run"]
-    assert f"stopped; to go on: launch local job.yaml --set {CUT} --resume {run}\n" in said
+    assert f"stopped; to resume: launch local job.yaml --set {CUT} --resume {run}\n" in said
 
 
 def test_ctrl_c_shows_the_end_of_the_log_and_a_command_that_works(launch, job):
@@ -210,7 +210,7 @@ def test_ctrl_c_shows_the_end_of_the_log_and_a_command_that_works(launch, job):
     assert process.wait(PATIENCE_S) == 130
     run = launch.json("list")[-1]["run"]
     again = f"launch local job.yaml --set train.optimizer.max_steps=100000 --resume {run}"
-    assert re.search(rf"saved {run}/checkpoint-\d+ \(step \d+\)\n(?:.+\n)*\* stopped; to go on: {again}\n", said), said
+    assert re.search(rf"saved {run}/checkpoint-\d+ \(step \d+\)\n(?:.+\n)*\* stopped; to resume: {again}\n", said), said
     assert launch.run(*shlex.split(again.replace("100000", "1"))[1:]).returncode == 0
 
 

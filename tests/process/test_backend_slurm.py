@@ -115,7 +115,7 @@ def test_failures_start_again_while_the_budget_lasts(bench):
     bench.submit(f"{FIRST} && exit 3; echo again", restarts=1)
     status = bench.wait("succeeded")
     assert [node["restarts"] for node in status["nodes"]] == [1, 1]
-    assert "[node 0] launch: ended with exit code 3; waiting to be started again" in bench.lines()
+    assert "[node 0] launch: ended with exit code 3; waiting to be restarted" in bench.lines()
     assert {"[node 0] again", "[node 1] again"} <= set(bench.lines())
 
 
@@ -182,7 +182,7 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(bench):
     bench.cluster.hold("Resources")
     bench.submit("true")
     status = bench.status()
-    assert (status["state"], status["reason"], status["nodes"]) == ("pending", "waits for free nodes (Resources)", [])
+    assert (status["state"], status["reason"], status["nodes"]) == ("pending", "waiting for free nodes (Resources)", [])
     bench.launch.ok("cancel", "--yes")
     assert bench.status()["state"] == "cancelled"
 
@@ -211,12 +211,12 @@ def test_a_list_of_runs_is_one_query_and_one_more_for_each_new_end(bench):
 
 
 @pytest.mark.parametrize(("reason", "words"), [
-    ("Resources", "waits for free nodes (Resources)"),
-    ("Priority", "waits behind jobs of higher priority (Priority)"),
-    ("QOSMaxGRESPerUser", "a limit of the quality of service is reached (QOSMaxGRESPerUser)"),
-    ("AssocGrpGRES", "a limit of the account is reached (AssocGrpGRES)"),
+    ("Resources", "waiting for free nodes (Resources)"),
+    ("Priority", "waiting behind jobs of higher priority (Priority)"),
+    ("QOSMaxGRESPerUser", "a QOS limit is reached (QOSMaxGRESPerUser)"),
+    ("AssocGrpGRES", "an account limit is reached (AssocGrpGRES)"),
     ("ReqNodeNotAvail,", "nodes that it needs are down, drained or reserved (ReqNodeNotAvail)"),
-    ("None", "not looked at by the scheduler yet"),
+    ("None", "not yet considered by the scheduler"),
     ("SomethingNew", "SomethingNew"),
 ])
 def test_why_it_waits(tmp_path, reason, words):
@@ -229,7 +229,7 @@ def test_why_it_waits(tmp_path, reason, words):
     ("OUT_OF_MEMORY", "0:125", "it used more memory than resources.memory_per_node (OUT_OF_MEMORY)"),
     ("TIMEOUT", "0:15", "it reached its time limit (TIMEOUT)"),
     ("NODE_FAIL", "1:0", "a node failed (NODE_FAIL)"),
-    ("PREEMPTED", "0:9", "a job of higher priority took its nodes (PREEMPTED)"),
+    ("PREEMPTED", "0:9", "it was preempted by a job of higher priority (PREEMPTED)"),
 ])
 def test_how_it_ended(bench, state, exit_code, words):
     bench.cluster.end_jobs_as(state, exit_code)
@@ -307,7 +307,7 @@ def test_a_controller_that_does_not_answer(bench):
     bench.cluster.go_down()
     assert bench.status()["state"] == "failed"
     (bench.run_dir() / "exit_code").unlink()
-    assert "this is what was seen before" in bench.launch.run("status").stderr
+    assert "this is its last known state" in bench.launch.run("status").stderr
     forget_end(bench)
     done = bench.launch.run("status")
     assert done.returncode == 3

@@ -102,7 +102,7 @@ def test_the_answers_are_told_as_they_come_and_the_end_names_the_next_command(tr
                                             "answering 12 sample prompts after training", "\nscore: 0/10 answered")]
     assert places == sorted(places)
     assert len(re.findall(r"^Q: .*\n   before: .*\n   after:  ", said, re.MULTILINE)) == 12
-    [run] = re.findall(r"^\* talk with the result: launch chat (\S+)$", said, re.MULTILINE)
+    [run] = re.findall(r"^\* chat with the result: launch chat (\S+)$", said, re.MULTILINE)
     assert f"* run {run}\n" in said
 
 
@@ -242,7 +242,7 @@ def test_another_configuration_does_not_touch_an_output_folder_in_use(copy, shor
     assert "1.0e-3" not in goes_on  # no field is set twice
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     changed = local(copy, *SHORT, "train.optimizer.lr=1.0e-3", words=["--new"])
-    assert "talk with the result: launch chat quickstart-" in changed.stderr
+    assert "chat with the result: launch chat quickstart-" in changed.stderr
     assert len(list((copy / "outputs").glob("quickstart-*/adapter"))) == 1
 
 

@@ -74,14 +74,14 @@ WAITING = [
     (unschedulable('persistentvolumeclaim "missing" not found. not found'),
      'node 0: no node fits: persistentvolumeclaim "missing" not found'),
     (pod(containerStatuses=state(waiting={"reason": "ImagePullBackOff", "message": 'Back-off pulling image "img:1"'})),
-     'node 0: image img:1 cannot be had (ImagePullBackOff): Back-off pulling image "img:1"'),
+     'node 0: image img:1 cannot be pulled (ImagePullBackOff): Back-off pulling image "img:1"'),
     (pod(containerStatuses=state(waiting={"reason": "CreateContainerConfigError", "message": 'secret "s" not found'})),
-     'node 0: waits for what its environment names: secret "s" not found'),
-    (pod(containerStatuses=state(waiting={"reason": "ContainerCreating"})), "node 0: the container is being made"),
-    (unpacking(waiting={"reason": "PodInitializing"}), "node 0: the container is being made"),
-    (unpacking(running={}), "node 0: the container is being made"),
+     'node 0: its environment refers to something that does not exist: secret "s" not found'),
+    (pod(containerStatuses=state(waiting={"reason": "ContainerCreating"})), "node 0: creating the container"),
+    (unpacking(waiting={"reason": "PodInitializing"}), "node 0: creating the container"),
+    (unpacking(running={}), "node 0: creating the container"),
     (unpacking(waiting={"reason": "ImagePullBackOff", "message": 'Back-off pulling image "img:1"'}),
-     'node 0: image img:1 cannot be had (ImagePullBackOff): Back-off pulling image "img:1"'),
+     'node 0: image img:1 cannot be pulled (ImagePullBackOff): Back-off pulling image "img:1"'),
 ]
 
 
@@ -100,11 +100,11 @@ def test_only_an_event_tells_of_a_volume():
 
 
 REFUSED = [
-    ("exceeded quota: q, requested: requests.nvidia.com/gpu=4, used: ..=4", "quota is used up: exceeded"),
+    ("exceeded quota: q, requested: requests.nvidia.com/gpu=4, used: ..=4", "the namespace's quota: exceeded"),
     ('violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false', "Pod Security level forbids it"),
     ("unable to validate against any security context constraint: [provider restricted-v2: "
-     ".spec.securityContext.fsGroup: Invalid value: []int64{1000}]", "OpenShift wants run_as_user: null"),
-    ("failed quota: q: must specify limits.memory for: trainer", "quota wants these set"),
+     ".spec.securityContext.fsGroup: Invalid value: []int64{1000}]", "OpenShift needs run_as_user: null"),
+    ("failed quota: q: must specify limits.memory for: trainer", "quota requires these to be set"),
     ('error looking up service account ns/x: serviceaccount "x" not found', "error looking up service account ns/x"),
 ]
 
@@ -113,13 +113,13 @@ REFUSED = [
 def test_pods_that_could_not_be_made(message, words):
     events = [event("demo", "FailedCreate", f'Error creating: pods "demo-1-x7k2p" is forbidden: {message}')]
     status = job_status(JOB, [running(0)], events)
-    assert status.reason.startswith("no pod could be made for 1 of 2 nodes: ")
+    assert status.reason.startswith("1 of 2 pods could not be created: ")
     assert words in status.reason
     assert "x7k2p" not in status.reason
 
 
 def test_a_suspended_job_waits_for_its_queue():
-    assert job_status(with_condition("Suspended"), [], []).reason == "suspended: waits to be admitted by its queue"
+    assert job_status(with_condition("Suspended"), [], []).reason == "suspended, waiting for admission by its queue"
 
 
 def silent(node: int, **meta: str) -> dict:
@@ -138,7 +138,7 @@ def test_a_lost_machine_is_named_with_what_to_do():
     status = job_status(JOB, [running(0), silent(1)], [])
     assert status.reason == "node 1: its machine machine-1 does not answer"
     reason = job_status(JOB, [running(0), silent(1, deletionTimestamp=LATE)], []).reason
-    assert reason == "node 1: its machine machine-1 is lost; if it stays away: launch repair demo"
+    assert reason == "node 1: its machine machine-1 is lost; if it does not come back: launch repair demo"
 
 
 def test_a_pod_that_is_stopping_is_not_lost_before_its_time():
@@ -212,7 +212,7 @@ def test_wrong_configuration_is_the_reason_whoever_came_first():
 def test_a_job_that_is_about_to_fail_still_runs():
     status = job_status(with_condition("FailureTarget", reason="FailedIndexes"), [ended(9), running(1)], [])
     assert status.state is State.RUNNING
-    assert status.reason == "failing, its other nodes are being stopped: node 0: exit code 9"
+    assert status.reason == "failing, and its other nodes are being stopped: node 0: exit code 9"
 
 
 def test_the_newest_attempt_counts_and_the_others_are_restarts():
@@ -225,7 +225,7 @@ def test_the_newest_attempt_counts_and_the_others_are_restarts():
 
 
 def test_nodes_that_have_no_pod_yet_are_counted():
-    assert job_status(JOB, [running(0)], []).reason == "1 of 2 nodes are not there yet"
+    assert job_status(JOB, [running(0)], []).reason == "1 of 2 pods have not been created yet"
 
 
 def job_set(*conditions: dict) -> dict:
@@ -259,4 +259,4 @@ def test_a_job_set_ends_when_it_says_so_and_its_job_says_why():
 def test_a_refused_pod_of_a_job_set_is_told_by_its_job():
     events = [event("demo-n-0", "FailedCreate", "exceeded quota: q")]
     view = as_job(job_set(), {"metadata": {"name": "demo-n-0"}, "status": {}})
-    assert "quota is used up" in job_status(view, [running(0)], events).reason
+    assert "the namespace's quota" in job_status(view, [running(0)], events).reason

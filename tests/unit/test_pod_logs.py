@@ -176,7 +176,7 @@ def test_one_node_that_does_not_answer_leaves_the_others(tmp_path, monkeypatch):
             return super().stream(pod, since, follow=follow)
 
     found = read(OneLost({pod(): [], pod(1, "q"): [(0, "here")]}), tmp_path, nodes=(0, 1), follow=False)
-    assert found == [(0, "launch: lines may be missing after 2026-11-24T11:00:00Z: its node does not give them: dial "
+    assert found == [(0, "launch: lines may be missing after 2026-11-24T11:00:00Z: its node does not return them: dial "
                          "tcp: i/o timeout"), (1, "here")]
 
 

@@ -123,12 +123,12 @@ GOOD = dataclasses.asdict(a_run("bad"))
 
 
 @pytest.mark.parametrize(("text", "why"), [
-    ("", "is damaged: no JSON"), ("{", "is damaged: no JSON"), ("[]", "is damaged: no run"),
-    ("null", "is damaged: no run"),
+    ("", "is damaged: it is not JSON"), ("{", "is damaged: it is not JSON"),
+    ("[]", "is damaged: it is not a run record"), ("null", "is damaged: it is not a run record"),
     ("{}", r"another version of launch \(run_id, name, kind"),
     ('{"run_id": "bad"}', r"another version of launch \(name"),
     (json.dumps({**GOOD, "nodes": "1"}), r"another version of launch \(nodes\)"),
-    (json.dumps({**GOOD, "run_id": "../../other"}), "is not of this run"), ("\udcff", "is damaged: no JSON"),
+    (json.dumps({**GOOD, "run_id": "../../other"}), "is not of this run"), ("\udcff", "is damaged: it is not JSON"),
 ])
 def test_a_record_that_cannot_be_used_is_named(store, text, why):
     """And spares the others."""

@@ -1,5 +1,5 @@
 """What the scripts of Slurm and of this machine leave in the run folder: `exit_code`, and `attempts/K/` with `hosts`
-and, for each node that has ended, `nodes/N`: its exit code, and `told` when it had been told to stop."""
+and, for each node that has ended, `nodes/N`: its exit code, and `yes` if a stop had been requested."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime

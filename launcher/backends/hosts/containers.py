@@ -24,7 +24,7 @@ def orphan_containers(backend: Backend, name: str, store: RunStore, environ: dic
                     why = f"its run {runs[folder].run_id} has {state}"
                     found.append(Orphan("container", container, runtime, why, (runtime, container)))
         except BackendError as error:
-            warn(f"{runtime}: its containers were not looked at: {error.message}")
+            warn(f"{runtime}: its containers could not be listed: {error.message}")
     return found
 
 

@@ -36,12 +36,12 @@ def cause(plan: Plan[HostProfile]) -> list[str]:
     """Lines that define `cause`: what a run ended with, from what its nodes ended with."""
     return [
         "cause() {  # all nodes together ended with $1; the reason is what the first failing one ended with",
-        "  local node one told first=0 ended=0",
+        "  local node one stop_requested first=0 ended=0",
         '  for node in $(ls -tr "$ATTEMPT_DIR/nodes"); do',
-        "    one= told=",
-        '    read -r one told <"$ATTEMPT_DIR/nodes/$node" || true',
+        "    one= stop_requested=",
+        '    read -r one stop_requested <"$ATTEMPT_DIR/nodes/$node" || true',
         "    ended=$((ended + 1))",
-        f'    if [ "$one" = {STOPPED} ] && [ -n "$told" ]; then one=preempted; fi',
+        f'    if [ "$one" = {STOPPED} ] && [ -n "$stop_requested" ]; then one=preempted; fi',
         f'    if [ "$first" = 0 ] || {is_final("$one", plan)}; then first=${{one:-$1}}; fi',
         "  done",
         "  # a node that left nothing was killed: that outweighs a checkpoint of the others, and srun's 0 (it gives up",
@@ -108,18 +108,18 @@ def node_log(node: str) -> str:
 def task_script(*first: str, last: str = 'exit "$code"') -> list[str]:
     """What is started once for every node; it needs NODE_RANK, from the lines `first` if need be. A stop signals all
     its processes at once, so nothing is passed on here. The file that it leaves tells what the node ended with, and
-    whether it had been told to stop. `last`: the line that ends it."""
+    whether a stop had been requested. `last`: the line that ends it."""
     return [
         "#!/bin/bash",
         *first,
-        "told= code=0",
-        "trap 'told=told' TERM INT",
+        "stop_requested= code=0",
+        "trap 'stop_requested=yes' TERM INT",
         'bash "$RUN_DIR/node.sh" </dev/null || code=$?',
         "for _ in {1..10}; do  # whoever stops a job signals its processes in turn, perhaps this one last",
-        '  if [ "$code" != 75 ] || [ -n "$told" ]; then break; fi',
+        '  if [ "$code" != 75 ] || [ -n "$stop_requested" ]; then break; fi',
         "  sleep 0.3",
         "done",
-        'echo "$code $told" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
+        'echo "$code $stop_requested" >"$ATTEMPT_DIR/nodes/$NODE_RANK"',
         last,
     ]
 
@@ -211,14 +211,14 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
         "user=()",
         f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
-        "told= code=0",
-        "not_begun() {  # whoever is told to stop has nothing to save",
-        '  if [ -n "$told" ]; then exit 75; fi',
+        "stop_requested= code=0",
+        "not_begun() {  # a stop before the job has begun: nothing to save",
+        '  if [ -n "$stop_requested" ]; then exit 75; fi',
         '  exit "$code"',
         "}",
-        f"trap 'told=told; {runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
+        f"trap 'stop_requested=yes; {runtime} stop --time={plan.grace_s} \"$name\" >/dev/null 2>&1 &' TERM INT",
         *pull_lines(plan, runtime),
-        'if [ "$code" != 0 ] || [ -n "$told" ]; then not_begun; fi',
+        'if [ "$code" != 0 ] || [ -n "$stop_requested" ]; then not_begun; fi',
         f'{runtime} rm --force "$name" >/dev/null 2>&1 || true',
         *_lifeline(runtime),
         *(_podman_run if runtime == "podman" else _docker_run)(['"${user[@]}"', *words, *command]),
@@ -229,7 +229,7 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
 
 def _podman_run(words: list[str]) -> list[str]:
     """No client stays between the container and the log: Slurm's signals reach every process of a step, and a client
-    that is told to end takes the container's last lines and its exit code with it."""
+    that is sent TERM takes the container's last lines and its exit code with it."""
     state = "{{.State.Status}} {{.State.ExitCode}}"
     return [
         continued(["podman run --detach --log-driver=passthrough", *words]) + " || code=$?",

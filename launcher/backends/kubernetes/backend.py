@@ -178,7 +178,7 @@ class KubernetesBackend(KubernetesFaults, RepairsNodes, KeepsObjects, LeavesOrph
             return JobStatus(State.CANCELLED, "cancelled by the user") if seen.job is None else JobStatus(
                 State.RUNNING, "being cancelled")
         if seen.job is None:
-            return JobStatus(State.UNKNOWN, "its Job is gone: deleted by someone, or a week old", gone=True)
+            return JobStatus(State.UNKNOWN, "its Job is gone: someone deleted it, or it ended a week ago", gone=True)
         return job_status(seen.job, seen.pods, events, run.exit_codes)
 
     def observer(self, run: Run) -> Observer:

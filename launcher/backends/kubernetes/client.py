@@ -204,13 +204,13 @@ class Kube:
     def _refused(self, code: int, body: Any, namespace: str | None = None) -> ApiError:
         text = _message(body)
         if code == 401:
-            return ApiError(f"cluster {self.context!r} does not know you: {text}",
+            return ApiError(f"cluster {self.context!r} rejected your credentials: {text}",
                             f"log in again; see who you are: {self.kubectl} auth whoami", code=code)
         if code == 404 and text.startswith("namespaces "):
             return ApiError(f"namespace {namespace!r} does not exist in cluster {self.context!r}",
                             f"make it: {self.kubectl} create namespace {namespace}", code=code)
         if code == 404 and "could not find the requested resource" in text:
-            return ApiError(f"cluster {self.context!r} does not know this kind of object: {text}", code=code)
+            return ApiError(f"cluster {self.context!r} does not have this kind of object: {text}", code=code)
         if code == 403 and " cannot " in text:
             return ApiError(f"cluster {self.context!r} does not allow it: {text}",
                             "the administrator's part is in k8s/README.md: a Role with what launch needs", code=code)

@@ -87,7 +87,7 @@ def _job(plan: Plan[KubernetesProfile]) -> Object:
 
 
 def _job_set(plan: Plan[KubernetesProfile]) -> Object:
-    """One replicated job. It fails with its first failed pod (but replaces by itself what a pre-emption took), and the
+    """One replicated job. It fails with its first failed pod (but replaces by itself what a preemption took), and the
     set makes it anew, `restarts` times. The set also makes the Service that gives the pods their names."""
     job = {**_indexed(plan, {"backoffLimit": 0}), "template": _template(plan)}
     give_up = [
@@ -142,7 +142,7 @@ def _over(metadata: Object, overlay: PodOverlay | JobMetadata) -> Object:
 
 
 def _failure_rules(plan: Plan[KubernetesProfile]) -> list[Object]:
-    """What would fail again ends the job; a pre-emption spends no restart. That its peers stopped with it, a node says
+    """What would fail again ends the job; a preemption spends no restart. That its peers stopped with it, a node says
     by STOPPED, which counts only of a kind that vouches for it: any other command's would start the pod again for ever.
     """
     def on_exit(action: str, code: int) -> Object:

@@ -55,7 +55,7 @@ def find_orphans(kube: Kube, namespace: str, warn: Callable[[str], None]) -> lis
         except ApiError as error:
             if error.code != 403:
                 raise
-            warn(f"{kube.context}/{namespace}: {kind}s were not looked at: {error.message}")
+            warn(f"{kube.context}/{namespace}: {kind}s could not be listed: {error.message}")
             continue
         found += (_orphan(kube.context, kind, body, why) for body in objects if (why := owners.why_orphan(body)))
     return found

@@ -24,7 +24,7 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="Effect of the taint. Default: every effect.")
     tolerationSeconds: int | None = Field(  # noqa: N815  (the API's own spelling)
-        None, description="Seconds that a NoExecute taint is borne. Default: for ever.")
+        None, description="Seconds that a NoExecute taint is tolerated. Default: forever.")
 
 
 class KubernetesProfile(Profile):
@@ -52,9 +52,9 @@ class KubernetesProfile(Profile):
         None, description="ServiceAccount of the pods; its token is never mounted.")
     image_pull_secrets: list[DnsName] = Field([], description="Secrets that hold registry credentials.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
-        "IfNotPresent", description="When nodes pull.")
+        "IfNotPresent", description="When nodes pull the image.")
     run_as_user: int | None = Field(1000, ge=1, lt=2**31, description="Numeric user and group of the container; null "
-                                    "leaves both to the cluster, as OpenShift wants it.")
+                                    "leaves both to the cluster, as OpenShift requires.")
     node_selector: dict[str, str] = Field({}, description="Labels a node must have.")
     tolerations: list[Toleration] = Field([], description="Taints the pods accept.")
     gpu_resource: Word = Field("nvidia.com/gpu", description="Name of the GPU resource.")

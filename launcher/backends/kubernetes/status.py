@@ -13,7 +13,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
 # How often a JobSet has made all of its Jobs anew.
 SET_RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
-UNKNOWN_END = "no pod says why; the logs may (launch logs)"
+UNKNOWN_END = "no pod says why; see launch logs"
 
 
 def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Object],
@@ -28,7 +28,7 @@ def job_status(job: Object, pods: Iterable[dict[str, Any]], events: Iterable[Obj
     if condition := _condition(job, "Failed"):
         return JobStatus(State.FAILED, _failure(condition, reason), code, nodes, condition.get("lastTransitionTime"))
     if condition := _condition(job, "FailureTarget"):
-        reason = f"failing, its other nodes are being stopped: {_failure(condition, reason)}"
+        reason = f"failing, and its other nodes are being stopped: {_failure(condition, reason)}"
         return JobStatus(State.RUNNING, reason, None, nodes)
     return JobStatus(_active_state(nodes), _why_waiting(job, nodes, events), None, nodes)
 
@@ -112,13 +112,13 @@ def _why_waiting(job: Object, nodes: tuple[NodeStatus, ...], events: list[Object
     if "deletionTimestamp" in job["metadata"]:
         return "being deleted"
     if _condition(job, "Suspended"):
-        return "suspended: waits to be admitted by its queue"
+        return "suspended, waiting for admission by its queue"
     refused = _event(events, job["metadata"]["name"], "FailedCreate")
     if refused and len(nodes) < wanted:
-        return f"no pod could be made for {wanted - len(nodes)} of {wanted} nodes: {_refusal(refused)}"
+        return f"{wanted - len(nodes)} of {wanted} pods could not be created: {_refusal(refused)}"
     if trouble := _trouble(nodes):
         return trouble
-    return None if len(nodes) >= wanted else f"{wanted - len(nodes)} of {wanted} nodes are not there yet"
+    return None if len(nodes) >= wanted else f"{wanted - len(nodes)} of {wanted} pods have not been created yet"
 
 
 def _trouble(nodes: tuple[NodeStatus, ...]) -> str | None:
@@ -129,7 +129,7 @@ def _trouble(nodes: tuple[NodeStatus, ...]) -> str | None:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             return f"node {found[0].node}: {found[0].reason}{more}"
     again = next((node for node in nodes if node.state is State.FAILED), None)
-    return f"node {again.node} is started again: {again.reason}" if again else None
+    return f"node {again.node} is being restarted: {again.reason}" if again else None
 
 
 def _refusal(message: str) -> str:
@@ -138,11 +138,11 @@ def _refusal(message: str) -> str:
     if "violates PodSecurity" in text:
         return f"the namespace's Pod Security level forbids it: {text}"
     if "any security context constraint" in text:
-        return f"no security context constraint admits them (OpenShift wants run_as_user: null in the profile): {text}"
+        return f"no security context constraint admits them (OpenShift needs run_as_user: null in the profile): {text}"
     if "exceeded quota" in text:
-        return f"the namespace's quota is used up: {text}"
+        return f"it exceeds the namespace's quota: {text}"
     if "must specify" in text:
-        return f"the namespace's quota wants these set (resources.cpus_per_node, memory_per_node): {text}"
+        return f"the namespace's quota requires these to be set (resources.cpus_per_node, memory_per_node): {text}"
     return text
 
 
@@ -174,7 +174,7 @@ def _disrupted(pod: Object) -> str | None:
     if is_silent(pod):
         host, run_id = pod["spec"].get("nodeName"), pod["metadata"]["labels"].get(RUN_LABEL, "")
         if "deletionTimestamp" in pod["metadata"]:
-            return f"its machine {host} is lost; if it stays away: launch repair {run_id}".rstrip()
+            return f"its machine {host} is lost; if it does not come back: launch repair {run_id}".rstrip()
         return f"its machine {host} does not answer"
     if disruption:
         return f"evicted: {disruption.get('message') or disruption.get('reason')}"
@@ -232,12 +232,12 @@ def _held_up(pod: Object, events: list[Object]) -> str | None:
     waiting = _waiting(pod)
     reason, message = waiting.get("reason"), waiting.get("message") or ""
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
-        return f"image {pod['spec']['containers'][0]['image']} cannot be had ({reason}): {message}"
+        return f"image {pod['spec']['containers'][0]['image']} cannot be pulled ({reason}): {message}"
     if reason == "CreateContainerConfigError":
-        return f"waits for what its environment names: {message}"
+        return f"its environment refers to something that does not exist: {message}"
     if reason == "ContainerCreating" or pod["status"].get("phase") == "Pending":
         mount = _event(events, pod["metadata"]["name"], "FailedMount")
-        return f"a volume cannot be mounted: {mount}" if mount else "the container is being made"
+        return f"a volume cannot be mounted: {mount}" if mount else "creating the container"
     return f"{reason}: {message}" if reason else None
 
 

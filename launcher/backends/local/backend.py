@@ -108,7 +108,7 @@ class LocalBackend(LocalFaults, LeavesOrphans):
         attempt = folder / f"attempts/{latest_attempt(folder)}"
         try:
             group = int((attempt / f"{node}.pid").read_text(encoding="utf-8"))
-            (attempt / "told").touch()
+            (attempt / "stop_requested").touch()
         except (OSError, ValueError):
             group = None
         if group is None or not self._alive(folder) or not shell.signal_group(group, signal.SIGTERM):

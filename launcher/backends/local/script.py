@@ -44,7 +44,7 @@ _GROUPS = [
     "signal_all() {",
     '  for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done',
     "}",
-    "wait_all() {  # to the end of all; when one fails the others are told to end",
+    "wait_all() {  # to the end of all; when one fails the others are stopped",
     '  while [ -n "$(jobs -rp)" ]; do',
     '    if ! wait -n && [ -z "$stopping$failing" ]; then failing=1; signal_all TERM; fi',
     "  done",
@@ -57,7 +57,7 @@ _GROUPS = [
 
 
 def _attempts(plan: Plan[LocalProfile]) -> list[str]:
-    """Start every node; start all again after a saved pre-emption, and after a failure while the budget lasts."""
+    """Start every node; start all again after a saved preemption, and after a failure while the budget lasts."""
     return [
         *(_import() if needs_import(plan) else []),
         "failures=0 again=0",
@@ -72,8 +72,8 @@ def _attempts(plan: Plan[LocalProfile]) -> list[str]:
         '  if [ -n "$stopping" ]; then signal_all TERM; fi  # it came while they were started',
         "  wait_all",
         '  code=$(cause "$code")',
-        "  # the peers of a node that was told save with it, and may end before it",
-        '  if [ "$code" = 75 ] && [ -e "$ATTEMPT_DIR/told" ]; then code=preempted; fi',
+        "  # the peers of a node that was asked to stop save with it, and may end before it",
+        '  if [ "$code" = 75 ] && [ -e "$ATTEMPT_DIR/stop_requested" ]; then code=preempted; fi',
         '  if [ "$code" != preempted ]; then failures=$((failures + 1)); fi',
         "  ended=${code/preempted/75}",
         f'  if [ "$code" = 0 ] || {is_final("$code", plan)} || [ -n "$stopping" ] ||'

@@ -63,7 +63,7 @@ class SbatchOptions(Section):
         None, description="Whether nodes are shared with nobody.")
     reservation: Word | None = Field(None, description="Reservation.")
     exclude: Word | None = Field(None, description="Nodes not to use, such as node[3,7-9].")
-    licenses: Word | None = Field(None, description="Licences, such as matlab:2.")
+    licenses: Word | None = Field(None, description="Licenses, such as matlab:2.")
     cpus_per_gpu: int | None = Field(None, ge=1, le=1024, description="CPU cores for each GPU, of a job that does not "
                                      "ask for cpus_per_node.")
     setup: list[Annotated[str, Field(min_length=1), AfterValidator(single_line)]] = Field(

@@ -116,8 +116,8 @@ def _setup(plan: Plan[SlurmProfile]) -> list[str]:
 
 
 def _signal_s(plan: Plan[SlurmProfile]) -> int:
-    """How long before its time limit the job is told. At most a quarter of the limit: Slurm may be a minute early,
-    and a job that is told when it starts would be started again for ever."""
+    """How long before its time limit the job is asked to stop. At most a quarter of the limit: Slurm may be a minute
+    early, and a job that is asked to stop when it starts would be restarted for ever."""
     quarter = plan.time_limit_s // 4 if plan.time_limit_s else MAX_SIGNAL_S
     return max(1, min(plan.grace_s, quarter, MAX_SIGNAL_S))
 
@@ -133,7 +133,7 @@ _SHOWN = [
 _AGAIN = [
     "again() {  # into the queue once more; not when somebody has cancelled the job, which is COMPLETING then",
     '  if [ -e "$RUN_DIR/cancelled" ] || [ "$(shown JobState)" != RUNNING ]; then return 1; fi',
-    f'  echo "launch: $1; waiting to be started again" >>{node_log("0")}',
+    f'  echo "launch: $1; waiting to be restarted" >>{node_log("0")}',
     '  scontrol requeue "$SLURM_JOB_ID"',
     "}",
 ]
@@ -152,9 +152,9 @@ _BACKGROUND = [
 
 
 def _task() -> str:
-    """A node that was told and has saved ends with 0 for srun, which would kill those that have not yet at any other
-    code."""
-    last = '[ "$code $told" = "75 told" ] || exit "$code"'
+    """A node that was asked to stop and has saved ends with 0 for srun, which would kill those that have not yet at any
+    other code."""
+    last = '[ "$code $stop_requested" = "75 yes" ] || exit "$code"'
     return "\n".join(task_script('export NODE_RANK="$SLURM_NODEID"', last=last))
 
 
@@ -169,21 +169,21 @@ def _step(plan: Plan[SlurmProfile]) -> list[str]:
         "step() {",
         continued(words) + f" </dev/null 2>>{node_log('0')}",
         "}",
-        "told= code=0",
-        "tell() {  # the step, which may not be there yet",
+        "stop_requested= code=0",
+        "stop_step() {  # the step, which may not be there yet",
         "  for _ in 1 2 3 4 5; do",
         '    if scancel --signal=TERM "$SLURM_JOB_ID.0"; then return; fi',
         "    sleep 1",
         "  done",
         "}",
-        "trap 'told=told; tell &' USR1",
+        "trap 'stop_requested=yes; stop_step &' USR1",
         "trap : TERM  # the step has got it from Slurm itself",
         *begin,
-        'if [ "$code" = 0 ] && [ -n "$told" ]; then code=preempted; fi',
+        'if [ "$code" = 0 ] && [ -n "$stop_requested" ]; then code=preempted; fi',
         'if [ "$code" = 0 ]; then',
         "  background step",
         '  code=$(cause "$code")',
-        '  if [ "$code" = 75 ] && [ -n "$told" ]; then code=preempted; fi',
+        '  if [ "$code" = 75 ] && [ -n "$stop_requested" ]; then code=preempted; fi',
         "fi",
     ]
 
@@ -193,13 +193,13 @@ _MEMORY_WORDS = "^(slurmstepd|srun).*(exceeded memory limit|oom.kill|out of memo
 
 
 def _end(plan: Plan[SlurmProfile]) -> list[str]:
-    """A saved pre-emption starts again for free, a failure while the budget lasts, a wrong configuration never. An
+    """A saved preemption starts again for free, a failure while the budget lasts, a wrong configuration never. An
     attempt that Slurm itself has put back into the queue (a lost node, a job of higher priority) leaves no word."""
     return [
         'restarts=$(shown Restarts || true)',
         'if [ -n "$restarts" ] && [ "$restarts" != "$ATTEMPT" ]; then exit 0; fi',
         'if [ "$code" = preempted ]; then',
-        '  if again "told to stop, and the state was saved"; then exit 0; fi',
+        '  if again "stop requested, and the state was saved"; then exit 0; fi',
         '  if [ -e "$RUN_DIR/cancelled" ]; then finish 75; fi',
         "  exit 75  # Slurm ends it itself; what it puts back into the queue must not have an end written down",
         "fi",

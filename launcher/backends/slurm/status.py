@@ -22,9 +22,9 @@ ENDINGS = {
     "TIMEOUT": "it reached its time limit",
     "NODE_FAIL": "a node failed",
     "OUT_OF_MEMORY": "it used more memory than resources.memory_per_node",
-    "BOOT_FAIL": "a node could not be started for it",
+    "BOOT_FAIL": "a node failed to boot",
     "DEADLINE": "it reached its deadline",
-    "PREEMPTED": "a job of higher priority took its nodes",
+    "PREEMPTED": "it was preempted by a job of higher priority",
     "CANCELLED": "cancelled in Slurm",
 }
 
@@ -32,22 +32,22 @@ REASONS = {"TimeLimit": "TIMEOUT", "NodeDown": "NODE_FAIL", "OutOfMemory": "OUT_
 
 # The longest prefix counts: QOS and Assoc reasons come in dozens.
 WAITING = {
-    "Resources": "waits for free nodes",
-    "Priority": "waits behind jobs of higher priority",
-    "Dependency": "waits for another job",
-    "QOS": "a limit of the quality of service is reached",
-    "Assoc": "a limit of the account is reached",
-    "BeginTime": "waits for its start time: it is started again after a failure or a pre-emption",
+    "Resources": "waiting for free nodes",
+    "Priority": "waiting behind jobs of higher priority",
+    "Dependency": "waiting for a job that it depends on",
+    "QOS": "a QOS limit is reached",
+    "Assoc": "an account limit is reached",
+    "BeginTime": "waiting for its start time: it is restarted after a failure or preemption",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
-    "JobHeld": "it is held; `scontrol release` lets it go on",
-    "PartitionNodeLimit": "the partition gives a job fewer nodes than it asks for",
-    "PartitionTimeLimit": "the partition allows a job less time than it asks for",
+    "JobHeld": "it is held; scontrol release lets it start",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "PartitionTimeLimit": "it asks for more time than the partition allows",
     "PartitionDown": "the partition is down",
-    "PartitionInactive": "the partition takes no jobs now",
-    "PartitionConfig": "the partition cannot give what it asks for",
-    "BadConstraints": "no node can give what it asks for",
-    "Licenses": "waits for a licence",
-    "Reservation": "waits for its reservation",
+    "PartitionInactive": "the partition does not accept jobs now",
+    "PartitionConfig": "the partition's configuration does not allow it",
+    "BadConstraints": "no node meets its constraints",
+    "Licenses": "waiting for a license",
+    "Reservation": "waiting for its reservation",
 }
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _state(folder: Path, code: int | None, record: Record | None,
     if code is not None and slurm not in (State.CANCELLED, State.PENDING):
         return (State.SUCCEEDED, None) if code == 0 else (State.FAILED, _ending(folder, record, code, meanings))
     if record is None:
-        return State.UNKNOWN, "Slurm does not know this job (any more), and it left no exit code"
+        return State.UNKNOWN, "Slurm no longer knows this job, and it left no exit code"
     return slurm, _reason(folder, slurm, record, meanings)
 
 
@@ -121,7 +121,7 @@ def _reason(folder: Path, state: State, record: Record, meanings: Mapping[str, s
     if state is State.PENDING:
         return _waiting(record)
     if state is State.UNKNOWN:
-        return f"Slurm calls it {record.state}"
+        return f"its state in Slurm is {record.state}"
     if state in (State.FAILED, State.CANCELLED):
         return _ending(folder, record, record.exit_code, meanings)
     return None
@@ -143,7 +143,7 @@ def _waiting(record: Record) -> str:
 def _why_waiting(record: Record) -> str:
     reason = (record.reason or "None").strip(",")
     if reason == "None":
-        return "not looked at by the scheduler yet"
+        return "not yet considered by the scheduler"
     words = next((WAITING[start] for start in sorted(WAITING, key=len, reverse=True) if reason.startswith(start)), None)
     return f"{words} ({reason})" if words else reason
 

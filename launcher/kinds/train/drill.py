@@ -44,7 +44,7 @@ class Drill:
 
     @property
     def where(self) -> str:
-        """For people: a pre-emption takes a node, a kill one rank."""
+        """For people: a preemption takes a node, a kill one rank."""
         return f"node {self.moment.node}" if self.kind == "preempt" else f"rank {self.moment.rank}"
 
 

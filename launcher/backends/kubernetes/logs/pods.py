@@ -160,7 +160,7 @@ class _PodReader:
         except Unreachable as error:
             self._cut_off = True
             if error.pod_only and retry.failing_s() > timing.QUICK_GIVE_UP_S:
-                yield [gap_line(self.pod.node, Gap(self._last(), None, f"its node does not give them: {error}"))]
+                yield [gap_line(self.pod.node, Gap(self._last(), None, f"its node does not return them: {error}"))]
                 return True
             retry.failed(error)
             return False

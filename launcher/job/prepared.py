@@ -1,7 +1,7 @@
 """A checked job with everything that its render depends on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job.code.snapshot import Snapshot, archive
@@ -27,6 +27,7 @@ class Prepared:
     base_id: str
     cluster: str | None
     new_folder: bool = False
+    _payloads: dict[str, Payload] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def notes(self) -> list[str]:
@@ -60,9 +61,11 @@ class Prepared:
 
     def payload(self, run_id: str) -> Payload:
         """What is run under this id."""
-        context = Context(run_id, self.profile.python, self.job.resources, all_mounts(self.job, self.profile),
-                          self.new_folder)
-        return self.kind.payload(self.job.section, context)
+        if run_id not in self._payloads:
+            context = Context(run_id, self.profile.python, self.job.resources, all_mounts(self.job, self.profile),
+                              self.new_folder)
+            self._payloads[run_id] = self.kind.payload(self.job.section, context)
+        return self._payloads[run_id]
 
     def plan(self, run_id: str | None = None) -> Plan:
         """The plan under a run id; by default the hash of all that the render depends on."""

@@ -158,7 +158,7 @@ class Model(Section):
         if self.init is None and "shape" in self.model_fields_set:
             problems.append("got shape with path, allowed: shape with init only (a checkpoint has its own shape)")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 

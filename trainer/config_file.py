@@ -83,5 +83,6 @@ def _checked(path: Path, sections: Any, hint: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(sections)
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        lines = [f"{path}: {'.'.join(map(str, detail['loc']))}: {line}" for detail in error.errors()
+                 for line in detail["msg"].splitlines()]
         raise ConfigError("\n".join(lines), hint) from error

@@ -123,7 +123,7 @@ class DeepSpeed(Section):
             given = "no nvme_path with" if on_disk else "nvme_path without"
             problems.append(f"got {given} something offloaded to nvme, allowed: both or neither")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 

@@ -250,7 +250,7 @@ def _explain(spec: type[BaseModel], document: Document, detail: Any,
         return [f"{where}is required ({_description(spec, loc)})"]
     if kind == "value_error":
         path = f"{dotted(loc)}: " if loc else ""
-        lines = str(context["error"]).split("; ")
+        lines = str(context["error"]).splitlines()
         return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in lines]
     if kind in ("too_long", "too_short") and detail["input"]:
         got = _count(len(detail["input"]), "item")

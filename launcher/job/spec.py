@@ -97,7 +97,7 @@ class JobSpec(Section, defer_build=True):  # only the whole model is ever built
         if twice:
             problems.append(f"mounts has {', '.join(twice)} twice (a path can be mounted once)")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def _kind_problems(self) -> list[str]:

@@ -65,13 +65,13 @@ _SHELL_NAMES = re.compile(r"PATH|IFS|E?UID|PPID|SHELLOPTS|BASHOPTS|BASH_.*|RUN_D
 
 def _not_own(name: str) -> str:
     if name in _OWN_NAMES:
-        raise ValueError(f"is set by launch itself (choose another name)")
+        raise ValueError(f"{name} is set by launch itself (choose another name)")
     return name
 
 
 def _not_the_shells(name: str) -> str:
     if _SHELL_NAMES.fullmatch(name):
-        raise ValueError(f"is a variable of the shell that starts the job (choose another name)")
+        raise ValueError(f"{name} is a variable of the shell that starts the job (choose another name)")
     return name
 
 

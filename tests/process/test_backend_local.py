@@ -1,17 +1,20 @@
 """This machine as a back end: what the contract suite does not ask of every back end."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from launcher.backends import processes as shell
+from launcher.backends.hosts.detached import is_alive, start_script
 from launcher.backends.local.backend import LocalBackend
 from launcher.errors import BackendError
 from launcher.runs.store import RunStore
@@ -257,3 +260,22 @@ def test_a_section_for_another_back_end_is_noted(launch):
     done = launch.run("local", "job.yaml")
     assert done.returncode == 0
     assert "pod: not used, because it is for another back end than local" in done.stderr
+
+
+def test_those_who_look_at_once_do_not_see_each_other(tmp_path):
+    """A probe that took the lock for itself made the others believe in a run that had ended."""
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_alive(tmp_path)
+
+
+def test_a_look_does_not_keep_a_run_from_starting(tmp_path):
+    (tmp_path / "render.sh").write_text("sleep 600\n")
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        session = start_script(tmp_path, tmp_path, dict(os.environ))
+    assert is_alive(tmp_path)
+    shell.signal_session(session, signal.SIGKILL)

@@ -4,11 +4,9 @@ A script of ours runs every node as a process group. It writes the run folder in
 use, too (launcher/backends/hosts), so that logs and exit codes are read by what is there already.
 """
 
-import fcntl
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -16,6 +14,7 @@ from pydantic import Field
 from launcher.backends import processes
 from launcher.backends.base import Backend, Sent, Submission
 from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code
+from launcher.backends.hosts.detached import is_alive, start_script
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
 from launcher.backends.hosts.run_folder import lay_out
@@ -95,20 +94,16 @@ class NiceBackend(Backend):
 
     def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Start it in a session of its own."""
-        folder = submission.run_dir
         lay_out(self.store, submission)
         environ = {key: value for key, value in self.environ.items() if key not in submission.secrets}
         environ["LAUNCH_HOME"] = str(self.store.root.parent)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            pid = processes.start_detached(["bash", str(folder / "render.sh")], cwd=submission.job_dir, env=environ,
-                                           keep_fd=lock.fileno())
+        pid = start_script(submission.run_dir, submission.job_dir, environ)
         return Sent(f"nice://{rendered.plan.run_id}", {"job_id": str(pid)})
 
     def status(self, run: Run) -> JobStatus:
         """By the exit code that the script leaves, and by its process."""
         folder = self.store.folder(run.run_id)
-        alive = _is_alive(folder)  # before the exit code: the script leaves that, and then ends
+        alive = is_alive(folder)  # before the exit code: the script leaves that, and then ends
         code = read_exit_code(folder)
         if (folder / "cancelled").exists() and not alive:
             return JobStatus(State.CANCELLED, "cancelled by the user", code, ended_at=ended_at(folder))
@@ -133,15 +128,5 @@ class NiceBackend(Backend):
         (folder / "cancelled").touch()
         pid = run.place.get("job_id") or (folder / "pid").read_text(encoding="utf-8")  # of a submit that was killed
         processes.signal_process(int(pid), signal.SIGTERM)
-        while _is_alive(folder):
+        while is_alive(folder):
             time.sleep(0.1)
-
-
-def _is_alive(folder: Path) -> bool:
-    """Whether any process of the run lives: they have all inherited the lock."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

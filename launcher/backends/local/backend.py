@@ -1,6 +1,5 @@
 """This machine as a back end: a detached bash script, log files, and a lock that lives as long as the run."""
 
-import fcntl
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from launcher.backends import processes as shell
 from launcher.backends.base import LeavesOrphans, Orphan, Sent, Submission
 from launcher.backends.hosts.attempts import ended_at, latest_attempt, node_rows, read_exit_code
 from launcher.backends.hosts.containers import orphan_containers, remove_container
+from launcher.backends.hosts.detached import is_alive, start_script
 from launcher.backends.hosts.log_files import LogFiles
 from launcher.backends.hosts.profile import HostProfile
 from launcher.backends.hosts.run_folder import lay_out
@@ -45,24 +45,14 @@ class LocalBackend(LocalFaults, LeavesOrphans):
 
     def submit(self, rendered: Rendered, submission: Submission) -> Sent:
         """Start the script in a session of its own; it goes on when this process ends."""
-        folder = submission.run_dir
         lay_out(self.store, submission)
-        script = folder / "render.sh"
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            pid = shell.start_detached(["bash", str(script)], cwd=submission.job_dir, env=self._job_environ(submission),
-                                       keep_fd=lock)
-        except OSError as error:
-            raise BackendError(f"the job could not be started: {error}") from error
-        finally:
-            os.close(lock)
+        pid = start_script(submission.run_dir, submission.job_dir, self._job_environ(submission))
         return Sent(f"local://{rendered.plan.run_id}", {"job_id": str(pid)})
 
     def status(self, run: Run) -> JobStatus:
         """From the exit code that the script leaves, and the lock that its processes hold."""
         folder = self.store.folder(run.run_id)
-        alive = self._alive(folder)  # before the exit code: the script leaves that, and then ends
+        alive = is_alive(folder)  # before the exit code: the script leaves that, and then ends
         code = read_exit_code(folder)
         if (folder / "cancelled").exists() and (code is not None or not alive):
             return JobStatus(State.CANCELLED, "cancelled by the user", code, ended_at=ended_at(folder))
@@ -83,15 +73,15 @@ class LocalBackend(LocalFaults, LeavesOrphans):
         """TERM, time for a last checkpoint, then KILL."""
         folder = self.store.folder(run.run_id)
         session = int(run.place["job_id"]) if "job_id" in run.place else _written_pid(folder)
-        if not self._alive(folder) or session is None:
+        if not is_alive(folder) or session is None:
             return
         (folder / "cancelled").touch()
         if not shell.signal_process(session, signal.SIGTERM):  # the script passes it on to each node, if it lives
             shell.signal_session(session, signal.SIGTERM)
         deadline = time.monotonic() + run.grace_s + 5
-        while not (folder / "exit_code").exists() and self._alive(folder) and time.monotonic() < deadline:
+        while not (folder / "exit_code").exists() and is_alive(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if self._alive(folder):  # what the job left in the background, or what did not stop in time
+        if is_alive(folder):  # what the job left in the background, or what did not stop in time
             shell.signal_session(session, signal.SIGKILL)
 
     def orphans(self, profile: Profile | None, warn: Callable[[str], None]) -> list[Orphan]:
@@ -111,22 +101,8 @@ class LocalBackend(LocalFaults, LeavesOrphans):
             (attempt / "stop_requested").touch()
         except (OSError, ValueError):
             group = None
-        if group is None or not self._alive(folder) or not shell.signal_group(group, signal.SIGTERM):
+        if group is None or not is_alive(folder) or not shell.signal_group(group, signal.SIGTERM):
             raise BackendError(f"{run.run_id}: node {node} does not run", f"see its state: launch status {run.run_id}")
-
-    def _alive(self, folder: Path) -> bool:
-        """Whether any process of the run lives: they all inherited the lock."""
-        try:
-            descriptor = os.open(folder / "lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
 
     def _job_environ(self, submission: Submission) -> dict[str, str]:
         """This environment, with the python that runs launch first on PATH, and without the secrets' values."""

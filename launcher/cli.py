@@ -35,7 +35,8 @@ COMMANDS = {
 
 
 # Verbs of other packages: `name = "module:command"`. They are not in the table of `launch --help`, which stays fast.
-VERBS: Plugins[click.Command] = Plugins("launch.verbs", {})
+VERBS: Plugins[click.Command] = Plugins("launch.verbs", {}, "a click command", lambda name, found: isinstance(
+    found, click.Command))
 
 
 class LazyGroup(click.Group):

@@ -1,7 +1,8 @@
 """Things by name: our own from a table, others from installed packages. Imported when they are used."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
@@ -11,23 +12,36 @@ T = TypeVar("T")
 
 
 class Plugins(Generic[T]):
-    """One kind of thing. Other packages are looked through only for a name that is not in the table: that takes longer
-    than all else that `launch --help` does."""
+    """One kind of thing. `is_one` says of what a package names whether it is such a thing, which `what` describes.
 
-    def __init__(self, group: str, own: Mapping[str, str]) -> None:
+    Other packages are looked through only for a name that is not in the table: that takes longer than all else that
+    `launch --help` does. So a name of ours means ours.
+    """
+
+    def __init__(self, group: str, own: Mapping[str, str], what: str, is_one: Callable[[str, Any], bool]) -> None:
         self.group = group
         self.own = own
+        self.what = what
+        self.is_one = is_one
 
     def load(self, name: str) -> T:
         """The thing called `name`. Raises KeyError, or LaunchError for one of a package that cannot be imported."""
         if name in self.own:
             return cast(T, load_object(self.own[name]))
-        place = installed(self.group)[name]
+        entry, *others = installed(self.group)[name]
+        if others:
+            packages = " and ".join(one.package for one in (entry, *others))
+            raise LaunchError(f"{name}: {packages} have an entry point of this name in {self.group}",
+                              f"uninstall all but one: pip uninstall {others[0].package}")
+        where = f"{name}: the entry point {entry.value} of {entry.package} in {self.group}"
+        hint = f"fix or uninstall it: pip uninstall {entry.package}"
         try:
-            return cast(T, load_object(place))
+            found = load_object(entry.value)
         except Exception as error:  # whatever another package's code raises while it is imported
-            raise LaunchError(f"{name}: {place} of {self.group} cannot be loaded: {type(error).__name__}: {error}",
-                              "mend or uninstall the package that has this entry point") from error
+            raise LaunchError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint) from error
+        if not self.is_one(name, found):
+            raise LaunchError(f"{where} must be {self.what}", hint)
+        return cast(T, found)
 
     def names(self) -> list[str]:
         """All there are, our own first."""
@@ -37,12 +51,25 @@ class Plugins(Generic[T]):
         return name in self.own or name in installed(self.group)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a package names: `module:attribute`."""
+
+    package: str
+    value: str
+
+
 @cache
-def installed(group: str) -> dict[str, str]:
-    """`module:attribute` by name, of every installed package that names one."""
+def installed(group: str) -> dict[str, list[Entry]]:
+    """What installed packages name, by name: more than one entry when several packages have the same."""
     from importlib.metadata import entry_points
 
-    return {entry.name: entry.value for entry in entry_points(group=group)}
+    found: dict[str, list[Entry]] = {}
+    for entry in entry_points(group=group):
+        new = Entry(entry.dist.name if entry.dist else "a package without a name", entry.value)
+        if new not in found.setdefault(entry.name, []):
+            found[entry.name].append(new)
+    return found
 
 
 def load_object(place: str) -> Any:

@@ -41,14 +41,15 @@ class BackendType:
 
 
 BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
-    name: f"launcher.backends.{name}:BACKEND" for name in ("kubernetes", "slurm", "local")})
+    name: f"launcher.backends.{name}:BACKEND" for name in ("kubernetes", "slurm", "local")},
+    "a BackendType", lambda name, found: isinstance(found, BackendType))
 
 # Models of the sections of a job file that are for one back end alone, whose profile names the section as its
 # `job_options`. Others come through the entry-point group `launch.options`.
 OPTIONS: Plugins[Any] = Plugins("launch.options", {
     "pod": "launcher.backends.kubernetes.overlay:PodOverlay",
     "sbatch": "launcher.backends.slurm.options:JobSection",
-})
+}, "a pydantic model", lambda name, found: hasattr(found, "model_fields"))
 
 
 def load_backend(name: str, store: "RunStore", environ: dict[str, str]) -> "Backend":

@@ -23,4 +23,4 @@ def command(json_output: bool) -> None:
                         "nodes": run.nodes})
     else:
         ui.print_table(["RUN", "STATE", "NODES", "CREATED", "HANDLE"],
-                       [[run.run_id, state, str(run.nodes), run.created[:19], run.handle] for run, state in rows])
+                       [[run.run_id, state, str(run.nodes), f"{run.created[:19]}Z", run.handle] for run, state in rows])

@@ -14,7 +14,7 @@ from launcher.backends.registry import BACKENDS
 from launcher.job.quantities import duration_s, rough_duration
 from launcher.runs.store import RunStore
 from launcher.services.backends import Backends
-from launcher.services.options import agreed, json_option, run_store, yes_option
+from launcher.services.options import agreed, json_option, run_store, with_yes, yes_option
 from launcher.services.prepare import named_profile
 from launcher.services.retention import ended_before, remove_run
 from launcher.terminal import ui
@@ -58,7 +58,7 @@ def command(cluster: str | None, clusters: Path | None, older_than: datetime.dat
     _show([orphan for _, orphan in found], json_output=json_output)
     if not found or (json_output and not yes):
         return
-    if agreed(f"remove {len(found)} of them?" if len(found) > 1 else "remove it?", yes=yes, again="launch prune --yes"):
+    if agreed(f"remove {len(found)} of them?" if len(found) > 1 else "remove it?", yes=yes, again=with_yes()):
         for backend, orphan in found:
             if backend:
                 backend.remove(orphan)

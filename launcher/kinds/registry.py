@@ -7,7 +7,8 @@ from launcher.plugins import Plugins
 KINDS: Plugins[type[Kind]] = Plugins("launch.kinds", {
     "train": "launcher.kinds.train.kind:Train",
     "run": "launcher.kinds.command:Command",
-})
+}, "a class derived from Kind whose key is its name", lambda name, found: (
+    isinstance(found, type) and issubclass(found, Kind) and found.key == name))
 
 
 def able_to(ability: type) -> list[str]:

@@ -112,6 +112,11 @@ def agreed(question: str, *, yes: bool, again: str) -> bool:
     return ui.confirm(question)
 
 
+def with_yes() -> str:
+    """The command as it was typed, with --yes."""
+    return shlex.join(["launch", *click.get_current_context().obj, "--yes"])
+
+
 def run_store() -> "RunStore":
     """The runs of this user."""
     from launcher.runs.store import RunStore, launch_home

@@ -93,6 +93,7 @@ def test_a_setup_that_fails_ends_the_run_and_says_which_line(hpc):
     submit(hpc, "echo never", sbatch={"setup": ["true", "source ./no-such-file"]})
     status = wait(hpc, "failed", "succeeded")
     assert (status["state"], status["exit_code"]) == ("failed", 1)
+    assert status["reason"] == "sbatch.setup failed: source ./no-such-file: exit code 1"
     log = hpc.ok("logs")
     assert "launch: sbatch.setup: exit code 1: source ./no-such-file" in log and "never" not in log
 

@@ -29,7 +29,7 @@ exec apptainer exec \
   --bind="$PWD:$PWD" \
   --bind="$RUN_DIR/code:/opt/code:ro" \
   "$IMAGE" \
-  python3 -c 'import torch; print(torch.cuda.device_count())'
+  env HOME=/tmp python3 -c 'import torch; print(torch.cuda.device_count())'
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=2
 export LAUNCH_GRACE_S=120
@@ -52,7 +52,10 @@ finish() {
   exit "$1"
 }
 setup_line() {  # after each: its exit code, and what it was
-  if [ "$1" != 0 ]; then echo "launch: sbatch.setup: exit code $1: $2"; finish "$1"; fi
+  if [ "$1" = 0 ]; then return; fi
+  echo "$2" >"$ATTEMPT_DIR/failed_setup"
+  echo "launch: sbatch.setup: exit code $1: $2"
+  finish "$1"
 }
 set +euo pipefail  # modules and virtual environments were not written for these
 job_dir=$PWD

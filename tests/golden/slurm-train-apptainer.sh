@@ -102,6 +102,8 @@ chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own
 cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
+fabric=()
+if [ -d /dev/infiniband ]; then fabric=(--bind=/dev/infiniband); fi
 for key in HF_TOKEN LAUNCH_GPUS_PER_NODE LAUNCH_GRACE_S LAUNCH_JOB_NAME LAUNCH_NODES LAUNCH_PROCESSES_PER_NODE LAUNCH_RUN_ID NCCL_DEBUG PYTHONSAFEPATH PYTHONUNBUFFERED WANDB_API_KEY MASTER_ADDR MASTER_PORT NODE_RANK SLURM_JOB_ID LAUNCH_COMMAND CUDA_VISIBLE_DEVICES; do
   if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi
 done
@@ -114,12 +116,13 @@ exec apptainer exec \
   --no-home \
   --pwd="$PWD" \
   --nv \
+  "${fabric[@]}" \
   --bind="$PWD:$PWD" \
   --bind="$RUN_DIR/train.yaml:/etc/launch/train.yaml:ro" \
   --bind="$RUN_DIR/code:/opt/code:ro" \
   --bind='/lustre/data sets:/data:ro' \
   "$IMAGE" \
-  python3 -m trainer.entrypoint --config /etc/launch/train.yaml
+  env HOME=/tmp python3 -m trainer.entrypoint --config /etc/launch/train.yaml
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90

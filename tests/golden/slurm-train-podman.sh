@@ -103,6 +103,8 @@ cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
 name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"
+fabric=()
+if [ -d /dev/infiniband ]; then fabric=(--device=/dev/infiniband); fi
 user=()
 [ "$(id -u)" = 0 ] || user=(--user="$(id -u):$(id -g)" --userns=keep-id)
 stop_requested= code=0
@@ -133,6 +135,7 @@ podman run --detach --log-driver=passthrough \
   --shm-size=34359738368 \
   --entrypoint= \
   --device=nvidia.com/gpu=all \
+  "${fabric[@]}" \
   --env=HF_TOKEN \
   --env=LAUNCH_GPUS_PER_NODE \
   --env=LAUNCH_GRACE_S \

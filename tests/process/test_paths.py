@@ -54,7 +54,8 @@ def job(here, **fields):
     train = {"settings": {"output_dir": fields.pop("output_dir", None)}, "model": {"path": "owner/base"},
              "data": {"sources": [{"path": path} for path in fields.pop("rows", ["owner/rows"])]}}  # fmt: skip
     train["model"]["path"] = fields.pop("model", "owner/base")
-    (here / "job.yaml").write_text(yaml.safe_dump({"name": "a", "cluster": "place", "train": train, **fields}))
+    values = {"name": "a", "cluster": "place", "image": "registry.example.com/x:1", "train": train, **fields}
+    (here / "job.yaml").write_text(yaml.safe_dump(values))
 
 
 def place(here, **profile):
@@ -129,5 +130,5 @@ def test_json_has_the_notes_and_a_command_has_none(launch, here):
     job(here, model="/nope/model", output_dir="/out")
     found = json.loads(launch.ok("validate", "job.yaml", "--json"))["notes"]
     assert [note.split(":")[0] for note in found] == ["train.model.path", "train.settings.output_dir"]
-    (here / "job.yaml").write_text("name: a\ncluster: place\nrun: [cat, /nope]\n")
+    (here / "job.yaml").write_text("name: a\ncluster: place\nimage: x.example.com/y:1\nrun: [cat, /nope]\n")
     assert json.loads(launch.ok("validate", "job.yaml", "--json"))["notes"] == []

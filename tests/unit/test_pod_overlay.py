@@ -18,7 +18,8 @@ from tests import crds, jobs
 API_VERSION = kubernetes_validate.latest_version()
 GOLDEN = Path(__file__).parent.parent / "golden"
 K8S = {"backend": "kubernetes"}
-JOB = {"name": "a", "run": ["true"], "resources": {"nodes": 2, "gpus_per_node": 1}}
+JOB = {"name": "a", "image": "registry.example.com/x:1", "run": ["true"],
+       "resources": {"nodes": 2, "gpus_per_node": 1, "memory_per_node": "64Gi"}}
 
 
 @pytest.mark.parametrize("name", ["multus", "openshift"])
@@ -306,3 +307,16 @@ def test_what_the_page_on_clusters_shows_is_the_golden_file(name):
     ("list[str]", ["a", 1]), ("List[str]", ["a", 1]), ("dict(str, str)", {1: 1}), ("Dict[str, str]", {1: 1})])
 def test_types_are_read_as_both_clients_write_them(kind, value):
     assert list(_mistakes(value, kind, ("x",))) == [(("x", 1), 'must be text, so in quotes: "1", not 1')]
+
+
+@pytest.mark.parametrize(("job", "said"), [
+    ({"image": None}, "image: launch-trainer:0.1.0 names no registry"),
+    ({"resources": {"gpus_per_node": 1}}, "resources.memory_per_node: not set, so the pods reserve no memory")])
+def test_what_an_administrator_would_ask_about_is_noted(folder, job, said):
+    (note,) = prepare(folder(**job), {}).notes
+    assert note.startswith(said)
+
+
+def test_an_amount_of_a_resource_may_be_a_number(folder):
+    prepared = prepare(folder(profile={"extra_resources": {"rdma/hca": 1}}), {})
+    assert prepared.profile.extra_resources == {"rdma/hca": "1"}

@@ -139,7 +139,7 @@ def folder(tmp_path, monkeypatch):
 
     def write(profile: dict, **job: object) -> Request:
         (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"one": profile}))
-        body = {"name": "a", "run": ["true"], "code": ".", "cluster": "one", **job}
+        body = {"name": "a", "run": ["true"], "code": ".", "cluster": "one", **job, "image": "registry.example.com/x:1"}
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
         return Request(Path("job.yaml"))
 

@@ -115,6 +115,16 @@ def test_everything_that_is_asked_for():
     assert want <= set(sbatch_lines(jobs.rendered(plan_of(TRAIN_JOB, PROFILE)).text))
 
 
+@pytest.mark.parametrize(("runtime", "option"), [
+    ("podman", "--device=/dev/infiniband"), ("docker", "--device=/dev/infiniband"),
+    ("apptainer", "--bind=/dev/infiniband")])
+def test_several_nodes_with_gpus_see_the_machines_infiniband(runtime, option):
+    found = [f"fabric=({option})" in render({"name": "demo", "run": ["true"], "resources": resources},
+                                            container_runtime=runtime)
+             for resources in ({"nodes": 2, "gpus_per_node": 8}, {"nodes": 1, "gpus_per_node": 8}, {"nodes": 2})]
+    assert found == [True, False, False]
+
+
 @pytest.mark.parametrize(("limit", "told"), [("12h", 120), ("8m", 120), ("4m", 60), ("1m", 15)])
 def test_told_at_most_a_quarter_of_the_limit_before_it(limit, told):
     lines = sbatch_lines(render({**RUN_JOB, "resources": {"time_limit": limit}}, grace="120s"))

@@ -18,7 +18,7 @@ from launcher.terminal.control import printable
 from trainer import output
 
 # what a terminal takes for orders, or for another direction of writing
-OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LINES = [LogLine(0, b"a \xff\x1b[2J"), LogLine(11, b"b [bold]c", "2026-01-01T00:00:00Z")]
 
 

@@ -198,6 +198,7 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
              f"--shm-size={plan.shm}", "--entrypoint="]
     if plan.gpus_per_node:
         words.append("--device=nvidia.com/gpu=all" if runtime == "podman" else "--gpus=all")
+    words += _fabric_words(plan)
     if plan.cpus_per_node and limit_cpus:
         words.append(f"--cpus={plan.cpus_per_node}")
     words += [f"--env={name}" for name in _env_names(plan)]
@@ -209,6 +210,7 @@ def _oci_container(plan: Plan[HostProfile], runtime: str, *, limit_cpus: bool) -
     command = [image_word(plan), _command(plan)]
     return [
         'name="launch-$LAUNCH_RUN_ID-${SLURM_JOB_ID:-local}-$NODE_RANK"',
+        *_fabric(plan, "--device=/dev/infiniband"),
         "user=()",
         f'[ "$(id -u)" = 0 ] || user=({" ".join(user)})',
         "stop_requested= code=0",
@@ -269,6 +271,7 @@ def _apptainer(plan: Plan[HostProfile]) -> list[str]:
     words = ["exec apptainer exec", "--containall", "--no-home", '--pwd="$PWD"']
     if plan.gpus_per_node:
         words.append("--nv")
+    words += _fabric_words(plan)
     words += [f"--bind={volume}" for volume in binds(plan)]
     words += map(shlex.quote, plan.profile.container_args)
     # --env would split values at commas, and show them to `ps`
@@ -276,11 +279,25 @@ def _apptainer(plan: Plan[HostProfile]) -> list[str]:
         f"for key in {' '.join(_env_names(plan))}; do",
         '  if [ -n "${!key+set}" ]; then export "APPTAINERENV_$key=${!key}"; fi',
         "done",
-        *(f"export APPTAINERENV_{name}={shlex.quote(value)}" for name, value in sorted(plan.env.items())),
+        *(f"export APPTAINERENV_{name}={shlex.quote(value)}" for name, value in sorted(plan.env.items())
+          if name != "HOME"),
     ]
     if plan.code_digest:
         lines.append(f"export APPTAINERENV_PYTHONPATH={shlex.quote(container_python_path(plan))}")
-    return [*lines, continued([*words, image_word(plan), _command(plan)])]
+    home = f"env HOME={shlex.quote(plan.env.get('HOME', CONTAINER_TMP))}"  # apptainer allows no APPTAINERENV_HOME
+    return [*_fabric(plan, "--bind=/dev/infiniband"), *lines,
+            continued([*words, image_word(plan), f"{home} {_command(plan)}"])]
+
+
+def _fabric(plan: Plan[HostProfile], option: str) -> list[str]:
+    """Without the machine's InfiniBand devices, NCCL takes TCP between nodes, and says so to nobody."""
+    if not _fabric_words(plan):
+        return []
+    return ["fabric=()", f"if [ -d /dev/infiniband ]; then fabric=({option}); fi"]
+
+
+def _fabric_words(plan: Plan[HostProfile]) -> list[str]:
+    return ['"${fabric[@]}"'] if plan.nodes > 1 and plan.gpus_per_node else []
 
 
 def _env_names(plan: Plan[HostProfile]) -> list[str]:

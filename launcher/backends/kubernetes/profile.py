@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from launcher.backends.kubernetes.overlay import PodOverlay
-from launcher.job.plan import all_mounts
+from launcher.job.plan import DEFAULT_IMAGE, all_mounts
 from launcher.job.profile import CONTAINER_CODE, Problem, Profile
 from launcher.job.spec import JobSpec, Mount, mount_at
-from launcher.job.types import AbsolutePath, DnsName, Word, is_below
+from launcher.job.types import AbsolutePath, DnsName, EnvValue, Word, is_below
 from trainer.config import Section
 
 WORKSPACE = "/workspace"  # the working directory of a pod
@@ -58,7 +58,7 @@ class KubernetesProfile(Profile):
     node_selector: dict[str, str] = Field({}, description="Labels a node must have.")
     tolerations: list[Toleration] = Field([], description="Taints the pods accept.")
     gpu_resource: Word = Field("nvidia.com/gpu", description="Name of the GPU resource.")
-    extra_resources: dict[str, str] = Field({}, description="More resources per node, such as rdma/hca: '1'.")
+    extra_resources: dict[str, EnvValue] = Field({}, description="More resources per node, such as rdma/hca: 1.")
     log_archive: AbsolutePath | None = Field(
         None, description="Folder on one of the profile's mounts where training jobs keep a copy of their logs; what a "
                           "node throws away unread is filled from it.")
@@ -80,6 +80,12 @@ class KubernetesProfile(Profile):
             where = f"claim {mount.claim}" if mount.claim else f"{mount.host_path} of the node"
             yield (f"code: the job finds it at {CONTAINER_CODE} (read-only, on PYTHONPATH); relative paths start at "
                    f"{WORKSPACE}, which is {where}: launch writes nothing there")
+        if job.image is None:
+            yield (f"image: {DEFAULT_IMAGE} names no registry, so nodes find it only if it was loaded there; push it "
+                   "to one and name it (docs/images.md)")
+        if job.resources.gpus_per_node and job.resources.memory_per_node is None:
+            yield ("resources.memory_per_node: not set, so the pods reserve no memory, and a node that runs short of "
+                   "it evicts them first")
         if overlays := [overlay for overlay in (self.pod, getattr(job, "pod", None)) if overlay]:
             yield from _sidecar_notes(overlays)
 

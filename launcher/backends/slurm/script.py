@@ -100,7 +100,10 @@ def _setup(plan: Plan[SlurmProfile]) -> list[str]:
         return []
     return [
         "setup_line() {  # after each: its exit code, and what it was",
-        '  if [ "$1" != 0 ]; then echo "launch: sbatch.setup: exit code $1: $2"; finish "$1"; fi',
+        '  if [ "$1" = 0 ]; then return; fi',
+        '  echo "$2" >"$ATTEMPT_DIR/failed_setup"',
+        '  echo "launch: sbatch.setup: exit code $1: $2"',
+        '  finish "$1"',
         "}",
         "set +euo pipefail  # modules and virtual environments were not written for these",
         "job_dir=$PWD",

@@ -128,10 +128,15 @@ def _reason(folder: Path, state: State, record: Record, meanings: Mapping[str, s
 
 
 def _ending(folder: Path, record: Record | None, code: int | None, meanings: Mapping[str, str]) -> str:
-    """Slurm's reason, which it has before the final state; a task that was killed for its memory leaves a note."""
+    """Slurm's reason, which it has before the final state; a task that was killed for its memory leaves a note, and so
+    does a line of `setup` that failed."""
     state = REASONS.get(record.reason or "", record.state) if record else ""
-    if state not in ENDINGS and (folder / f"attempts/{latest_attempt(folder)}/out_of_memory").exists():
+    attempt = folder / f"attempts/{latest_attempt(folder)}"
+    if state not in ENDINGS and (attempt / "out_of_memory").exists():
         state = "OUT_OF_MEMORY"
+    if state not in ENDINGS and (attempt / "failed_setup").exists():
+        line = (attempt / "failed_setup").read_text(encoding="utf-8", errors="replace").strip()
+        return f"sbatch.setup failed: {line}: {exit_words(code, {})}"
     return f"{ENDINGS[state]} ({state})" if state in ENDINGS else exit_words(code, meanings)
 
 

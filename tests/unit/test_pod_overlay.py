@@ -320,3 +320,10 @@ def test_what_an_administrator_would_ask_about_is_noted(folder, job, said):
 def test_an_amount_of_a_resource_may_be_a_number(folder):
     prepared = prepare(folder(profile={"extra_resources": {"rdma/hca": 1}}), {})
     assert prepared.profile.extra_resources == {"rdma/hca": "1"}
+
+
+def test_a_capability_that_a_user_will_not_have_is_noted(folder):
+    locks = trainer(securityContext={"capabilities": {"add": ["IPC_LOCK"]}})
+    (note,) = prepare(folder(locks), {}).notes
+    assert note.startswith("pod.containers: capabilities that are added have no effect on user 1000 (run_as_user)")
+    assert prepare(folder(locks, profile={"run_as_user": None}), {}).notes == []

@@ -88,6 +88,7 @@ class KubernetesProfile(Profile):
                    "it evicts them first")
         if overlays := [overlay for overlay in (self.pod, getattr(job, "pod", None)) if overlay]:
             yield from _sidecar_notes(overlays)
+            yield from self._capability_notes(overlays)
 
     def seen_at(self, path: str, job_dir: str) -> str:
         """Relative paths start at a volume of the pod's own."""
@@ -96,6 +97,15 @@ class KubernetesProfile(Profile):
     def kept(self, mounts: Iterable[Mount], job_dir: str) -> list[str] | None:
         """Mounts alone outlive a pod."""
         return [mount.path for mount in mounts]
+
+    def _capability_notes(self, overlays: Iterable[PodOverlay]) -> Iterator[str]:
+        """Kubernetes grants no ambient capabilities."""
+        contexts = [item.get("securityContext") or {} for overlay in overlays
+                    for item in overlay.spec.get("containers", [])]
+        if self.run_as_user is not None and any((context.get("capabilities") or {}).get("add") for context in contexts):
+            yield (f"pod.containers: capabilities that are added have no effect on user {self.run_as_user} "
+                   "(run_as_user), only on root; locked memory is a limit of the nodes' container runtime "
+                   "(k8s/README.md)")
 
     @model_validator(mode="after")
     def _archive_on_a_mount(self) -> Self:

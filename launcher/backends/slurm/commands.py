@@ -5,13 +5,18 @@ from typing import Any
 from launcher.backends import processes
 from launcher.errors import BackendError
 
+_WHERE = "in the cluster's profile, or in `sbatch` of the job"
 # What Slurm says -> the next command.
 REFUSALS = (
-    ("partition", "see the partitions: sinfo --summarize; then set `partition` in the cluster's profile"),
-    ("account", "see your accounts: sacctmgr show associations user=$USER; then set `account` in the profile"),
-    ("qos", "see yours: sacctmgr show associations user=$USER format=account,qos; then set `qos` in the profile"),
-    ("feature", "see the nodes' features: sinfo --format='%n %f'; then set `constraint` in the cluster's profile"),
-    ("node configuration", "see what a node has: sinfo --format='%P %D %c %m %G'; then lower `resources`"),
+    ("gres", "see the GPUs: sinfo --format='%P %G'; then set sbatch.gpu_type"),
+    ("reservation", "see the reservations: scontrol show reservation; then set sbatch.reservation"),
+    ("license", "see the licenses: scontrol show licenses; then set sbatch.licenses"),
+    ("partition", f"see the partitions: sinfo --summarize; then set `partition` {_WHERE}"),
+    ("account", f"see your accounts: sacctmgr show associations user=$USER; then set `account` {_WHERE}"),
+    ("qos", f"see yours: sacctmgr show associations user=$USER format=account,qos; then set `qos` {_WHERE}"),
+    ("feature", f"see the nodes' features: sinfo --format='%n %f'; then set `constraint` {_WHERE}"),
+    ("node configuration", "see what a node has: sinfo --format='%P %D %c %m %G'; then lower `resources`, or set "
+                           "sbatch.gpu_type"),
     ("time limit", "see the limits: sinfo --format='%P %l'; then lower resources.time_limit"),
     ("memory", "see what a node has: sinfo --format='%P %m'; then lower resources.memory_per_node"),
     ("configuration source", "run launch on a machine of the cluster, or set SLURM_CONF"),

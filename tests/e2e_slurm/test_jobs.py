@@ -134,6 +134,19 @@ def test_what_cannot_run_waits_or_is_refused_with_slurms_words(hpc):
         slurm(hpc, "scontrol", "update", "partitionname=main", "state=up")
 
 
+@pytest.mark.needs("slurm")
+@pytest.mark.parametrize(("section", "hint"), [
+    ({"reservation": "nobody"}, "see the reservations: scontrol show reservation"),
+    ({"licenses": "nothing:1"}, "see the licenses: scontrol show licenses"),
+    ({"partition": "nowhere"}, "see the partitions: sinfo --summarize"),
+    ({"gpu_type": "none"}, "set sbatch.gpu_type")])
+def test_a_refusal_names_the_next_command(hpc, section, hint):
+    resources = {"gpus_per_node": int("gpu_type" in section)}
+    done = hpc.run("submit", write_job(hpc, "true", sbatch=section, resources=resources))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert hint in done.stderr
+
+
 TEXT = st.text(st.one_of(st.sampled_from("a,=;:'\"$`\\\n\t (){}[]<>|&!*?~#%-"),
                          st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=12)
 UGLY = ["a,b=c 'd' \"e\" $HOME $(date) `date` \\ 上海\nnext\tline ", "\n", " ", "", "LAUNCH_END\n"]

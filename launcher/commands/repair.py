@@ -15,9 +15,9 @@ from launcher.terminal import ui
 @run_argument
 @yes_option
 def command(run: str | None, yes: bool) -> None:
-    """Kubernetes: the pod of a lost machine is given up, so that it is made anew on another one; asks before, unless
-    the cluster's profile says `repair: auto`. Make sure that the machine is really off: one that is only cut off goes
-    on writing. Slurm starts such a job again by itself."""
+    """Kubernetes: the pod of a lost machine is given up, so that it is created again on another one; asks first, unless
+    the cluster's profile says `repair: auto`. Make sure that the machine is really off: one that is only cut off keeps
+    writing. Slurm restarts such a job by itself."""
     store = run_store()
     found = store.find(run)
     backend = load_backend(found.backend, store, dict(os.environ))

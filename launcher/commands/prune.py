@@ -34,7 +34,7 @@ def _ago(context: click.Context, option: click.Parameter, text: str | None) -> d
 @click.command("prune")
 @click.option("--cluster", metavar="NAME", help="Look there too, whether or not a run of this machine was there.")
 @click.option("--clusters", type=click.Path(path_type=Path),
-              help="File of cluster profiles. Default: ./clusters.yaml, then ~/.config/launch/clusters.yaml.")
+              help="File of cluster profiles. Default: clusters.yaml here, or in ~/.config/launch/.")
 @click.option("--older-than", metavar="TIME", callback=_ago,
               help="Runs that ended longer ago than this, too: 30d, 12h.")
 @yes_option

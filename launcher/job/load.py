@@ -1,20 +1,18 @@
-"""Job files and cluster profiles: YAML text to typed specs, with every mistake reported at once.
+"""Job files and cluster profiles: YAML text to plain values, each with its place.
 
 The only reader of YAML that people write. ruamel.yaml, because it knows line numbers, sees duplicate keys and
 reads YAML 1.2 (`no` and `12:30:00` stay text, `2e-4` is a number).
 """
 
-import difflib
 import io
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -34,6 +32,12 @@ class Document:
     values: dict[str, Any]
     places: dict[Loc, str]
     problems: tuple[str, ...]
+    name: Loc = ()  # what of the file it is: the profile's name
+
+    def at(self, loc: Loc) -> str:
+        """`file:line: path: `, for the beginning of a line that says what is wrong there."""
+        path = dotted((*self.name, *loc))
+        return f"{self.place(loc)}: {path}: " if path else f"{self.place(loc)}: "
 
     def place(self, loc: Loc) -> str:
         """`file:line` (or `--set ...`) of the value at `loc`, or of the nearest one around it."""
@@ -44,22 +48,27 @@ class Document:
 
 def load_profiles(path: Path) -> dict[str, Document]:
     """Read a clusters file: one unchecked Document per profile, so that a mistake in one cluster spares the others."""
-    document = read_document(path)
+    document = read_document(path, example="hpc: {backend: slurm}")
+    below = document.values.get("clusters")
+    if list(document.values) == ["clusters"] and isinstance(below, dict) and below:
+        raise SpecError(f"{document.at(('clusters',))}a profile stands at the top level of the file, not below "
+                        f"clusters: `{next(iter(below))}:` in the first column")
     found = {}
     for name, values in document.values.items():
         places = {loc[1:]: place for loc, place in document.places.items() if loc and loc[0] == name}
         problems = [line for line in document.problems if re.search(rf":\d+: {re.escape(name)}[.:]", line)]
         if not isinstance(values, dict):
-            problems.append(f"{places[()]}: {name}: must be keys with values, not {shown(values)}")
-        found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems))
+            problems.append(f"{places[()]}: {name}: must be a profile, such as {{backend: slurm}}, not {shown(values)}")
+        found[name] = Document(document.source, values if isinstance(values, dict) else {}, places, tuple(problems),
+                               (name,))
     return found
 
 
-def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a YAML mapping. Raises SpecError when it is missing, unreadable, no YAML or no mapping."""
+def read_document(path: Path, overrides: Sequence[str] = (), example: str = "name: my-job") -> Document:
+    """Read a YAML mapping. Raises SpecError when it is missing, unreadable, not YAML or no mapping."""
     node, values = _parse(path, _read_text(path))
     if not isinstance(node, MappingNode) or not isinstance(values, dict):
-        raise SpecError(f"{path}:1: must be keys with values, such as `name: my-job`, not {shown(values)}")
+        raise SpecError(f"{path}:1: must be a mapping, such as `{example}`, not {shown(values)}")
     _name_keys(values, set())
     places: dict[Loc, str] = {}
     problems = [*_walk(node, (), str(path), places, set())]
@@ -76,22 +85,39 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
             node = yaml.compose(io.StringIO(text))
         return node, None if node is None else yaml.constructor.construct_document(node)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
         problem = redact(str(error.problem or error.context))
+        mark = error.problem_mark or error.context_mark
+        if problem in _SEEN_LATE:
+            mark = error.context_mark or mark
         line = mark.line + 1 if mark else 1
-        raise SpecError(f"{path}:{line}: not YAML: {_PLAIN_WORDS.get(problem, problem)}") from error
+        raise SpecError(f"{path}:{line}: not YAML: {_plain_words(problem)}") from error
     except (YAMLError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else redact(str(error).splitlines()[0])
         raise SpecError(f"{path}:1: not YAML: {reason}") from error
 
 
 # What a parser says of the commonest slips, in words for people.
-_PLAIN_WORDS = {
-    "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
-    "mapping values are not allowed here": "': ' inside a value, or a wrong indent; write one key a line, and "
-                                           "quotes around such a value",
-    "but found another document": "there is a second document; a file holds one",
-}
+_PLAIN_WORDS = (
+    (r"found character '\\t' that cannot start any token", "a tab cannot indent; use spaces"),
+    (r"found character '(.)' that cannot start any token", r"a value cannot begin with \1; put it in quotes"),
+    ("mapping values are not allowed here", "': ' inside a value, or a wrong indent; write one key a line, and quotes "
+                                            "around such a value"),
+    ("but found another document", "there is a second document; a file holds one"),
+    ("expected <block end>, but found .*", "is indented otherwise than the lines of its section above, or continues a "
+                                           "value that has ended"),
+    ("found unexpected end of stream", "a quote is not closed"),
+    ("expected ',' or '([]}])', but got .*", r"a `\1` or a comma is missing before this"),
+    ("could not find expected ':'", "a key without `: ` behind it"),
+    (r"found \('<(.*)>',\)", "this cannot stand here; check the indent and the quotes"),
+)
+
+
+# What shows only behind the slip: the line where it began is the one to look at.
+_SEEN_LATE = ("could not find expected ':'", "found unexpected end of stream")
+
+
+def _plain_words(problem: str) -> str:
+    return next((re.sub(form, words, problem) for form, words in _PLAIN_WORDS if re.fullmatch(form, problem)), problem)
 
 
 def _yaml() -> YAML:
@@ -104,7 +130,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file", "name an existing one, such as examples/quickstart/job.yaml") from None
+        raise SpecError(f"{path}: no such file", _files_here(path)) from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a folder", f"name the file in it: {path}/job.yaml") from None
     except UnicodeDecodeError as error:
@@ -112,6 +138,12 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"{path}:{line}: must be UTF-8 text; byte 0x{error.object[error.start]:02x} is not") from error
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _files_here(path: Path) -> str:
+    """The YAML files of its folder, or what to do without any."""
+    found = sorted(file.name for file in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
+    return f"YAML files in {path.parent.absolute()}: {', '.join(found)}" if found else "write one: see the README"
 
 
 def _name_keys(values: Any, seen: set[int]) -> None:
@@ -191,160 +223,6 @@ def _item(values: list[Any], key: str) -> int:
     return int(key)
 
 
-def validate(spec: type[SpecT], document: Document, more_problems: Sequence[str] = (),
-             owner_of: Callable[[str], str | None] = lambda key: None) -> SpecT:
-    """Check a document. `owner_of`: which other model has a key that `spec` has not. Raises SpecError listing every
-    mistake, `more_problems` among them.
-
-    Validates twice when keys are unknown: pydantic checks combinations only in sections without other errors.
-    """
-    problems = [*document.problems, *more_problems]
-    values = document.values
-    for _ in range(2):
-        try:
-            checked = spec.model_validate(values)
-            break
-        except ValidationError as error:
-            details = error.errors(include_url=False)
-            problems += [line for detail in details for line in _explain(spec, document, detail, owner_of)]
-            unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
-            values = _without(values, [_real_loc(loc, values) for loc in unknown])
-    if problems:
-        ordered = sorted(dict.fromkeys(problems), key=lambda line: _line_number(line, document.source))
-        raise SpecError("\n".join(ordered))
-    return checked
-
-
-def _line_number(problem: str, source: str) -> int:
-    """For sorting: mistakes in the file by line, and behind them those of --set and of other files."""
-    number = problem.removeprefix(f"{source}:").split(":")[0]
-    return int(number) if problem.startswith(f"{source}:") and number.isdigit() else sys.maxsize
-
-
-def _without(values: Any, locs: list[Loc]) -> Any:
-    """A copy of `values` without the keys at `locs`."""
-    if not locs:
-        return values
-    if isinstance(values, dict):
-        kept = {key: value for key, value in values.items() if (key,) not in locs}
-        return {key: _without(value, [loc[1:] for loc in locs if loc[:1] == (key,)]) for key, value in kept.items()}
-    if isinstance(values, list):
-        return [_without(value, [loc[1:] for loc in locs if loc[:1] == (index,)]) for index, value in enumerate(values)]
-    return values
-
-
-def _explain(spec: type[BaseModel], document: Document, detail: Any,
-             owner_of: Callable[[str], str | None]) -> list[str]:
-    """The lines for one pydantic error: `place: path: must be Y, not X`."""
-    loc = _real_loc(tuple(detail["loc"]), document.values)
-    where = f"{document.place(loc)}: {dotted(loc)}: " if loc else f"{document.place(loc)}: "
-    kind, context, got = detail["type"], detail.get("ctx", {}), shown(detail["input"])
-    if kind == "extra_forbidden" and len(loc) == 1 and (owner := owner_of(str(loc[0]))):
-        return [f"{where}this is a setting of {owner} profiles, and this one is for {document.values['backend']}"]
-    if kind == "extra_forbidden":
-        known = sorted(_fields(spec, loc[:-1]))
-        near = difflib.get_close_matches(str(loc[-1]), known, 1)
-        known_here = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return [f"{where}unknown key; {known_here}"]
-    if kind == "missing":
-        return [f"{where}is required ({_description(spec, loc)})"]
-    if kind == "value_error":
-        path = f"{dotted(loc)}: " if loc else ""
-        lines = str(context["error"]).splitlines()
-        return [f"{document.place(_named(line, loc, document))}: {path}{line}" for line in lines]
-    if kind in ("too_long", "too_short") and detail["input"]:
-        got = _count(len(detail["input"]), "item")
-    return [f"{where}{_sentence(kind, context, detail)}, not {got}"]
-
-
-def _named(message: str, section: Loc, document: Document) -> Loc:
-    """Where the first field stands that a section's message names and the file gives; else the section itself."""
-    for word in re.findall(r"[\w.]+", message):
-        loc = (*section, *word.split("."))
-        if loc in document.places:
-            return loc
-    return section
-
-
-_TYPES = {
-    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "bool_type": "true or false", "list_type": "a list", "dict_type": "keys with values",
-    "model_type": "keys with values", "model_attributes_type": "keys with values", "finite_number": "a finite number",
-}
-_BOUNDS = {
-    "greater_than_equal": ("{} or more", "ge"), "greater_than": ("more than {}", "gt"),
-    "less_than_equal": ("{} or less", "le"), "less_than": ("less than {}", "lt"),
-}
-_LENGTHS = {
-    "too_short": ("at least {}", "min_length", "item"), "string_too_short": ("at least {}", "min_length", "character"),
-    "too_long": ("at most {}", "max_length", "item"), "string_too_long": ("at most {}", "max_length", "character"),
-}
-
-
-def _sentence(kind: str, context: dict[str, Any], detail: Any) -> str:
-    """What the value must be."""
-    given, message = detail["input"], str(detail["msg"])
-    if kind == "string_type" and not isinstance(given, dict | list | None):
-        return f'must be text, so in quotes: "{shown(given)}"'
-    if kind == "list_type" and isinstance(given, str):
-        return f"must be a list, such as [{', '.join(given.split())}]"
-    if kind in _TYPES:
-        return f"must be {_TYPES[kind]}"
-    if kind in _BOUNDS:
-        form, key = _BOUNDS[kind]
-        return f"must be {form.format(f'{context[key]:g}')}"
-    if kind in _LENGTHS:
-        form, key, noun = _LENGTHS[kind]
-        return f"must have {form.format(_count(context[key], noun))}"
-    choices = str(context.get("expected")).replace("'", "")
-    return f"must be {choices}" if kind == "literal_error" else message[0].lower() + message[1:]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _real_loc(loc: Loc, values: Any) -> Loc:
-    """`loc` without the names that pydantic adds for the branches of a union and for mapping keys."""
-    real: list[str | int] = []
-    for index, step in enumerate(loc):
-        if isinstance(values, dict) and (step in values or index == len(loc) - 1) and step != "[key]":
-            values = values.get(step)
-        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
-            values = values[step]
-        else:
-            continue
-        real.append(step)
-    return tuple(real)
-
-
-def _fields(spec: Any, loc: Loc) -> dict[str, Any]:
-    """Names and field infos of the section at `loc`."""
-    for step in loc:
-        info = _sections(spec).get(str(step)) if not isinstance(step, int) else spec
-        spec = info if info is not None else spec
-    return dict(spec.model_fields) if isinstance(spec, type) and issubclass(spec, BaseModel) else {}
-
-
-def _sections(spec: Any) -> dict[str, Any]:
-    """Field name -> the section class inside its annotation, where there is one."""
-    found = {}
-    for name, info in spec.model_fields.items():
-        stack = [info.annotation]
-        while stack:
-            part = stack.pop()
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                found[name] = part
-            stack += getattr(part, "__args__", ())
-    return found
-
-
-def _description(spec: type[BaseModel], loc: Loc) -> str:
-    field = _fields(spec, loc[:-1]).get(str(loc[-1]))
-    text = (field.description or "").split(". ")[0].rstrip(".") if field else ""
-    return text[:1].lower() + text[1:] if text else "a value"
-
-
 def dotted(loc: Loc) -> str:
     """`train.data.sources[0].path`: a place as people write it."""
     text = ""
@@ -358,7 +236,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, dict):
-        return "keys with values"
+        return "a mapping"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     if isinstance(value, bool):

@@ -33,7 +33,7 @@ class Prepared:
     def notes(self) -> list[str]:
         """What whoever sends it should know."""
         large = [self.snapshot.described()] if self.snapshot and self.snapshot.is_large else []
-        unused = [f"{section}: not used, because it is for another back end than {self.profile.backend}"
+        unused = [f"{section}: ignored, because it is not for {self.profile.backend}"
                   for section in self.job.backend_sections if section != self.profile.job_options]
         return [*large, *unused, *self.profile.notes(self.job, code=self.snapshot is not None), *self._path_notes()]
 

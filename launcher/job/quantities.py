@@ -5,7 +5,7 @@ import re
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "": 1}
 DURATION = r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
-DURATION_FORM = "a duration such as 90m, 12h or 1d12h"
+DURATION_FORM = "a duration such as 90s, 30m, 12h or 1d12h"
 SIZE_FORM = "a size such as 512Gi or 64G"
 SIZE = r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T|)"
 

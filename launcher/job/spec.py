@@ -37,8 +37,8 @@ class Mount(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.claim is None) == (self.host_path is None):
-            given = "neither" if self.claim is None else "both"
-            raise ValueError(f"must have exactly one of claim and host_path, not {given}")
+            raise ValueError("needs claim or host_path" if self.claim is None else "has both claim and host_path (keep "
+                             "one of the two)")
         return self
 
 

@@ -128,8 +128,8 @@ class RunStore:
         matches = [wanted] if wanted in records else _starting_with(wanted, records)
         if len(matches) > 1:
             shown = matches[:SHOWN_MATCHES] + (["..."] if len(matches) > SHOWN_MATCHES else [])
-            raise NotFoundError(f"got {reference!r}, which is the start of {', '.join(shown)}",
-                                "name more of it; list them: launch list")
+            raise NotFoundError(f"{reference!r} is ambiguous: it is the start of {', '.join(shown)}",
+                                "type more of it; list them: launch list")
         found = records[matches[0]] if matches else None
         if isinstance(found, str):
             folder = self.folder(matches[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.job.kind import Input, ReadsFiles
-from launcher.job.load import Document, dotted, shown
+from launcher.job.load import Document, shown
 from launcher.job.profile import Profile
 from launcher.job.spec import JobSpec
 from launcher.kinds.registry import KINDS
@@ -23,8 +23,7 @@ def input_problems(document: Document, job_dir: Path, profile: Profile) -> Itera
         for one in _inputs(key, document.values[key]):
             if not _is_there(one, job_dir):
                 loc = (key, *one.loc)
-                yield (f"{document.place(loc)}: {dotted(loc)}: must be {one.allowed}, not {shown(one.path)} (seen from "
-                       f"{job_dir})")
+                yield f"{document.at(loc)}must be {one.allowed}, not {shown(one.path)} (seen from {job_dir})"
 
 
 def _inputs(key: str, section: Any) -> Iterator[Input]:

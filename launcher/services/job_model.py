@@ -9,8 +9,9 @@ from pydantic import Field, create_model
 
 from launcher.backends.registry import BACKENDS, OPTIONS
 from launcher.errors import SpecError
+from launcher.job.check import validate
 from launcher.job.kind import Kind
-from launcher.job.load import Document, shown, validate
+from launcher.job.load import Document, Loc, shown
 from launcher.job.profile import Profile
 from launcher.job.spec import JobSpec
 from launcher.kinds.registry import KINDS
@@ -33,7 +34,7 @@ def default_profile(backend: str) -> Profile:
 
 def check_job(document: Document, more_problems: Sequence[str] = ()) -> JobSpec:
     """A job file, checked. Raises SpecError listing every mistake, `more_problems` among them."""
-    return validate(job_model(document.values), document, more_problems)
+    return validate(job_model(document.values), document, more_problems, whole=job_model, owner=_profile_with)
 
 
 def check_profile(document: Document) -> Profile:
@@ -42,20 +43,42 @@ def check_profile(document: Document) -> Profile:
         raise SpecError("\n".join(document.problems))
     backend = document.values.get("backend")
     if isinstance(backend, str) and backend in BACKENDS:
-        return validate(BACKENDS.load(backend).profile_model(), document, owner_of=_owner_of)
+        model = BACKENDS.load(backend).profile_model()
+        return validate(model, document, owner=lambda loc: _other_backend(loc, backend))
     known = BACKENDS.names()
+    if backend is None:
+        raise SpecError("\n".join([*document.problems, f"{document.at(('backend',))}is required: {_one_of(known)}"]))
     import difflib
 
-    wrong = (f"{document.place(('backend',))}: backend: must be {', '.join(known[:-1])} or {known[-1]}, not "
-             f"{shown(backend)}")
-    near = next(iter(difflib.get_close_matches(str(backend), known, 1)), known[0])  # the other mistakes are told, too
-    meant = dataclasses.replace(document, values={**document.values, "backend": near})
-    return validate(BACKENDS.load(near).profile_model(), meant, [wrong])
+    near = next(iter(difflib.get_close_matches(str(backend).lower(), known, 1)), None)
+    meant = f" (did you mean {near}?)" if near else ""
+    wrong = f"{document.at(('backend',))}must be {_one_of(known)}, not {shown(backend)}{meant}"
+    if near is None:
+        raise SpecError("\n".join([*document.problems, wrong]))
+    assumed = dataclasses.replace(document, values={**document.values, "backend": near})  # for the other mistakes
+    return validate(BACKENDS.load(near).profile_model(), assumed, [wrong])
 
 
-def _owner_of(key: str) -> str | None:
-    """The back end whose profiles have this key."""
-    return next((name for name in BACKENDS.names() if key in BACKENDS.load(name).profile_model().model_fields), None)
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _other_backend(loc: Loc, backend: str) -> str | None:
+    """That a key of a profile is one of another back end's profiles."""
+    owner = _with_key(loc)
+    return owner and f"this is a setting of {owner} profiles, and this one is for {backend}"
+
+
+def _profile_with(loc: Loc) -> str | None:
+    """That a key of a job file is one of profiles."""
+    owner = _with_key(loc)
+    return owner and f"unknown key; {loc[0]} is a setting of {owner} profiles, in clusters.yaml"
+
+
+def _with_key(loc: Loc) -> str | None:
+    """The back end whose profiles have this key at their top level."""
+    models = ((name, BACKENDS.load(name).profile_model()) for name in BACKENDS.names())
+    return next((name for name, model in models if len(loc) == 1 and loc[0] in model.model_fields), None)
 
 
 def kind_of(job: JobSpec) -> Kind:

@@ -33,7 +33,8 @@ def job_options(command: Command) -> Command:
     decorated: Command = with_request
     for decorate in (
         click.option("--clusters", type=click.Path(path_type=Path),
-                     help="File of cluster profiles. Default: ./clusters.yaml, then ~/.config/launch/clusters.yaml."),
+                     help="File of cluster profiles. Default: clusters.yaml here, beside the job file, or in "
+                          "~/.config/launch/."),
         click.option("--set", "overrides", multiple=True, metavar="A.B=C",
                      help="Override a field of the job file; may be repeated."),
         click.argument("job", type=click.Path(path_type=Path), metavar="JOB.yaml"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.job.code.snapshot import take_snapshot
 from launcher.job.kind import Kind, Resumable
-from launcher.job.load import Document, Loc, dotted, load_profiles, read_document, shown
+from launcher.job.load import Document, Loc, dotted, load_profiles, read_document
 from launcher.job.names import default_run_id, is_run_id
 from launcher.job.plan import misfits
 from launcher.job.prepared import Prepared
@@ -54,7 +54,7 @@ def prepare(request: Request, environ: Mapping[str, str]) -> Prepared:
     if profile and request.container:
         profile = _with_container(profile)
     if profile:
-        problems += [f"{document.place(loc)}: {dotted(loc)}: {text}"
+        problems += [f"{document.at(loc)}{text}"
                      for loc, text in misfits(document.values, profile, cluster or "")]
     job_dir = request.path.absolute().parent
     if profile and request.to_start:
@@ -76,7 +76,7 @@ def named_profile(cluster: str, clusters: Path | None, environ: Mapping[str, str
     try:
         return _find_profile(cluster, _clusters_files(Request(Path(), clusters=clusters), environ))
     except LookupError as error:
-        raise SpecError(f"--cluster: must be {error.args[0]}, not {cluster!r}") from error
+        raise SpecError(f"--cluster: {error.args[0]}") from error
 
 
 def checked_run_id(text: str | None) -> str | None:
@@ -127,7 +127,7 @@ def _code_problems(document: Document, job_dir: Path) -> list[str]:
     code = document.values.get("code")
     if not isinstance(code, str) or _is_folder(job_dir / code):
         return []
-    return [f"{document.place(('code',))}: code: must be a folder, seen from {job_dir}, not {shown(code)}"]
+    return [f"{document.at(('code',))}no such folder: {job_dir / code}"]
 
 
 def _refuse_secrets(document: Document, overrides: Sequence[str] = ()) -> None:
@@ -169,7 +169,7 @@ def _profile(
     try:
         profile = _find_profile(cluster, _clusters_files(request, environ))
     except LookupError as error:
-        return cluster, None, [f"{document.place(('cluster',))}: cluster: must be {error.args[0]}, not {cluster!r}"]
+        return cluster, None, [f"{document.at(('cluster',))}{error.args[0]}"]
     except SecretFoundError:
         raise
     except SpecError as error:
@@ -180,16 +180,18 @@ def _profile(
 
 
 def _find_profile(cluster: str, files: Sequence[Path]) -> Profile:
-    """The profile from the first file that exists. Raises LookupError with what is allowed, or SpecError."""
+    """The profile from the first file there is. Raises LookupError with what is wrong with the name, or SpecError."""
     path = next((path for path in files if path.is_file()), None)
+    if path is None and len(files) == 1:
+        raise SpecError(f"{files[0]}: no such file")
     if path is None:
-        raise LookupError(f"a profile from {' or '.join(map(str, files))} (no such file)")
+        raise LookupError(f"is {cluster!r}, but there is no clusters file: neither {' nor '.join(map(str, files))}")
     profiles = load_profiles(path)
     if cluster not in profiles:
         near = difflib.get_close_matches(cluster, profiles, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        known = f"one of {', '.join(profiles)}" if profiles else "a profile, of which there is none,"
-        raise LookupError(f"{known} from {path}{hint}")
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        known = f"one of {', '.join(profiles)} from {path}" if profiles else f"a profile, of which {path} has none"
+        raise LookupError(f"must be {known}, not {cluster!r}{meant}")
     document = profiles[cluster]
     _refuse_secrets(document)
     return check_profile(document)
@@ -199,4 +201,5 @@ def _clusters_files(request: Request, environ: Mapping[str, str]) -> Sequence[Pa
     if request.clusters:
         return [request.clusters]
     config = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '~')}/.config"
-    return [Path("clusters.yaml"), Path(config) / "launch/clusters.yaml"]
+    beside = request.path.parent / "clusters.yaml"
+    return list(dict.fromkeys((Path("clusters.yaml"), beside, Path(config) / "launch/clusters.yaml")))

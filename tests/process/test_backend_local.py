@@ -259,7 +259,7 @@ def test_a_section_for_another_back_end_is_noted(launch):
     (launch.cwd / "job.yaml").write_text("name: a\nrun: ['true']\npod: {hostNetwork: true}\n")
     done = launch.run("local", "job.yaml")
     assert done.returncode == 0
-    assert "pod: not used, because it is for another back end than local" in done.stderr
+    assert "pod: ignored, because it is not for local" in done.stderr
 
 
 def test_those_who_look_at_once_do_not_see_each_other(tmp_path):

@@ -102,7 +102,7 @@ def test_the_start_of_several_runs_names_them(verb, runs, launch_home, tmp_path)
     store.claim("second-3c")
     store.save(a_run("second-3c", created="2026-01-03"))
     code, _, err = verb("chat", "second")
-    assert code == 4 and "which is the start of second-2b, second-3c" in err
+    assert code == 4 and "is ambiguous: it is the start of second-2b, second-3c" in err
 
 
 def test_a_run_whose_output_is_elsewhere_says_so(verb, runs):

@@ -146,9 +146,9 @@ def test_a_mistake_in_one_profile_spares_the_others(tmp_path):
     path.write_text("good:\n  backend: slurm\nbad:\n  backend: sulrm\nodd: 3\n")
     profiles = load_profiles(path)
     assert check_profile(profiles["good"]).backend == "slurm"
-    with pytest.raises(SpecError, match=r"clusters.yaml:4: backend: must be kubernetes, slurm or local, not 'sulrm'"):
+    with pytest.raises(SpecError, match=r"clusters.yaml:4: bad.backend: must be kubernetes, slurm or local, not 'sulr"):
         check_profile(profiles["bad"])
-    with pytest.raises(SpecError, match=r"clusters.yaml:5: odd: must be keys with values, not 3$"):
+    with pytest.raises(SpecError, match=r"clusters.yaml:5: odd: must be a profile, such as {backend: slurm}, not 3$"):
         check_profile(profiles["odd"])
 
 

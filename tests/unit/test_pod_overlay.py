@@ -197,7 +197,7 @@ REFUSED = [
     ({"ephemeralContainers": [{"name": "x"}]}, "pod.ephemeralContainers: cannot be set"),
     ({"containers": None}, "pod.containers: cannot be removed"),
     ({"volumes": None}, "pod.volumes: cannot be removed"),
-    (trainer(image="x"), "pod.containers[0].image: cannot be set here (see image of the job)"),
+    (trainer(image="x"), "pod.containers[0].image: cannot be set here; set `image` of the job"),
     (trainer(command=["x"]), "pod.containers[0].command: cannot be set, because the job says what is run"),
     (trainer(args=["x"]), "pod.containers[0].args: cannot be set"),
     (trainer(workingDir="/x"), "pod.containers[0].workingDir: cannot be set"),
@@ -209,15 +209,15 @@ REFUSED = [
     (trainer(env=[{"name": "PYTHONPATH", "value": "x"}]), "(see env of the job)"),
     (trainer(volumeMounts=[{"name": "x", "mountPath": "/etc/launch/x"}]), "/etc/launch/x overlaps /etc/launch"),
     (trainer(volumeMounts=[{"name": "x", "mountPath": "/opt"}]), "/opt overlaps /opt/code"),
-    (trainer(resources={"requests": {"nvidia.com/gpu": "2"}}), "nvidia.com/gpu cannot be set here (see "
-                                                               "resources.gpus_per_node)"),
+    (trainer(resources={"requests": {"nvidia.com/gpu": "2"}}), "the container trainer: nvidia.com/gpu "
+                                                               "cannot be set here; set resources.gpus_per_node"),
     (trainer(volumeMounts=[{"mountPath": "/dta", "subPath": "x"}]), "the mount at /dta must have the name of a volume"),
     (trainer(volumeMounts=[{"name": "x", "mountPath": "/workspace"}]), "nothing can be mounted at /workspace here"),
     ({"containers": [{"name": "stats"}]}, "pod: the container stats has no image (the job's own is called trainer)"),
-    ({"initContainers": [{"name": "unpack-code", "image": "x"}]}, "must be another than unpack-code"),
-    ({"initContainers": [{"name": "trainer", "image": "x"}]}, "must be another than trainer"),
-    ({"volumes": [{"name": "config", "emptyDir": {}}]}, "pod.volumes[0].name: must be another than config"),
-    ({"volumes": [{"name": "mount-0", "emptyDir": {}}]}, "must be another than mount-0"),
+    ({"initContainers": [{"name": "unpack-code", "image": "x"}]}, "the name unpack-code is reserved by launch"),
+    ({"initContainers": [{"name": "trainer", "image": "x"}]}, "the name trainer is reserved by launch"),
+    ({"volumes": [{"name": "config", "emptyDir": {}}]}, "pod.volumes[0].name: the name config is reserved by launch"),
+    ({"volumes": [{"name": "mount-0", "emptyDir": {}}]}, "the name mount-0 is reserved by launch"),
     ({"labels": {"launch/run-id": "x"}}, "pod.labels.launch/run-id: cannot be set"),
     ({"labels": {"app.kubernetes.io/name": "x"}}, "pod.labels.app.kubernetes.io/name: cannot be set"),
     ({"job": {"labels": {"batch.kubernetes.io/x": "x"}}}, "pod.job.labels.batch.kubernetes.io/x: cannot be set"),
@@ -230,17 +230,17 @@ MISTAKES = [
     ({"hostNetwork": "yes"}, "pod.hostNetwork: must be true or false, not 'yes'"),
     ({"schedulerName": 3}, 'pod.schedulerName: must be text, so in quotes: "3", not 3'),
     ({"priority": True}, "pod.priority: must be a whole number, not true"),
-    ({"tolerations": {"key": "a"}}, "pod.tolerations: must be a list, not keys with values"),
-    ({"nodeSelector": ["a"]}, "pod.nodeSelector: must be keys with values, not a list"),
+    ({"tolerations": {"key": "a"}}, "pod.tolerations: must be a list, not a mapping"),
+    ({"nodeSelector": ["a"]}, "pod.nodeSelector: must be a mapping, not a list"),
     ({"nodeSelector": {"a": True}}, 'pod.nodeSelector.a: must be text, so in quotes: "true"'),
-    ({"affinity": "x"}, "pod.affinity: must be keys with values, not 'x'"),
-    ({"containers": [None]}, "pod.containers[0]: must be keys with values, not nothing"),
+    ({"affinity": "x"}, "pod.affinity: must be a mapping, not 'x'"),
+    ({"containers": [None]}, "pod.containers[0]: must be a mapping, not nothing"),
     ({"containers": [{"image": "x"}]}, "pod.containers[0].name: is required"),
     ({"volumes": [{"name": "x", "persistentVolumeClaim": {}}]}, "persistentVolumeClaim.claimName: is required"),
     ({"annotations": {"a": 1}}, 'pod.annotations.a: must be text, so in quotes: "1", not 1'),
     ({"job": {"spec": {}}}, "pod.job.spec: unknown key; known here: annotations, labels"),
-    ("x", "pod: must be keys with values, not 'x'"),
-    ({"schedulerName": {"a": 1}}, "pod.schedulerName: must be text, not keys with values"),
+    ("x", "pod: must be a mapping, not 'x'"),
+    ({"schedulerName": {"a": 1}}, "pod.schedulerName: must be text, not a mapping"),
 ]
 
 
@@ -293,7 +293,7 @@ def test_a_container_beside_the_trainer_is_noted(folder):
 @pytest.mark.parametrize("backend", ["slurm", "local"])
 def test_a_section_for_another_back_end_is_noted(backend, folder):
     request = folder({"hostNetwork": True}, profile={"backend": backend})
-    assert prepare(request, {}).notes[0] == f"pod: not used, because it is for another back end than {backend}"
+    assert prepare(request, {}).notes[0] == f"pod: ignored, because it is not for {backend}"
 
 
 @pytest.mark.parametrize("name", ["multus", "openshift"])

@@ -71,7 +71,7 @@ def test_an_unambiguous_start_is_enough(store):
     assert store.find("train-1a").run_id == "train-1a"  # whole, although it is the start of another
     assert store.find("local://train-1a").run_id == "train-1a"
     for start in ("t", "train-1"):
-        with pytest.raises(NotFoundError, match=rf"got '{start}', which is the start of train-1a, train-1a-2$"):
+        with pytest.raises(NotFoundError, match=rf"'{start}' is ambiguous: it is the start of train-1a, train-1a-2$"):
             store.find(start)
     for nothing in ("", "rain", "local://oth", "OTH"):
         with pytest.raises(NotFoundError, match=f"no run '{nothing}' in"):

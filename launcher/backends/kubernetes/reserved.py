@@ -24,7 +24,7 @@ _POD = {
     **dict.fromkeys(("subdomain", "hostname", "hostnameOverride", "setHostnameAsFQDN"), _NAMES),
 }
 _TRAINER = {
-    "image": "cannot be set here (see image of the job)",
+    "image": "cannot be set here; set `image` of the job",
     **dict.fromkeys(("command", "args"), "cannot be set, because the job says what is run (see run or train)"),
     "workingDir": f"cannot be set, because relative paths of a job start at {WORKSPACE}",
     **dict.fromkeys(("restartPolicy", "restartPolicyRules"), _POD["restartPolicy"]),
@@ -78,7 +78,8 @@ def _pod_misfits(pod: Object, values: Object, profile: KubernetesProfile) -> Ite
 def _trainer_misfits(trainer: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
     resources = trainer.get("resources", {})
     if any(profile.gpu_resource in resources.get(kind, {}) for kind in ("limits", "requests")):
-        yield f"{profile.gpu_resource} cannot be set here (see resources.gpus_per_node)"
+        yield (f"the container {CONTAINER}: {profile.gpu_resource} cannot be set here; set resources.gpus_per_node of "
+               "the job")
     paths = [*(mount.path for mount in profile.mounts), *(mount.get("path") for _, mount in _items(values, "mounts"))]
     known = {normal(path) for path in paths if isinstance(path, str)}
     for _, mount in _items(trainer, "volumeMounts"):
@@ -103,11 +104,10 @@ def _names(overlay: Object) -> Iterator[Problem]:
     for key, taken in (("containers", {UNPACKER}), ("initContainers", {UNPACKER, CONTAINER})):
         for index, container in _items(overlay, key):
             if container.get("name") in taken:
-                yield (key, index, "name"), f"must be another than {container['name']}, which launch has itself"
+                yield (key, index, "name"), f"the name {container['name']} is reserved by launch"
     for index, volume in _items(overlay, "volumes"):
         if _VOLUMES.fullmatch(str(volume.get("name"))):
-            yield ("volumes", index, "name"), (f"must be another than {volume['name']}, which launch has itself (see "
-                                               "mounts of the job)")
+            yield ("volumes", index, "name"), f"the name {volume['name']} is reserved by launch (see mounts of the job)"
 
 
 def _trainer(container: Object) -> Iterator[Problem]:

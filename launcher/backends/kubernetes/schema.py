@@ -16,6 +16,7 @@ _MAP = re.compile(r"[Dd]ict[\[(]str, (.+)[\])]")
 _PLAIN = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float), "datetime": (str,),
           "object": (str, int, float, bool, dict, list)}
 _WORDS = {"int": "a whole number", "bool": "true or false", "float": "a number"}
+MANY = 12  # keys that are listed
 # A quantity may be a number.
 _QUANTITIES = (("limits",), ("requests",))
 # What must be there whichever client it is: 36 does not say what is required, and leaves it to the API server.
@@ -37,7 +38,7 @@ def _mistakes(value: Any, kind: str, loc: Loc) -> Iterator[Problem]:
     if inner := _LIST.fullmatch(kind):
         yield from _children(value, list, "a list", inner[1], loc)
     elif inner := _MAP.fullmatch(kind):
-        yield from _children(value, dict, "keys with values", inner[1], loc)
+        yield from _children(value, dict, "a mapping", inner[1], loc)
     elif kind not in _PLAIN:
         yield from _section(value, kind, loc)
     elif type(value) not in _PLAIN[kind] and not (loc[-2:-1] in _QUANTITIES and type(value) in (int, float)):
@@ -57,7 +58,7 @@ def _children(value: Any, kind: type[Any], words: str, inner: str, loc: Loc) -> 
 
 def _section(value: Any, kind: str, loc: Loc, also: Iterable[str] = ()) -> Iterator[Problem]:
     if not isinstance(value, dict):
-        yield loc, f"must be keys with values, not {shown(value)}"
+        yield loc, f"must be a mapping, not {shown(value)}"
         return
     model = getattr(models, kind)
     kinds = {key: model.openapi_types[name] for name, key in model.attribute_map.items()}
@@ -65,15 +66,20 @@ def _section(value: Any, kind: str, loc: Loc, also: Iterable[str] = ()) -> Itera
         if key in kinds:
             yield from _mistakes(item, kinds[key], (*loc, key))
         else:
-            yield (*loc, key), f"unknown key of {kind.removeprefix('V1')} ({_near(key, [*kinds, *also])})"
+            yield (*loc, key), _unknown(key, kind, loc, [*kinds, *also])
     for key in sorted(_required(model) - _MERGED.get(kind, set()) | _NAMED.get(kind, set())):
         if value.get(key) is None:
             yield (*loc, key), "is required"
 
 
-def _near(key: str, known: list[str]) -> str:
+def _unknown(key: str, kind: str, loc: Loc, known: list[str]) -> str:
+    if not loc and key in ("spec", "metadata", "template"):
+        return "the keys of a PodSpec stand here directly, with annotations and labels beside them"
     near = difflib.get_close_matches(key, known, 1)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+    meant = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+    if not near and len(known) > MANY:
+        meant = f"see kubectl explain {'.'.join(['pod.spec', *(step for step in loc if isinstance(step, str))])}"
+    return f"unknown key of {kind.removeprefix('V1')} ({meant})"
 
 
 def _required(model: Any) -> set[str]:

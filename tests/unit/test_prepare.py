@@ -44,7 +44,7 @@ def test_home_is_used_without_xdg(folder):
 
 
 def test_no_profiles_at_all_names_where_they_are_looked_for(folder):
-    with pytest.raises(SpecError, match=r"is .one., but there is no clusters file: neither clusters.yaml nor .*/launch"):
+    with pytest.raises(SpecError, match=r"there is no clusters file: neither clusters.yaml nor .*/launch"):
         partition(folder)
 
 

@@ -95,9 +95,11 @@ def main(argv: list[str] | None = None) -> None:
         code = launch.main(arguments, prog_name="launch", standalone_mode=False)
     except click.exceptions.Abort:
         code = 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        code = 2
+        code = error.exit_code
+    except click.ClickException as error:
+        code = _report(_usage_error(error), debug=False)
     except KeyboardInterrupt:
         code = 130
     except SystemExit:  # what click makes of a closed pipe, as in `launch logs | head`
@@ -106,6 +108,14 @@ def main(argv: list[str] | None = None) -> None:
         code = _report(error, debug="--debug" in arguments)
     gc.freeze()  # nor does the interpreter's end look through all of it
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: click.ClickException) -> Exception:
+    """A mistake in the command line, as every other mistake is shown."""
+    from launcher.errors import SpecError
+
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return SpecError(error.format_message(), f"see {context.command_path} --help" if context else None)
 
 
 def _report(error: Exception, *, debug: bool) -> int:

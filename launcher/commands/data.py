@@ -44,8 +44,8 @@ def command(request: Request, rows: int, json_output: bool, dump: int | None, ht
 
 def _show(request: Request, prepared: Prepared, options: Sequence[str]) -> None:
     if not isinstance(prepared.kind, ShowsData):
-        able = " or ".join(able_to(ShowsData))
-        raise SpecError(f"{request.path}: the job has no {able} section, whose data would be shown")
+        raise SpecError(f"{request.path}: has `{prepared.kind.key}`, and launch data takes jobs with "
+                        f"`{'` or `'.join(able_to(ShowsData))}`")
     text = prepared.payload(prepared.base_id).files[prepared.kind.data_file]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / prepared.kind.data_file

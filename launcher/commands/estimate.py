@@ -45,8 +45,8 @@ def command(request: Request, gpu_memory: str | None, json_output: bool) -> None
     the job fits or nobody can tell, 2 when it does not. GB are 10^9 bytes."""
     prepared = prepare(request, os.environ)
     if not isinstance(prepared.kind, Estimable):
-        able = " or ".join(able_to(Estimable))
-        raise SpecError(f"{request.path}: the job has no {able} section, which would be estimated")
+        raise SpecError(f"{request.path}: has `{prepared.kind.key}`, and launch estimate takes jobs with "
+                        f"`{'` or `'.join(able_to(Estimable))}`")
     found: Assessment = prepared.kind.assess(prepared.job.section, prepared, gpu_memory)
     if json_output:
         ui.as_json(_as_json(found))

@@ -66,5 +66,6 @@ def command(run: str | None, json_output: bool, **picks: Any) -> None:
         ui.print_logs(backend.logs(found, query), nodes=found.nodes, json_lines=json_output)
     if query.follow:
         with suppress(LaunchError):  # the lines were the answer
-            status_of(backend, store, found)
+            status = status_of(backend, store, found)
+            ui.note(f"{found.run_id} {status.state}" + (f": {status.reason}" if status.reason else ""))
     store.collect_results(found)

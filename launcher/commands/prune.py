@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -49,9 +50,10 @@ def command(cluster: str | None, clusters: Path | None, older_than: datetime.dat
     profile = named_profile(cluster, clusters, os.environ) if cluster else None
     wanted = {run.backend for run in store.all() if run.backend in BACKENDS} | ({profile.backend} if profile else set())
     backends = Backends(store)
+    warn = functools.cache(ui.warn)  # several back ends may meet the same trouble
     found: list[tuple[LeavesOrphans | None, Orphan]] = [
         (backend, orphan) for backend in map(backends.named, sorted(wanted)) if isinstance(backend, LeavesOrphans)
-        for orphan in backend.orphans(profile, ui.warn)]
+        for orphan in backend.orphans(profile, warn)]
     found += [(None, orphan) for orphan in half_sent(store, time.time())]
     found += [(None, Orphan(CODE, name, str(store.code.root), "no run uses it")) for name in store.code.unused()]
     found += [(None, orphan) for orphan in old_runs(store, backends, older_than)]

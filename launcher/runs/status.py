@@ -25,9 +25,9 @@ class State(StrEnum):
 _OF_THE_SHELL = {
     "126": "the command may not be run",
     "127": "the command was not found",
-    "137": "killed (SIGKILL)",
-    "139": "crashed (SIGSEGV)",
-    "143": "stopped (SIGTERM)",
+    "137": "killed by SIGKILL",
+    "139": "crashed with SIGSEGV",
+    "143": "stopped by SIGTERM",
 }
 
 

@@ -88,7 +88,7 @@ def test_nothing_is_listed_at_first(capsys):
 def test_data_needs_a_train_section(job, capsys):
     code, _, err = run(capsys, "data", job)
     assert code == 2
-    assert "the job has no train section" in err
+    assert "has `run`, and launch data takes jobs with `train`" in err
 
 
 def test_a_taken_run_id_is_counted_up_in_a_dry_run(job, capsys, launch_home):

@@ -182,7 +182,7 @@ def test_a_job_without_training_has_nothing_to_estimate(folder, capsys):
     (folder / "job.yaml").write_text("name: a\nrun: ['true']\n")
     code, out, err = run(capsys, "estimate", "job.yaml")
     assert (code, out) == (2, "")
-    assert "the job has no train section" in err
+    assert "has `run`, and launch estimate takes jobs with `train`" in err
     assert run(capsys, "submit", "job.yaml", "--dry-run")[0] == 0
 
 

@@ -50,6 +50,7 @@ def reserved_fields(overlay: Object) -> Iterator[Problem]:
         if key in overlay and overlay[key] is None:
             yield (key,), "cannot be removed, because launch needs its own"
     yield from _names(overlay)
+    yield from _twice(overlay)
     for index, container in _items(overlay, "containers"):
         if container.get("name") == CONTAINER:
             yield from ((("containers", index, *loc), why) for loc, why in _trainer(container))
@@ -66,13 +67,26 @@ def misfits(values: Object, profile: KubernetesProfile) -> Iterator[Problem]:
 
 
 def _pod_misfits(pod: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
+    volumes = {"tmp", "shm", *(volume.get("name") for _, volume in _items(pod, "volumes"))}
     for key in ("containers", "initContainers"):
         for _, container in _items(pod, key):
             if container["name"] != CONTAINER and not container.get("image"):
                 yield f"the container {container['name']} has no image (the job's own is called {CONTAINER})"
+            yield from _unrunnable(container, volumes)
     for _, container in _items(pod, "containers"):
         if container["name"] == CONTAINER:
             yield from _trainer_misfits(container, values, profile)
+
+
+def _unrunnable(container: Object, volumes: set[Any]) -> Iterator[str]:
+    """What the API refuses of any container."""
+    context = container.get("securityContext") or {}
+    if context.get("privileged") and not context.get("allowPrivilegeEscalation"):
+        yield f"the container {container['name']}: privileged needs allowPrivilegeEscalation: true beside it"
+    for _, mount in _items(container, "volumeMounts"):
+        name = mount.get("name")
+        if name and name not in volumes and not _VOLUMES.fullmatch(name):
+            yield f"the container {container['name']}: volumeMounts has {name}, which is no item of pod.volumes"
 
 
 def _trainer_misfits(trainer: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
@@ -108,6 +122,16 @@ def _names(overlay: Object) -> Iterator[Problem]:
     for index, volume in _items(overlay, "volumes"):
         if _VOLUMES.fullmatch(str(volume.get("name"))):
             yield ("volumes", index, "name"), f"the name {volume['name']} is reserved by launch (see mounts of the job)"
+
+
+def _twice(overlay: Object) -> Iterator[Problem]:
+    """Items of one name: the last would take the others' place without a word."""
+    for key in ("containers", "initContainers", "volumes"):
+        names: list[Any] = []
+        for index, item in _items(overlay, key):
+            if item.get("name") in names:
+                yield (key, index, "name"), f"{item['name']} is there twice"
+            names.append(item.get("name"))
 
 
 def _trainer(container: Object) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ def raw(site, *args):
 
 
 @pytest.mark.parametrize(("option", "value", "words"), [
-    ("--grep", "a(", "Invalid value for '--grep': 'a(' is no regular expression"),
+    ("--grep", "a(", "Invalid value for '--grep': 'a(' is not a Python regular expression"),
     ("--since", "yesterday", "Invalid value for '--since': must be a duration"),
     ("--node", "2", "error: --node: must be 0 to 1 in this run, not 2"),
     ("--rank", "2", "error: --rank: must be 0 to 1 in this run, not 2"),

@@ -22,7 +22,7 @@ venv: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[train,dev]'
 	@echo "Building DeepSpeed's CPU op (about a minute, once) ..."
-	$(BIN)/python -m trainer.build_ops
+	$(BIN)/python -m trainer.parallel.build_ops
 	touch $@
 
 lint: venv

@@ -150,7 +150,7 @@ def encode(rows: Path, cache: Path) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from trainer.config import TrainConfig
+    from trainer.config.job import TrainConfig
     from trainer.data.cache import DataCache
     from trainer.data.collate import Collator
     from trainer.data.order import Order

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
-from trainer.dist import Place
-from trainer.estimate import Job, Placement, estimate, shape_of_config
 from trainer.models.activations import prepare_layers
-from trainer.models.build import build_model
 from trainer.models.tokenizer import load_tokenizer
+from trainer.node.ranks import Place
+from trainer.sizing.estimate import Job, Placement, estimate, shape_of_config
+from trainer.training.build import build_model
 
 DEVICE = torch.device("cuda", 0)
 WARM_UP, STEPS, LAST = 3, 6, 50

@@ -178,9 +178,9 @@ def merge(job: dict[str, str]) -> Callable[[], Any]:
     """Ours, without comparison and tokenizer."""
     from transformers import LlamaConfig
 
+    from trainer.checkpoints.results import Trained
     from trainer.export.merge import make_plan
     from trainer.export.shards import write_checkpoint
-    from trainer.results import Trained
 
     assert LlamaConfig
 
@@ -216,7 +216,7 @@ WORK = {"load": load, "peer_load": peer_load, "merge": merge, "peer_merge": peer
 
 def config(base: str) -> Any:
     """A job's config that names a base; the rest is as by default."""
-    from trainer.config import TrainConfig
+    from trainer.config.job import TrainConfig
 
     return TrainConfig.model_validate({"model": {"path": base}, "data": {"sources": [{"path": "unused"}]}})
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from launcher.kinds.train.kind import SMALL_FILES
 from launcher.runs.record import Outputs, Run
-from trainer.config import MARKER
+from trainer.config.job import MARKER
 
 
 def a_run(run_id: str = "a", *, output_dir: object = None, **values: Any) -> Run:

@@ -71,7 +71,7 @@ def train(config: dict) -> None:
 
 
 if __name__ == "__main__":
-    if "trainer.entrypoint" in sys.argv:  # what it starts looks as torchrun's workers do
+    if "trainer.node.entrypoint" in sys.argv:  # what it starts looks as torchrun's workers do
         os.execve(sys.executable, [sys.executable, __file__, "trainer.cli", sys.argv[-1]],
                   {**os.environ, "RANK": os.environ["NODE_RANK"]})
     train(yaml.safe_load(Path(sys.argv[-1]).read_text(encoding="utf-8")))

@@ -1,1 +1,1 @@
-"""The QLoRA trainer that runs inside a job. Imports nothing heavy: the launcher reads `trainer.config` from here."""
+"""The QLoRA trainer that runs inside a job. Imports nothing heavy: the launcher reads `trainer.config`."""

@@ -17,9 +17,9 @@ from trainer.chat.options import add_chat_options, add_sample_options
 from trainer.errors import ConfigError, TrainError
 from trainer.export.commands import add_options as add_merge_options
 from trainer.export.commands import run as run_merge
-from trainer.output import complain, mark_lines, quiet
-from trainer.reports import leave_report, open_report
-from trainer.stop import Stop
+from trainer.node.exit_files import leave_report, open_report
+from trainer.node.output import complain, mark_lines, quiet
+from trainer.node.stop import Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def data(arguments: argparse.Namespace) -> int:
 def new_model(arguments: argparse.Namespace) -> int:
     """Write a new model; returns the exit code. Raises TrainError."""
     quiet()
-    from trainer.models.seeded import write_model
+    from trainer.new_model.seeded import write_model
 
     try:
         count = write_model(arguments.family, arguments.size, arguments.out, arguments.seed, arguments.tokenizer)
@@ -129,15 +129,15 @@ def merge(arguments: argparse.Namespace) -> int:
 
 def read_config(path: Path) -> Any:
     """The config of a run. Raises ConfigError."""
-    from trainer.config_file import load_config
+    from trainer.config.file import load_config
 
     return load_config(path)
 
 
 def _train(config: Any, stop: Stop) -> None:
     if os.environ.get("WORLD_SIZE", "1") == "1":  # of several ranks the first one looks, once the others hear of it
-        from trainer.output import show
-        from trainer.run_folder import RunFolder
+        from trainer.checkpoints.run_folder import RunFolder
+        from trainer.node.output import show
 
         RunFolder(config, os.environ, show).refuse_foreign()  # before torch is loaded, which takes seconds
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection fill a page each

@@ -16,8 +16,50 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from trainer.arguments import stretched_schedule, training_arguments
-from trainer.callbacks import (
+from trainer.checkpoints.checkpoint import (
+    Writers,
+    check_writers,
+    checkpoint_step,
+    newest_valid,
+    planned_steps,
+    publish,
+    remove_parts,
+)
+from trainer.checkpoints.run_folder import RunFolder
+from trainer.checkpoints.saver import Saver
+from trainer.config.job import TrainConfig
+from trainer.data.cache import REJECTED, DataCache
+from trainer.data.collate import Collator
+from trainer.data.encode import Encoder
+from trainer.data.order import Order
+from trainer.data.recognise import with_template
+from trainer.data.report import Report, packing_line
+from trainer.data.rows import Rows
+from trainer.data.templates import find_template
+from trainer.errors import PreemptedError, TrainError
+from trainer.models.activations import prepare_layers
+from trainer.models.experts import require_quantisable
+from trainer.models.lora import keep_start
+from trainer.node.files import replace_text
+from trainer.node.finish import mark_finished, mark_nothing_left
+from trainer.node.output import show
+from trainer.node.ranks import Place, alone_environment, find_peers, find_place
+from trainer.node.stop import Stop
+from trainer.parallel.ds_config import build_ds_config, fill_buckets
+from trainer.parallel.host_ops import load_ops, missing_for_deepspeed, needed_ops
+from trainer.parallel.partition import is_split
+from trainer.parallel.zero_state import is_by_name
+from trainer.sizing.flops import flops_of
+from trainer.training.arguments import stretched_schedule, training_arguments
+from trainer.training.build import (
+    build_model,
+    new_tokenizer,
+    open_tokenizer,
+    parameters_line,
+    save_result,
+    trained_size,
+)
+from trainer.training.callbacks import (
     BeforeCallback,
     Journal,
     LogCallback,
@@ -30,51 +72,17 @@ from trainer.callbacks import (
     barrier,
     from_main,
 )
-from trainer.checkpoint import (
-    Writers,
-    check_writers,
-    checkpoint_step,
-    newest_valid,
-    planned_steps,
-    publish,
-    remove_parts,
-)
-from trainer.config import TrainConfig
-from trainer.data.cache import REJECTED, DataCache
-from trainer.data.collate import Collator
-from trainer.data.encode import Encoder
-from trainer.data.order import Order
-from trainer.data.recognise import with_template
-from trainer.data.report import Report, packing_line
-from trainer.data.rows import Rows
-from trainer.data.templates import find_template
-from trainer.dist import Place, alone_environment, find_peers, find_place
-from trainer.divergence import Divergence
-from trainer.ds_config import build_ds_config, fill_buckets
-from trainer.errors import PreemptedError, TrainError
-from trainer.evaluate import Validation
-from trainer.finish import mark_finished, mark_nothing_left
-from trainer.flops import flops_of
-from trainer.host_ops import load_ops, missing_for_deepspeed, needed_ops
-from trainer.loop import CheckedTrainer
-from trainer.metrics import Ledger, MetricsFile, plot_loss, replace_text
-from trainer.models.activations import prepare_layers
-from trainer.models.build import build_model, new_tokenizer, open_tokenizer, parameters_line, save_result, trained_size
-from trainer.models.experts import require_quantisable
-from trainer.models.lora import keep_start
-from trainer.models.split import is_split
-from trainer.output import show
-from trainer.run_folder import RunFolder
-from trainer.samples import Sample, Sampler, append_samples, comparison, score
-from trainer.saver import Saver
-from trainer.stop import Stop
-from trainer.stopwatch import Stopwatch
-from trainer.trackers import TENSORBOARD, find_trackers, tensorboard
+from trainer.training.divergence import Divergence
+from trainer.training.evaluate import Validation
+from trainer.training.loop import CheckedTrainer
+from trainer.training.metrics import Ledger, MetricsFile, plot_loss
+from trainer.training.samples import Sample, Sampler, append_samples, comparison, score
+from trainer.training.stopwatch import Stopwatch
+from trainer.training.trackers import TENSORBOARD, find_trackers, tensorboard
+from trainer.training.watch import begin_watch
 from trainer.vision.collate import ImageCollator
 from trainer.vision.files import ImageFiles
 from trainer.vision.form import find_form
-from trainer.watch import begin_watch
-from trainer.zero_state import is_by_name
 
 
 class Run:

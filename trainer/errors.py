@@ -2,7 +2,7 @@
 
 The codes are a contract with the launcher's restart rules: 78 is never retried, 75 is retried without
 spending the budget of `restarts`, everything else counts as a failure. So 75 must always be a stop that somebody
-requested: trainer.entrypoint passes it on only where the processes' reports say so.
+requested: trainer.node.entrypoint passes it on only where the processes' reports say so.
 
 TrainError             1
 +-- ConfigError       78  config or data is wrong: the same job would fail again

@@ -15,7 +15,7 @@ from launcher.kinds.train.remedy import Setup
 from launcher.services.options import job_options, json_option
 from launcher.services.prepare import Request, prepare
 from launcher.terminal import ui
-from trainer.estimate import GpuMemory
+from trainer.sizing.estimate import GpuMemory
 
 # Parts of a GPU's memory, as people call them
 PARTS = {

@@ -10,7 +10,7 @@ from pydantic import Field
 from launcher.job.image import registry_image, registry_problem
 from launcher.job.spec import JobSpec, Mount
 from launcher.job.types import Duration, EnvName, EnvValue, Size, Word
-from trainer.config import Section
+from trainer.config.job import Section
 
 CONTAINER_CODE = "/opt/code"  # where a container sees the job's code, read-only
 CONTAINER_HOME = "/tmp"  # noqa: S108  (a volume of the container's own)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from launcher.job.types import AbsolutePath, DnsName, Duration, EnvName, EnvValue, Image, SecretName, Size, normal
-from trainer.config import Section
+from trainer.config.job import Section
 
 
 class Resources(Section):

@@ -9,7 +9,7 @@ import click
 
 from launcher.errors import NotFoundError
 from launcher.services.trainer_process import Place, find_place, option_words, run_trainer
-from trainer.config import TemplateName
+from trainer.config.job import TemplateName
 
 Command = Callable[..., Any]
 FOLDER = click.Path(file_okay=False, path_type=Path)

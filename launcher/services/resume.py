@@ -11,7 +11,7 @@ from launcher.kinds.registry import able_to
 from launcher.runs.record import Run
 from launcher.services.prepare import Request
 
-COMMAND = "LAUNCH_COMMAND"  # how a job learns what was typed: the trainer's hints repeat it (trainer/command.py)
+COMMAND = "LAUNCH_COMMAND"  # how a job learns what was typed: the trainer's hints repeat it (trainer/config/command.py)
 
 
 def command_of(verb: str, request: Request) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.sites import PATIENCE_S
-from trainer.finish import mark_finished
+from trainer.node.finish import mark_finished
 
 UGLY = {
     "SPACES": "  two  spaces ", "QUOTES": "it's \"quoted\"", "DOLLAR": "$HOME ${PATH} $(date) `date`",

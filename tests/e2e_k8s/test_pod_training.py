@@ -47,8 +47,8 @@ def test_two_nodes_train_a_lora_together(site: Site):
         (site.launch.cwd / f"train-{name}.yaml").write_text(yaml.safe_dump(train))
     script = (
         "set -e\n"
-        "LAUNCH_NODES=1 NODE_RANK=0 python3 -m trainer.entrypoint --config train-base.yaml\n"
-        "exec python3 -m trainer.entrypoint --config train-job.yaml\n"
+        "LAUNCH_NODES=1 NODE_RANK=0 python3 -m trainer.node.entrypoint --config train-base.yaml\n"
+        "exec python3 -m trainer.node.entrypoint --config train-job.yaml\n"
     )
     run_id = site.submit(site.job(run=shell(script), code="."))
     site.wait(run_id, "succeeded")

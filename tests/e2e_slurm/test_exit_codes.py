@@ -26,7 +26,7 @@ def test_a_step_ends_with_the_first_failed_workers_own_code(slurm_cluster, tmp_p
     tests/trainer/test_exit_codes.py."""
     port = 21000 + code
     node = ("import os, sys; os.environ.update(NODE_RANK=os.environ['SLURM_NODEID']); "
-            "from trainer.entrypoint import main; sys.exit(main(['--config', 'c.yaml']))")
+            "from trainer.node.entrypoint import main; sys.exit(main(['--config', 'c.yaml']))")
     done = subprocess.run(
         ["srun", "--partition=main", "--nodes=2", "--ntasks=2", "--mem=1500M", sys.executable, "-c", node],
         cwd=package(tmp_path), capture_output=True, text=True, timeout=STEP_S,

@@ -10,7 +10,7 @@ from launcher.job.plan import Plan
 from launcher.runs.status import State
 from tests.jobs import rendered
 from tests.k8s_runs import RUN_ID, plan_of, submit, texts, wait_state
-from trainer.finish import mark_finished
+from trainer.node.finish import mark_finished
 
 TEAM = [{"path": "/workspace", "claim": "team"}]
 TRAIN = {"model": {"path": "/m"}, "data": {"sources": [{"path": "/d"}]}, "settings": {"output_dir": "/workspace/out"}}

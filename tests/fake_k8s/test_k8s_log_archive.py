@@ -33,10 +33,10 @@ from tests.k8s_runs import (
 TRAIN = {"model": {"path": "/data/model"}, "data": {"sources": [{"path": "/data/rows.jsonl"}]}}
 # The entrypoint with a script in the trainer's place; any other module, as the archive's reader, as it is.
 PYTHON = """#!/bin/bash
-if [ "$2" != trainer.entrypoint ]; then exec {python} "$@"; fi
+if [ "$2" != trainer.node.entrypoint ]; then exec {python} "$@"; fi
 exec {python} -c '
 import sys
-from trainer import entrypoint
+from trainer.node import entrypoint
 entrypoint.trainer_command = lambda *_: ["bash", "{folder}/script"]
 sys.exit(entrypoint.main(sys.argv[3:]))' "$@"
 """
@@ -175,7 +175,7 @@ def test_a_reader_is_made_from_the_runs_own_pods(kind):
     file = "/shared/logs/x/demo-0123abcd/node-0.p.log"
     pod = reader_pod(owner, "reader", file, "-", "-")
     container = pod["spec"]["containers"][0]
-    assert container["command"] == ["python3.12", "-P", "-m", "trainer.archive", file, "-", "-"]
+    assert container["command"] == ["python3.12", "-P", "-m", "trainer.node.archive", file, "-", "-"]
     assert [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"]] == [{"claimName": "inner"}]
     assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]

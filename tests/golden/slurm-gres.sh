@@ -106,7 +106,7 @@ chmod a+r "$RUN_DIR/train.yaml"  # the image has a user of its own
 cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 #!/bin/bash
 set -euo pipefail
-exec env NCCL_SOCKET_IFNAME=ib0 python3 -m trainer.entrypoint --config "$RUN_DIR/train.yaml"
+exec env NCCL_SOCKET_IFNAME=ib0 python3 -m trainer.node.entrypoint --config "$RUN_DIR/train.yaml"
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90

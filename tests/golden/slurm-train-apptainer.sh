@@ -122,7 +122,7 @@ exec apptainer exec \
   --bind="$RUN_DIR/code:/opt/code:ro" \
   --bind='/lustre/data sets:/data:ro' \
   "$IMAGE" \
-  env HOME=/tmp python3 -m trainer.entrypoint --config /etc/launch/train.yaml
+  env HOME=/tmp python3 -m trainer.node.entrypoint --config /etc/launch/train.yaml
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90

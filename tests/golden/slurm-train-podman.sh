@@ -165,7 +165,7 @@ podman run --detach --log-driver=passthrough \
   --workdir="$PWD" \
   --ulimit=memlock=-1:-1 \
   registry.example.com/team/trainer:0.1 \
-  python3 -m trainer.entrypoint --config /etc/launch/train.yaml || code=$?
+  python3 -m trainer.node.entrypoint --config /etc/launch/train.yaml || code=$?
 if [ "$code" != 0 ]; then not_begun; fi
 while true; do
   podman wait "$name" >/dev/null 2>&1 &

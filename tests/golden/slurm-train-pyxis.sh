@@ -104,7 +104,7 @@ cat >"$RUN_DIR/node.sh" <<'LAUNCH_END'
 set -euo pipefail
 export HOME=/tmp
 exec env NCCL_IB_HCA=mlx5_0,mlx5_1 UGLY='a '"'"'b'"'"' "c" $(d) $$ $e
-#f' PYTHONPATH=/opt/code python3 -m trainer.entrypoint --config /etc/launch/train.yaml
+#f' PYTHONPATH=/opt/code python3 -m trainer.node.entrypoint --config /etc/launch/train.yaml
 LAUNCH_END
 export LAUNCH_GPUS_PER_NODE=8
 export LAUNCH_GRACE_S=90

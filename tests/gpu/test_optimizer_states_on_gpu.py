@@ -23,8 +23,8 @@ def stepped(make, gradients, *, start=None, saved=None):
 
 @pytest.mark.parametrize("states", KINDS)
 def test_states_are_near_torchs_and_read_back_as_they_were(states):
-    from trainer.optimizer_states import PagedAdamW
-    from trainer.saver import on_host
+    from trainer.checkpoints.saver import on_host
+    from trainer.training.optimizer_states import PagedAdamW
 
     def make(parameters):
         return PagedAdamW(parameters, lr=1e-2, weight_decay=0.0, **KINDS[states])

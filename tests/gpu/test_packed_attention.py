@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config import Shape
+from trainer.config.job import Shape
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.models.attention import use_varlen
-from trainer.models.create import new_model
+from trainer.new_model.create import new_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SHAPE = Shape(hidden_size=512, intermediate_size=1408, num_layers=4, num_heads=8, num_kv_heads=2, vocab_size=4000,

@@ -12,9 +12,9 @@ def test_a_recorded_step_is_the_step(family, quantization, tmp_path):
     from transformers import StaticCache
 
     from trainer.chat.replay import can_replay, replay_steps
-    from trainer.config import Data, Model, TrainConfig
+    from trainer.config.job import Data, Model, TrainConfig
     from trainer.models.load import load_model
-    from trainer.models.seeded import write_model
+    from trainer.new_model.seeded import write_model
 
     write_model(family, "tiny", tmp_path / "base", 7)
     chosen = Model(path=str(tmp_path / "base"), quantization=quantization)

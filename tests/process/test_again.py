@@ -197,7 +197,8 @@ def test_ctrl_c_shows_the_end_of_the_log_and_a_command_that_works(launch, job):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "entrypoint.py").write_text(  # of the profile that `local` does not look at
-        f"import os, sys\nos.execv({str(launch.cwd / 'toy-python')!r}, ['toy', 'trainer.entrypoint', *sys.argv[1:]])\n")
+        f"import os, sys\nos.execv({str(launch.cwd / 'toy-python')!r}, "
+        "['toy', 'trainer.node.entrypoint', *sys.argv[1:]])\n")
     job(env={"PYTHONPATH": str(package.parent)})
     dropped = ("train.settings.output_dir=mine", "train.runtime.resume=never")
     process = launch.start("local", "job.yaml", "--new", *(word for one in dropped for word in ("--set", one)),

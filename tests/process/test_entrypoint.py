@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import entrypoint
-from trainer.entrypoint import (
+from trainer.node import entrypoint
+from trainer.node.entrypoint import (
     Placement,
     essence,
     final_code,
@@ -21,8 +21,8 @@ from trainer.entrypoint import (
     trainer_command,
     wait_for_master,
 )
-from trainer.finish import finished_by, is_finished, mark_finished, mark_nothing_left
-from trainer.reports import Report, leave_report, open_report, read_reports
+from trainer.node.exit_files import Report, leave_report, open_report, read_reports
+from trainer.node.finish import finished_by, is_finished, mark_finished, mark_nothing_left
 
 ALONE = {"nodes": 1, "processes": 1, "rank": 0, "master": "127.0.0.1", "port": 29500, "grace_s": 120}
 
@@ -48,7 +48,7 @@ def test_one_process_is_started_directly():
 
 def test_several_processes_are_started_by_torchrun():
     command = trainer_command(placed(nodes=2, processes=8, rank=1, master="m"), "c.yaml", "/s")
-    assert command[1:7] == ["-m", "trainer.agent", "2", "1", "m", "29500"]
+    assert command[1:7] == ["-m", "trainer.node.agent", "2", "1", "m", "29500"]
     assert {"--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=m", "--max-restarts=0"} <= set(command)
     assert "--log-dir=/s" in command
     assert command[-5:] == ["-m", "trainer.cli", "train", "--config", "c.yaml"]
@@ -76,7 +76,7 @@ def test_a_node_that_is_started_after_the_end_has_nothing_to_do(finished_run):
     """A pod that failed behind the last step is started alone; its peers have ended and will never come."""
     place = {"LAUNCH_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
              "LAUNCH_RUN_ID": "done-1"}
-    done = subprocess.run([sys.executable, "-m", "trainer.entrypoint", "--config", str(finished_run)], text=True,
+    done = subprocess.run([sys.executable, "-m", "trainer.node.entrypoint", "--config", str(finished_run)], text=True,
                           env={**os.environ, **place}, capture_output=True, timeout=60)
     assert done.returncode == 0
     assert "the results of this run are written already" in done.stderr
@@ -100,7 +100,7 @@ def test_the_end_is_noticed_while_waiting_for_node_0():
 
 NODE_0 = """
 import sys, time
-from trainer.agent import join_store
+from trainer.node.agent import join_store
 store = join_store("127.0.0.1", int(sys.argv[1]), 0)
 print(store.check(["launch/node/1"]), flush=True)
 while store.add("launch/came/1", 0) < 2:
@@ -110,7 +110,7 @@ time.sleep(60)
 """
 NODE_1 = """
 import sys
-from trainer.agent import join_store
+from trainer.node.agent import join_store
 store = join_store("127.0.0.1", int(sys.argv[1]), 1)
 print(store.get("launch/node/0").decode(), flush=True)
 """
@@ -169,7 +169,8 @@ def start(tmp_path, body, **environ):
         source = os.path.join(os.path.dirname(entrypoint.__file__), f"{name}.py")
         (tmp_path / f"trainer/{name}.py").symlink_to(source)
     (tmp_path / "trainer/cli.py").write_text(body)
-    return subprocess.Popen([sys.executable, "-m", "trainer.entrypoint", "--config", "c.yaml"], cwd=tmp_path, text=True,
+    argv = [sys.executable, "-m", "trainer.node.entrypoint", "--config", "c.yaml"]
+    return subprocess.Popen(argv, cwd=tmp_path, text=True,
                             env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -203,7 +204,7 @@ sys.exit(75 if count == 1 else 1)
 
 
 def test_a_worker_that_calls_exit_75_by_itself_has_failed(tmp_path):
-    process = start(tmp_path, "import os, sys\nfrom trainer.reports import open_report\n"
+    process = start(tmp_path, "import os, sys\nfrom trainer.node.exit_files import open_report\n"
                               "open_report(os.environ)\nsys.exit(75)")
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, "no stop was requested" in errors) == (1, True)

@@ -41,8 +41,8 @@ def test_a_render_loads_no_client_and_no_back_end(backend, tmp_path):
 
 
 def test_an_estimate_touches_neither_torch_nor_a_file():
-    script = ("import builtins, sys, trainer.estimate as module; assert 'torch' not in sys.modules\n"
-              "from trainer.config import TrainConfig\n"
+    script = ("import builtins, sys, trainer.sizing.estimate as module; assert 'torch' not in sys.modules\n"
+              "from trainer.config.job import TrainConfig\n"
               "job = module.Job(TrainConfig.model_validate({'model': {'path': 'x'}, 'data': {'sources': [{'path': 'x'}]"
               "}}), module.HUB_SHAPES['internlm/internlm2-7b'], module.Placement(1, 1))\n"
               "del builtins.open\nprint(module.estimate(job).parameters, 'torch' in sys.modules)")  # fmt: skip

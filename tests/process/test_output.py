@@ -6,7 +6,7 @@ from pathlib import Path
 
 BODY = """
 import os, sys
-from trainer.output import mark_lines
+from trainer.node.output import mark_lines
 mark_lines(os.environ)
 print("one", 1)
 sys.stderr.write("half ")

@@ -12,7 +12,8 @@ import pytest
 MAIN = """
 import sys
 from pathlib import Path
-from trainer import archive, entrypoint
+from trainer.node import archive
+from trainer.node import entrypoint
 archive.END_WAIT_S = 1.0
 with archive.copied_output({"LAUNCH_LOG_ARCHIVE": sys.argv[1], "LAUNCH_POD_NAME": "p"}, 3) as output:
     code, _ = entrypoint.supervise(["bash", "-c", sys.argv[2]], {}, 5, output)
@@ -31,7 +32,7 @@ def expected():
 
 
 def excerpt(path, after="-", before="-"):
-    done = subprocess.run([sys.executable, "-m", "trainer.archive", str(path), after, before], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "trainer.node.archive", str(path), after, before], capture_output=True,
                           check=False)
     assert done.returncode == 0, done.stderr
     return zlib.decompress(base64.b64decode(done.stdout)).split(b"\n")[:-1]
@@ -93,6 +94,6 @@ def test_what_a_process_leaves_in_the_background_is_not_waited_for(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_said():
-    command = [sys.executable, "-m", "trainer.archive", "/none", "-", "-"]
+    command = [sys.executable, "-m", "trainer.node.archive", "/none", "-", "-"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (1, b"error: /none: No such file or directory\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli_runner import Launch
-from trainer.host_ops import extensions_folder
+from trainer.parallel.host_ops import extensions_folder
 
 REPO = Path(__file__).parents[2]
 TOOL = REPO.parent / "shared/tools/real-model"

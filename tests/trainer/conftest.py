@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from tests.trainer import warm
 from tests.trainer.talker import make_talker
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.templates import TEMPLATES
-from trainer.models.create import train_tokenizer
 from trainer.models.tokenizer import load_tokenizer as read_tokenizer
+from trainer.new_model.create import train_tokenizer
 
 REPO = Path(__file__).parents[2]
 SHARED = REPO.parent / "shared" / "data"

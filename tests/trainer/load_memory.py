@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.models import load, quantise
 
 

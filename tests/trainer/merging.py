@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.trainer.conftest import QUICKSTART
-from trainer.config import TrainConfig, config_text
-from trainer.models.create import save_internlm2
+from trainer.config.job import TrainConfig, config_text
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
+from trainer.new_model.create import save_internlm2
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -155,9 +155,9 @@ def _write_shards(shapes, folder, shard_bytes, pickled):
 
 def measure_merge(output, target):
     """Bytes of host memory that merging takes beyond what the process had before, at most."""
+    from trainer.checkpoints.results import describe, find_result
     from trainer.export.merge import make_plan
     from trainer.export.shards import write_checkpoint
-    from trainer.results import describe, find_result
 
     trained = describe(find_result(Path(output)))
     torch.ones(8, 8) @ torch.ones(8, 8)  # the libraries of arithmetic are loaded

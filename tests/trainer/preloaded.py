@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import Lora, Shape
-from trainer.metrics import plot_loss
-from trainer.models.create import new_model
+from trainer.config.job import Lora, Shape
 from trainer.models.lora import attach_lora
+from trainer.new_model.create import new_model
+from trainer.training.metrics import plot_loss
 
-for name in ("trainer.engine", "trainer.cli", "trainer.config_file", "datasets", "sentencepiece",
+for name in ("trainer.engine", "trainer.cli", "trainer.config.file", "datasets", "sentencepiece",
              "torch.utils.tensorboard", "torch.utils.cpp_extension", "deepspeed.ops.adam"):  # fmt: skip
     import_module(name)
 with torch.device("meta"):

@@ -2,8 +2,8 @@
 
 import json
 
-from trainer.models.seeded import write_weights
-from trainer.models.sizes import LINES, find_size
+from trainer.new_model.seeded import write_weights
+from trainer.new_model.sizes import LINES, find_size
 
 FAMILY = "xcomposer2"
 IMAGE_SIZE = LINES[FAMILY].sizes["tiny"]["img_size"]

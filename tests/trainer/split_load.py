@@ -6,10 +6,10 @@ import os
 
 import torch
 
-from trainer.config import TrainConfig
-from trainer.ds_config import build_ds_config
+from trainer.config.job import TrainConfig
 from trainer.models import load
-from trainer.models.split import Split, contents
+from trainer.parallel.ds_config import build_ds_config
+from trainer.parallel.partition import Split, contents
 
 
 class Measured(Split):

@@ -12,8 +12,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 from trainer.errors import TrainError
-from trainer.reports import leave_report, open_report
-from trainer.stop import Stop
+from trainer.node.exit_files import leave_report, open_report
+from trainer.node.stop import Stop
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 harmed, _, harm = os.environ.get("HARM", "-1:").partition(":")
@@ -31,7 +31,7 @@ open_report(os.environ)
 
 import torch  # noqa: E402
 
-from trainer.dist import find_peers  # noqa: E402
+from trainer.node.ranks import find_peers  # noqa: E402
 
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
 peers = find_peers(SimpleNamespace(rank=rank, world=world), end)

@@ -4,13 +4,13 @@ import json
 
 import torch
 
-from trainer.answer import stop_ids
-from trainer.config import Lora, Shape
+from trainer.chat.answer import stop_ids
+from trainer.config.job import Lora, Shape
 from trainer.data.encode import Encoder
 from trainer.data.message import Message, ToolCall
 from trainer.data.templates import TEMPLATES
-from trainer.models.create import new_model, save_internlm2
 from trainer.models.lora import attach_lora
+from trainer.new_model.create import new_model, save_internlm2
 
 WEATHER = {"name": "sky", "parameters": {"type": "object"}}
 CALL = Message("assistant", "Wait.", calls=(ToolCall("sky", {"city": "上海"}),))
@@ -78,7 +78,7 @@ def learn(model, pairs, *, steps, rate):
 
 def write_run(folder, base, **sections):
     """The output folder of a run of ours, without its result."""
-    from trainer.config import TrainConfig, config_text
+    from trainer.config.job import TrainConfig, config_text
 
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.model_validate({

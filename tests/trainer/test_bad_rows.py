@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.test_formats import chat, golden, mapped, source
-from trainer.config import FORMATS
+from trainer.config.job import FORMATS
 from trainer.data.formats.detect import detect_format
 from trainer.data.formats.mapper import passes
 from trainer.data.message import Conversation, RowError

@@ -21,9 +21,9 @@ from trainer.chat.repl import Repl
 from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
 from trainer.cli import main
-from trainer.config import Model, Shape
+from trainer.config.job import Model, Shape
 from trainer.data.message import Message
-from trainer.models.create import new_model, save_internlm2
+from trainer.new_model.create import new_model, save_internlm2
 
 EXACT = ("--dtype", "fp32", "--temperature", "0", "--max-new-tokens", "60")
 FERRY = "It is at  Lantern Harbour."
@@ -228,7 +228,7 @@ def test_a_run_says_all_that_is_needed(chat, run, adapter):
 
 
 def test_a_run_that_still_trains_answers_from_its_newest_valid_checkpoint(chat, run, adapter):
-    from trainer.checkpoint import Writers, seal
+    from trainer.checkpoints.checkpoint import Writers, seal
 
     for step in (5, 10):
         shutil.copytree(adapter, run / f"checkpoint-{step}")

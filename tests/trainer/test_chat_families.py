@@ -9,8 +9,8 @@ from tests.trainer.merging import save_base
 from tests.trainer.test_chat import speaker_of
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
-from trainer.models.seeded import write_model
-from trainer.models.sizes import LINES
+from trainer.new_model.seeded import write_model
+from trainer.new_model.sizes import LINES
 
 CHAT = [Message("user", "What is a layer?\n 层?"), Message("assistant", "It reads.")]
 TEMPLATE = {family: line.template for family, line in LINES.items()}

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.trainer.conftest import load_tokenizer
-from trainer.answer import Answerer, Drawing, batch_inputs, stop_ids
-from trainer.config import Sampling
+from trainer.chat.answer import Answerer, Drawing, batch_inputs, stop_ids
+from trainer.config.job import Sampling
 from trainer.data.calls import read_answer
 from trainer.data.control import MODEL_MARKS
 from trainer.data.encode import Encoder

@@ -8,10 +8,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from tests.trainer.test_chat import speaker_of
 from trainer.chat.replay import can_replay, decides_nothing, replay_steps
 from trainer.chat.speaker import Speaker
-from trainer.config import Model, TrainConfig
+from trainer.config.job import Model, TrainConfig
 from trainer.data.message import Message
 from trainer.models.load import load_model
-from trainer.models.seeded import write_model
+from trainer.new_model.seeded import write_model
 
 TURNS = [["Where is the ferry?"], ["Where is the ferry?", "When?"], ["Greet"], ["Where is the ferry?", "Greet"]]
 

@@ -3,7 +3,16 @@ import json
 
 import pytest
 
-from trainer.checkpoint import Writers, check_writers, damage, newest_valid, part_folder, publish, remove_parts, seal
+from trainer.checkpoints.checkpoint import (
+    Writers,
+    check_writers,
+    damage,
+    newest_valid,
+    part_folder,
+    publish,
+    remove_parts,
+    seal,
+)
 from trainer.errors import ConfigError
 
 TWO = Writers(2, 16, split=True)

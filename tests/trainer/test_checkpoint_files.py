@@ -12,10 +12,10 @@ from tests.trainer import load_memory, warm
 from tests.trainer.reference import BY_NAME, write_checkpoint
 from tests.trainer.test_families import CPU, job
 from trainer.errors import ConfigError
+from trainer.families.weights import read_tensors
 from trainer.models.load import load_model
 from trainer.models.quantise import in_4bit
-from trainer.models.seeded import write_weights
-from trainer.models.weights import read_tensors
+from trainer.new_model.seeded import write_weights
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 NORM = "model.norm.weight"

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from trainer.config import Shape
+from trainer.config.job import Shape
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.data.store import ids_of
-from trainer.models.create import new_model
+from trainer.new_model.create import new_model
 
 SHAPE = Shape(
     hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=300, max_positions=64

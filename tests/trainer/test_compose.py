@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from tests.trainer.test_vision_data import checkpoint  # noqa: F401  (a fixture)
-from trainer.compose import check_target, compose, find_pictures
-from trainer.config import TrainConfig
+from trainer.chat.compose import check_target, compose, find_pictures
+from trainer.config.job import TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError, TrainError

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 
 SMALLEST = {
     "model": {"path": "internlm/internlm2-chat-7b"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.config_file import changes, load_config, load_run_config
+from trainer.config.file import changes, load_config, load_run_config
 from trainer.errors import ConfigError
 
 MINE = {"model": {"path": "base", "compute": None, "lora": {"r": 8, "dora": False}}, "data": {"max_length": 64},

@@ -139,7 +139,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_said(tmp_path):
 
 
 def test_a_living_lock_is_waited_for_longer_than_a_dead_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.lock.BEAT_S", 0.1)
+    monkeypatch.setattr("trainer.node.lock.BEAT_S", 0.1)
     path, ready, done = tmp_path / "x.lock", FORK.Event(), []
     holder = FORK.Process(target=hold, args=(path, ready))
     holder.start()

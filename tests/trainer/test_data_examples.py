@@ -9,7 +9,7 @@ import yaml
 from tests.trainer import warm
 from tests.trainer.conftest import REPO, load_tokenizer
 from trainer.cli import main
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES

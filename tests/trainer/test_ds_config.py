@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import TrainConfig
-from trainer.ds_config import bucket_sizes, build_ds_config, fill_buckets, zero_stage
+from trainer.config.job import TrainConfig
+from trainer.config.sections import DeepSpeed
 from trainer.errors import ConfigError
-from trainer.sections import DeepSpeed
+from trainer.parallel.ds_config import bucket_sizes, build_ds_config, fill_buckets, zero_stage
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LORA_7B = 151_000_000  # trained parameters of InternLM2-7B with r 64

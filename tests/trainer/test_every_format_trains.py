@@ -9,8 +9,8 @@ from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART, load_tokenizer
 from tests.trainer.test_formats import GOLDEN
 from trainer.cli import main
-from trainer.config import FORMATS, Shape, TemplateName
-from trainer.models.create import new_model, save_internlm2
+from trainer.config.job import FORMATS, Shape, TemplateName
+from trainer.new_model.create import new_model, save_internlm2
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ class Nodes:
                      "LAUNCH_GRACE_S": "20", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environ}
             with log.open("w") as file:
                 self.processes[node] = subprocess.Popen(
-                    [sys.executable, "-m", "trainer.entrypoint", "--config", "c.yaml"], cwd=folder, stdout=file,
+                    [sys.executable, "-m", "trainer.node.entrypoint", "--config", "c.yaml"], cwd=folder, stdout=file,
                     stderr=subprocess.STDOUT, env={**os.environ, **place}, start_new_session=True)
 
     def text(self, node):

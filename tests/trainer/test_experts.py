@@ -10,10 +10,10 @@ from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
 from tests.trainer.test_families import CPU, job
 from trainer.errors import ConfigError
-from trainer.models.build import parameters_line
 from trainer.models.experts import expert_parameters
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora, target_names
+from trainer.training.build import parameters_line
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip

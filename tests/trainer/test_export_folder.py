@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 from tests.trainer.conftest import load_tokenizer
 from tests.trainer.merging import save_base, save_run
 from tests.trainer.test_merge import merged
+from trainer.checkpoints.results import describe, find_result
 from trainer.data.encode import Encoder
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 from trainer.export.companions import check_tokenizer, write_tokenizer
 from trainer.export.gguf_file import GGUF_TYPES, check_exportable, write_gguf
-from trainer.results import describe, find_result
 
 FOREIGN = """
 import json, sys

@@ -6,10 +6,10 @@ import torch
 from peft import PeftModel
 
 from tests.trainer.reference import ALL, BY_NAME, VOCAB, Reference, without_ntk, write_checkpoint
-from trainer.config import TrainConfig
-from trainer.models.build import build_model
+from trainer.config.job import TrainConfig
 from trainer.models.load import load_model
 from trainer.models.lora import save_adapter
+from trainer.training.build import build_model
 
 CPU = torch.device("cpu")
 NAMES = [facts.kind for facts in ALL]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from trainer.config import Shape
-from trainer.flops import flops_of, flops_per_token, mean_context, peak_flops
-from trainer.models.create import new_model
+from trainer.config.job import Shape
+from trainer.new_model.create import new_model
+from trainer.sizing.flops import flops_of, flops_per_token, mean_context, peak_flops
 
 SHAPE = Shape(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=400,
               max_positions=64)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.trainer.test_formats import golden
-from trainer.config import FORMATS
+from trainer.config.job import FORMATS
 from trainer.data.formats.detect import detect_format
 
 LIKE_ANOTHER = {

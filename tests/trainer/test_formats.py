@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import SHARED
-from trainer.config import FORMAT_ALIASES, FORMATS, Source
+from trainer.config.job import FORMAT_ALIASES, FORMATS, Source
 from trainer.data.formats.detect import detect_format
 from trainer.data.formats.mapper import mapper
 from trainer.data.formats.table import TABLE

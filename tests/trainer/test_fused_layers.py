@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from trainer.config import Lora
+from trainer.config.job import Lora
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.fused import layer

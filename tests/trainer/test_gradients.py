@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer import warm
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.store import ids_of, labels_of
-from trainer.models.build import build_model
 from trainer.models.tokenizer import load_tokenizer
-from trainer.zero_state import FOLDER, Pieces
+from trainer.parallel.zero_state import FOLDER, Pieces
+from trainer.training.build import build_model
 
 WORDS = ["Where", "does", "the", "river", "end", "and", "who", "lives", "there", "now", "in", "which", "year", "was",
          "it", "built"]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.file_baton import FileBaton
 
 from trainer.errors import ConfigError
-from trainer.host_ops import is_left_behind, require_libaio
+from trainer.parallel.host_ops import is_left_behind, require_libaio
 
 
 def test_a_lock_that_is_held_is_not_left_behind(tmp_path):

@@ -15,7 +15,7 @@ from tests.fakes.hub import FakeHub
 from trainer.errors import ConfigError, TrainError, UnreachableError
 from trainer.models.hub import checkpoint_folder
 from trainer.models.tokenizer import load_tokenizer
-from trainer.passing import is_passing, read_error
+from trainer.node.transient import is_passing, read_error
 from trainer.vision.form import find_form
 
 LLAVA = {"model_type": "llava", "image_token_index": 7, "vision_config": {"image_size": 42, "patch_size": 14}}

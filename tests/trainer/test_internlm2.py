@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.config import Shape, TrainConfig
+from trainer.config.job import Shape, TrainConfig
 from trainer.errors import ConfigError
-from trainer.models.create import new_model, save_internlm2
-from trainer.models.internlm2 import fuse_wqkv, split_wqkv
+from trainer.families.internlm2 import fuse_wqkv, split_wqkv
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora, target_names
+from trainer.new_model.create import new_model, save_internlm2
 
 CPU = torch.device("cpu")
 GROUPS = [(4, 4), (4, 2), (8, 2), (6, 1)]

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from trainer.lock import Holder, Lock, LockLostError, Sign, submission
+from trainer.node.lock import Holder, Lock, LockLostError, Sign, submission
 
 PATIENCE_S = 60
 FORK = multiprocessing.get_context("fork")
@@ -163,11 +163,11 @@ def test_who_has_lost_it_hears_so_and_by_whom(path):
 
 
 def test_a_process_that_was_suspended_looks_again(path, monkeypatch):
-    monkeypatch.setattr("trainer.lock.BEAT_S", 1000)
+    monkeypatch.setattr("trainer.node.lock.BEAT_S", 1000)
     lock, _ = taken(path)
     path.unlink()
     lock.require()  # the last look was just now
-    monkeypatch.setattr("trainer.lock.BEAT_S", 0)
+    monkeypatch.setattr("trainer.node.lock.BEAT_S", 0)
     with pytest.raises(LockLostError):
         lock.require()
 

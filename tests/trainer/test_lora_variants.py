@@ -10,10 +10,10 @@ from transformers import set_seed
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.config import TrainConfig
-from trainer.models.build import build_model
+from trainer.config.job import TrainConfig
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
+from trainer.training.build import build_model
 
 CPU = torch.device("cpu")
 LR = 2e-3

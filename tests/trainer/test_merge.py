@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.merging import run_config, save_base, save_run
-from trainer.config import config_text
+from trainer.checkpoints.results import describe, find_result
+from trainer.config.job import config_text
 from trainer.errors import ConfigError, TrainError
 from trainer.export.check import check_drift, measure_drift
 from trainer.export.companions import write_companions
 from trainer.export.merge import make_plan
 from trainer.export.shards import write_checkpoint
-from trainer.results import describe, find_result
 
 # family -> the model_type that is written; None: its own
 FAMILIES = {"internlm": "llama", "internlm2": "llama", "internlm2.5": "llama", "internlm3": "llama", "llama": "llama",

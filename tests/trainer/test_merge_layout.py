@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.merging import save_base, save_run
+from trainer.checkpoints.results import describe, find_result
 from trainer.errors import ConfigError
 from trainer.export.adapters import convert_adapter
 from trainer.export.layout import check_llama, choose, model_config, written, written_config
@@ -16,8 +17,7 @@ from trainer.export.merge import make_plan
 from trainer.export.shards import write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.export.weights import Weight
-from trainer.models.registry import FAMILIES, Family
-from trainer.results import describe, find_result
+from trainer.families.registry import FAMILIES, Family
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
 

@@ -18,13 +18,13 @@ from tests.records import a_run
 from tests.trainer import apart_work, warm
 from tests.trainer.conftest import QUICKSTART, REPO
 from tests.trainer.merging import save_base, save_run, write_large
-from trainer.checkpoint import Writers, seal
+from trainer.checkpoints.checkpoint import Writers, seal
+from trainer.checkpoints.results import describe, find_result
 from trainer.cli import main
 from trainer.errors import ConfigError, TrainError
 from trainer.export.apart import apart
 from trainer.export.merge import make_plan
 from trainer.export.part import new_folder
-from trainer.results import describe, find_result
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 from launcher.logs.progress import parse_step
-from trainer.metrics import MetricsFile, plot_loss, step_line
+from trainer.training.metrics import MetricsFile, plot_loss, step_line
 
 ROW = {
     "epoch": 0.1249,

@@ -15,11 +15,11 @@ from trainer.data.encode import Encoder
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
+from trainer.families.registry import FAMILIES
 from trainer.models.load import load_model
-from trainer.models.registry import FAMILIES
-from trainer.models.seeded import seeded, write_model, write_weights
-from trainer.models.sizes import LINES, find_size
-from trainer.shapes import HUB_SHAPES
+from trainer.new_model.seeded import seeded, write_model, write_weights
+from trainer.new_model.sizes import LINES, find_size
+from trainer.sizing.shapes import HUB_SHAPES
 
 # the published parameter counts (a tied head counts once)
 COUNTS = {("internlm2", "1_8b"): 1_889_110_016, ("internlm2", "7b"): 7_737_708_544, ("internlm", "7b"): 7_321_948_160,
@@ -64,7 +64,7 @@ def test_every_family_that_is_loaded_here_can_be_made():
 
 @pytest.mark.parametrize(("family", "size"), COUNTS)
 def test_sizes_have_the_published_numbers_of_parameters(family, size):
-    from trainer.models.seeded import _shapes
+    from trainer.new_model.seeded import _shapes
 
     _, raw = find_size(family, size)
     assert sum(shape.numel() for shape in _shapes(family, raw).values()) == COUNTS[family, size]
@@ -72,7 +72,7 @@ def test_sizes_have_the_published_numbers_of_parameters(family, size):
 
 @pytest.mark.parametrize("size", ["7b", "vl_7b"])
 def test_xcomposer2_has_the_parameters_that_are_loaded_and_an_unused_norm(size):
-    from trainer.models.seeded import _shapes
+    from trainer.new_model.seeded import _shapes
 
     _, raw = find_size("xcomposer2", size)
     shapes = _shapes("xcomposer2", raw)

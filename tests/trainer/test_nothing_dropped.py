@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.conftest import SHARED
 from tests.trainer.test_formats import chat, golden, mapped
-from trainer.config import FORMATS
+from trainer.config.job import FORMATS
 from trainer.data.message import Message, RowError, ToolCall
 from trainer.data.pipeline import Pipeline
 from trainer.data.store import Samples, SampleWriter, ids_of, labels_of

@@ -8,11 +8,11 @@ from transformers import TrainingArguments
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.dist import Place
 from trainer.errors import ConfigError
-from trainer.loop import CheckedTrainer
-from trainer.optimizer_states import PagedAdamW, optimizer_name
-from trainer.state_bytes import MOMENTS, MOMENTS_8BIT
+from trainer.node.ranks import Place
+from trainer.sizing.state_bytes import MOMENTS, MOMENTS_8BIT
+from trainer.training.loop import CheckedTrainer
+from trainer.training.optimizer_states import PagedAdamW, optimizer_name
 
 CPU, GPU = (Place(0, 0, 1, torch.device(kind)) for kind in ("cpu", "cuda"))
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from trainer import estimate as module
-from trainer.config import Lora
-from trainer.estimate import ModelShape, shape_of_config
+from trainer.config.job import Lora
+from trainer.families.registry import FAMILIES
 from trainer.models.load import empty_model
-from trainer.models.registry import FAMILIES
+from trainer.sizing import estimate as module
+from trainer.sizing.estimate import ModelShape, shape_of_config
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,

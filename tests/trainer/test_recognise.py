@@ -9,7 +9,7 @@ import yaml
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART, load_tokenizer
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.recognise import recognise, with_template
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from tests.trainer.reference import BY_NAME, write_checkpoint
 from tests.trainer.test_families import CPU, job
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
 from trainer.models import hub
 from trainer.models.load import load_model

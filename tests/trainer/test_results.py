@@ -9,14 +9,14 @@ import torch
 from tests.trainer.talker import PIRATE, learn, write_run
 from trainer.chat.open import Wishes, open_speaker, wished
 from trainer.chat.target import Target, find_target
-from trainer.checkpoint import Writers, seal
+from trainer.checkpoints.checkpoint import Writers, seal
+from trainer.checkpoints.results import describe, find_result
 from trainer.cli import main
-from trainer.config import Lora
+from trainer.config.job import Lora
 from trainer.data.encode import Encoder
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 from trainer.models.lora import attach_lora
-from trainer.results import describe, find_result
 
 FULL = {"lora": None, "quantization": "none", "dtype": "fp32"}
 LORA = {"quantization": "none", "dtype": "fp32"}

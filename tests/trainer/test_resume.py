@@ -14,8 +14,8 @@ import pytest
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.checkpoint import checkpoint_step, newest_valid
-from trainer.config import MARKER, TrainConfig
+from trainer.checkpoints.checkpoint import checkpoint_step, newest_valid
+from trainer.config.job import MARKER, TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.recognise import with_template
 from trainer.data.store import ids_of

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.host_ops import extensions_folder
+from trainer.parallel.host_ops import extensions_folder
 
 STEPS, STOP = 5, 2
 
@@ -130,7 +130,7 @@ def test_a_json_of_the_users_own_trains_and_goes_on(uninterrupted, tiny_base, tm
 NVME = any(extensions_folder().rglob("async_io.so"))
 
 
-@pytest.mark.skipif(not NVME, reason="apt-get install libaio-dev; python -m trainer.build_ops --nvme (takes minutes)")
+@pytest.mark.skipif(not NVME, reason="apt-get install libaio-dev; python -m trainer.parallel.build_ops --nvme")
 @pytest.mark.parametrize(("weights", "ranks"), [("none", 2), ("nvme", 1)])
 def test_states_on_a_disk_come_back(tmp_path, weights, ranks):
     """Those of the large weights lie in files, those of the norms are too small for that."""

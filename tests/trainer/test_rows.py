@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.config import Data
+from trainer.config.job import Data
 from trainer.data.encode import Encoded
 from trainer.data.rows import Rows, plan_rows
 from trainer.data.sources import Place

@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from tests.trainer.test_lock import Heart
-from trainer.checkpoint import Writers, seal
-from trainer.config import MARKER, TrainConfig, config_text
+from trainer.checkpoints.checkpoint import Writers, seal
+from trainer.checkpoints.run_folder import LOCK, SEAL, RunFolder, is_own, own
+from trainer.config.job import MARKER, TrainConfig, config_text
 from trainer.errors import ConfigError, TrainError
-from trainer.finish import mark_finished
-from trainer.lock import Holder
-from trainer.run_folder import LOCK, SEAL, RunFolder, is_own, own
+from trainer.node.finish import mark_finished
+from trainer.node.lock import Holder
 
 RUN = {"LAUNCH_RUN_ID": "mine-1", "LAUNCH_JOB_NAME": "mine", "LAUNCH_COMMAND": "launch local job.yaml"}
 OTHER = {**RUN, "LAUNCH_RUN_ID": "other-1"}
@@ -359,7 +359,7 @@ def test_a_restart_waits_for_its_earlier_start_to_be_silent(folder, output, told
 
 
 def test_a_restart_does_not_wait_for_ever(folder, output, monkeypatch):
-    monkeypatch.setattr("trainer.run_folder.WAIT_S", 0.5)
+    monkeypatch.setattr("trainer.checkpoints.run_folder.WAIT_S", 0.5)
     locked(output, replace(ELSEWHERE, run="mine-1", start="7"))
     with Heart(output / LOCK), pytest.raises(TrainError, match="an earlier start of this run, does not end"):
         folder({**RUN, "SLURM_JOB_ID": "7"}).claim()

@@ -11,8 +11,8 @@ from tests.trainer.reference import BY_NAME, write_checkpoint
 from tests.trainer.test_families import CPU
 from tests.trainer.test_families import job as family_job
 from tests.trainer.test_zero3 import job
-from trainer.answer import batch_inputs
-from trainer.config import SamplePrompt, Sampling
+from trainer.chat.answer import batch_inputs
+from trainer.config.job import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
 from trainer.data.templates import TEMPLATES
 from trainer.fused.apply import use_fused_layers
@@ -20,7 +20,7 @@ from trainer.fused.keep import policy_named
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
 from trainer.models.tokenizer import load_tokenizer
-from trainer.samples import AT_ONCE, Sampler
+from trainer.training.samples import AT_ONCE, Sampler
 
 TEXTS = ["Tick", "Greet", "Where is the ferry?", "Why?", "A question that is much longer than all the others are. " * 3]
 

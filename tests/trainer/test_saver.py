@@ -6,11 +6,11 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from trainer.checkpoint import Writers, newest_valid, part_folder, publish
-from trainer.dist import Place
+from trainer.checkpoints.checkpoint import Writers, newest_valid, part_folder, publish
+from trainer.checkpoints.saver import Saver, on_host
 from trainer.errors import SaveError
-from trainer.host_memory import free_bytes
-from trainer.saver import Saver, on_host
+from trainer.node.host_memory import free_bytes
+from trainer.node.ranks import Place
 
 WAIT_S = 60
 
@@ -105,7 +105,7 @@ def test_a_failure_to_publish_is_raised_at_a_later_step(saver, tmp_path):
 
 
 def test_a_state_without_room_for_a_copy_is_written_at_once(saver, monkeypatch):
-    monkeypatch.setattr("trainer.saver.HOST_SHARE", 0)
+    monkeypatch.setattr("trainer.checkpoints.saver.HOST_SHARE", 0)
     state, seen = torch.ones(3), []
     with saver.save(1):
         saver.write(state, seen.append)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import SHARED
-from trainer.config import Source
+from trainer.config.job import Source
 from trainer.data.sources import Place, Read, read_source, source_files
 from trainer.errors import ConfigError
 

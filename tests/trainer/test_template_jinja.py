@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import TemplateName
+from trainer.config.job import TemplateName
 from trainer.data.message import Message, ToolCall
 from trainer.data.own_template import openai_messages
 from trainer.data.segment import render_text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import TemplateName
+from trainer.config.job import TemplateName
 from trainer.data.message import Message, RowError
 from trainer.data.segment import Segment, render_text
 from trainer.data.templates import TEMPLATES, find_template

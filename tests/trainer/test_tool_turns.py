@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import TemplateName
+from trainer.config.job import TemplateName
 from trainer.data.message import Message, RowError, ToolCall
 from trainer.data.segment import render_text
 from trainer.data.templates import TEMPLATES

@@ -10,9 +10,9 @@ import pytest
 
 from tests.trainer import warm
 from tests.trainer.test_resume import job
-from trainer.config import TrackerName
+from trainer.config.job import TrackerName
 from trainer.errors import ConfigError
-from trainer.trackers import find_trackers
+from trainer.training.trackers import find_trackers
 
 
 def test_names_are_those_of_transformers():

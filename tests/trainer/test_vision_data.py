@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.trainer.conftest import SHARED, load_tokenizer
 from tests.trainer.seeing import IMAGE_SIZE, write_xcomposer2
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.encode import Encoded, Encoder
 from trainer.data.encode import ImageSpan as Images

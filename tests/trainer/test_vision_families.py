@@ -17,7 +17,7 @@ from transformers import (
 from tests.trainer import warm
 from tests.trainer.test_vision_data import pictures, rows_of  # noqa: F401  (a fixture)
 from tests.trainer.test_vision_training import colours, job, losses  # noqa: F401  (a fixture)
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.encode import Encoder
 from trainer.data.message import Message

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import warm
 from tests.trainer.test_vision_data import checkpoint, rows_of  # noqa: F401  (a fixture)
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer

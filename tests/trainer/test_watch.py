@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.callbacks import Journal, LogCallback, SampleCallback, ValidationCallback
-from trainer.dist import Place
-from trainer.divergence import Divergence
-from trainer.forward import ForwardTimes
-from trainer.metrics import Ledger, MetricsFile
-from trainer.stopwatch import Stopwatch
-from trainer.watch import Watch, full_memory, slow_network, slow_precision, tell_of_kernels
+from trainer.node.ranks import Place
+from trainer.training.callbacks import Journal, LogCallback, SampleCallback, ValidationCallback
+from trainer.training.divergence import Divergence
+from trainer.training.forward_timer import ForwardTimes
+from trainer.training.metrics import Ledger, MetricsFile
+from trainer.training.stopwatch import Stopwatch
+from trainer.training.watch import Watch, full_memory, slow_network, slow_precision, tell_of_kernels
 
 CPU = torch.device("cpu")
 
@@ -255,5 +255,5 @@ def test_swap_that_is_nearly_full_is_told(tmp_path):
 def test_shared_memory_that_is_nearly_full_is_told(tmp_path, monkeypatch):
     """Whatever the disk under the folder holds, a limit above it is kept, and one below it is not."""
     for limit, causes in ((1.0, []), (0.0, ["shared memory"])):
-        monkeypatch.setattr("trainer.watch.NEARLY_FULL", limit)
+        monkeypatch.setattr("trainer.training.watch.NEARLY_FULL", limit)
         assert [cause for cause, _ in full_memory(tmp_path, tmp_path / "none")] == causes

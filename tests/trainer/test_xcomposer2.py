@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from tests.trainer.seeing import write_xcomposer2
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
+from trainer.families.xcomposer2 import resize_positions
+from trainer.families.xcomposer2_layout import to_original
 from trainer.fused.apply import obstacle
 from trainer.models.attention import use_varlen
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
-from trainer.models.xcomposer2 import resize_positions
-from trainer.models.xcomposer2_layout import to_original
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, PATCH = 4, 2, 14

@@ -18,8 +18,8 @@ from tests.trainer.test_vision_training import colours, job  # noqa: F401  (a fi
 from trainer.cli import main
 from trainer.data.templates import TEMPLATES
 from trainer.models.load import load_model
-from trainer.models.seeded import write_model
 from trainer.models.tokenizer import load_tokenizer
+from trainer.new_model.seeded import write_model
 
 CPU = torch.device("cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

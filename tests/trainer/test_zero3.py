@@ -10,9 +10,9 @@ import torch
 
 from tests.trainer import split_load, warm
 from tests.trainer.conftest import QUICKSTART
-from trainer.config import Shape, TrainConfig
-from trainer.models.create import new_model, save_internlm2
+from trainer.config.job import Shape, TrainConfig
 from trainer.models.load import load_model
+from trainer.new_model.create import new_model, save_internlm2
 
 
 def job(folder, base, stage, **model):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer.config import MARKER
+from trainer.config.job import MARKER
 
 PATIENCE_S = 240
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as trainer.cli does before torch is loaded

@@ -131,7 +131,7 @@ def test_every_test_that_the_page_on_models_names_is_there():
 
 
 def test_every_format_and_template_is_in_the_page_on_data():
-    from trainer.config import FORMATS, TemplateName
+    from trainer.config.job import FORMATS, TemplateName
 
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     assert [name for name in (*FORMATS, *TemplateName.__args__) if f"| `{name}` |" not in text] == []

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from launcher.job.load import read_document
 from launcher.services.job_model import check_job
-from trainer import estimate as module
-from trainer.config import TrainConfig
-from trainer.estimate import HUB_SHAPES, Job, Placement, estimate, new_shape, shape_of_config
+from trainer.config.job import TrainConfig
+from trainer.sizing import estimate as module
+from trainer.sizing.estimate import HUB_SHAPES, Job, Placement, estimate, new_shape, shape_of_config
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples/quickstart"

@@ -7,7 +7,7 @@ from launcher.job.plan import DEFAULT_IMAGE, MAX_SHM, misfits
 from launcher.job.spec import Mount
 from launcher.services.job_model import default_profile
 from tests.jobs import plan_of, profile_of
-from trainer.config import config_text
+from trainer.config.job import config_text
 
 TRAIN = {"model": {"path": "m"}, "data": {"sources": [{"path": "x"}]}}
 
@@ -56,7 +56,7 @@ def test_the_trainer_gets_every_default_written_out():
 
 
 def test_what_the_trainer_gets_is_valid_and_means_the_same():
-    from trainer.config import TrainConfig
+    from trainer.config.job import TrainConfig
 
     new = {"init": "internlm2", "quantization": "none", "lora": None, "shape": {"num_layers": 2}}
     for changed in ({"model": new}, {"optimizer": {"deepspeed": {"config": "ds.json"}}}, {}):

@@ -52,7 +52,7 @@ def test_code_lies_in_a_volume_of_the_pod_that_the_job_can_only_read(job):
 def test_the_command_is_the_jobs_own():
     assert pod_of({**RUN_JOB, "run": ["python", "train.py"]})["containers"][0]["command"] == ["python", "train.py"]
     assert pod_of(TRAIN)["containers"][0]["command"] == [
-        "python3", "-m", "trainer.entrypoint", "--config", "/etc/launch/train.yaml"]
+        "python3", "-m", "trainer.node.entrypoint", "--config", "/etc/launch/train.yaml"]
 
 
 def test_a_job_without_code_has_no_init_container():

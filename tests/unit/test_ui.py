@@ -15,7 +15,7 @@ from launcher.logs.line import Gap, gap_line
 from launcher.runs.status import JobStatus, NodeStatus, State
 from launcher.terminal import control, ui
 from launcher.terminal.control import printable
-from trainer import output
+from trainer.node import output
 
 # what a terminal takes for orders, or for another direction of writing
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -87,7 +87,7 @@ from launcher.backends.base import LogLine
 ui.print_logs([[LogLine(0, b"{STEP}")]], nodes=1)
 """
 BY_TRAINER = f"""
-from trainer.output import show
+from trainer.node.output import show
 show("{STEP}")
 """
 
@@ -189,7 +189,7 @@ def test_neither_a_step_nor_a_name_is_obeyed_in_the_bar():
 
 
 def test_what_the_trainer_prints_of_rows_and_answers_is_safe_on_a_terminal_and_in_a_log(capsys):
-    assert "A: ␛[2J<U+202E>" in on_a_terminal(r"from trainer.output import show; show('A: \x1b[2J\u202e')")
+    assert "A: ␛[2J<U+202E>" in on_a_terminal(r"from trainer.node.output import show; show('A: \x1b[2J\u202e')")
     output.show("A: \x1b[2J\u202e")
     output.complain("error: \x9b2J\n")
     assert capsys.readouterr() == ("A: ␛[2J<U+202E>\n", "error: <U+009B>2J\n")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints.results import read_adapter
 from trainer.errors import ConfigError
 from trainer.models.lora import PREFIX
-from trainer.results import read_adapter
 
 SIDES = {"lora_A": 1, "lora_B": 0}  # which dimension of each is the layer's own: [r, in] and [out, r]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from trainer.answer import rope_types
+from trainer.chat.answer import rope_types
 
 # kinds of rotary embedding that turn a token by its place alone; others by the length of the text too
 FIXED_ROPE = {"default", "linear", "llama3", "yarn"}

@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from trainer.answer import Answerer, Drawing, context_limit
 from trainer.chat.adapter import put_adapter, refuse_quantised
+from trainer.chat.answer import Answerer, Drawing, context_limit
 from trainer.chat.replay import can_replay, replay_steps
 from trainer.chat.speaker import Speaker
 from trainer.chat.target import Target
-from trainer.config import Data, TrainConfig
+from trainer.config.job import Data, TrainConfig
 from trainer.data.encode import Encoder
 from trainer.data.recognise import recognise
 from trainer.data.templates import find_template
 from trainer.errors import ConfigError
+from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 from trainer.models.hub import checkpoint_folder, read_config
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
 from trainer.vision.form import find_form
-from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 
 Tell = Callable[[str], None]
 DRAWN = {"temperature", "top_p", "top_k", "max_new_tokens"}

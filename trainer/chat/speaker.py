@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from trainer.answer import Answer, Answerer, batch_inputs
+from trainer.chat.answer import Answer, Answerer, batch_inputs
 from trainer.chat.cache import PromptCache
 from trainer.data.calls import begins_call, trimmed, visible, writes_calls_as_text
 from trainer.data.message import Message

@@ -4,9 +4,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Model, Sampling, TrainConfig
+from trainer.checkpoints.results import (
+    ADAPTER,
+    CONFIG,
+    MODEL,
+    Found,
+    describe,
+    find_result,
+    is_run,
+    output_folder,
+    read_adapter,
+)
+from trainer.config.job import Model, Sampling, TrainConfig
 from trainer.errors import ConfigError
-from trainer.results import ADAPTER, CONFIG, MODEL, Found, describe, find_result, is_run, output_folder, read_adapter
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from trainer.data.message import ToolCall
 from trainer.errors import TrainError
-from trainer.output import terminal_safe
+from trainer.node.output import terminal_safe
 
 BLOCK = '"""'
 # what a terminal would take for orders of ours: all control characters but tab and line end, turns of the direction

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from trainer.chat.compose import check_target, compose, find_pictures
 from trainer.chat.history import History
 from trainer.chat.interrupt import Interrupt
 from trainer.chat.open import Wishes, open_speaker, wished
@@ -17,12 +18,11 @@ from trainer.chat.results import Printed, Results, mark_of, stamp
 from trainer.chat.sample import answer_file, score
 from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
-from trainer.compose import check_target, compose, find_pictures
 from trainer.data.formats.toolcalls import read_tools
 from trainer.data.formats.values import parsed
 from trainer.data.message import Message, RowError
 from trainer.errors import ConfigError
-from trainer.output import complain
+from trainer.node.output import complain
 
 # destination -> option of an article, which needs all of them
 COMPOSING = {"compose": "--compose", "pictures": "--images", "to": "--to"}

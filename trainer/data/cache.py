@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from fsspec.core import url_to_fs
 
-from trainer.config import Source, TrainConfig
+from trainer.config.job import Source, TrainConfig
 from trainer.data.conversations import all_sources
 from trainer.data.pipeline import Pipeline
 from trainer.data.rows import Rows, plan_rows
 from trainer.data.sources import source_files
 from trainer.data.store import Samples, SampleWriter
 from trainer.errors import ConfigError
-from trainer.lock import DEAD_S, Holder, Lock, Sign
-from trainer.metrics import replace_text
+from trainer.node.files import replace_text
+from trainer.node.lock import DEAD_S, Holder, Lock, Sign
 from trainer.vision.form import find_form
 
 REJECTED = "rejected.jsonl"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from trainer.config import Source, TrainConfig
+from trainer.config.job import Source, TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.formats.detect import detect_format, other_case
 from trainer.data.formats.mapper import mapper, passes, renamed

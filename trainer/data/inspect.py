@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.conversations import all_sources
 from trainer.data.first_rows import FirstRows, Look, RowFound
 from trainer.data.pipeline import Pipeline

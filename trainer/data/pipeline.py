@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import Mapped, read_conversations
 from trainer.data.encode import Encoded, Encoder, Found

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.data.message import Message, RowError
 from trainer.data.own_template import JINJA_BUGS, openai_messages, own_template
 from trainer.data.segment import render_text

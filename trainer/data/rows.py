@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import Data
+from trainer.config.job import Data
 from trainer.data.pack import pack_lengths
 from trainer.data.store import Samples, Tokens
 

@@ -12,7 +12,7 @@ from trainer.data.inspect import Epoch, Inspection, Lengths, SourceFound, Stage
 from trainer.data.pieces import Piece
 from trainer.data.report import MEANINGS
 from trainer.data.template_check import Side, TemplateCheck
-from trainer.output import picture, terminal_safe
+from trainer.node.output import picture, terminal_safe
 
 BAR_CELLS = 40
 SHOWN_CHARACTERS = 400  # of each text of a raw row and of its messages; the rendered text is shown whole

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Source
+from trainer.config.job import Source
 from trainer.data.readers import Place, Read, read_csv, read_json, read_jsonl, read_parquet, without_nulls
 from trainer.errors import ConfigError
-from trainer.passing import read_error
+from trainer.node.transient import read_error
 
 __all__ = ["Place", "Read", "read_source", "source_files"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoints.results import ADAPTER, read_adapter
 from trainer.errors import ConfigError
 from trainer.export.stored import safetensors_weights
 from trainer.export.weights import Weight
 from trainer.models.lora import PREFIX
-from trainer.results import ADAPTER, read_adapter
 
 TENSORS = "adapter_model.safetensors"
 LOW_A, LOW_B, LENGTHS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.checkpoints.results import ADAPTER
 from trainer.errors import ConfigError
 from trainer.export.adapter import LENGTHS, LOW_A, LOW_B, TENSORS, Adapter
 from trainer.export.part import new_folder
-from trainer.models.internlm2 import NAMES, fuse_wqkv, split_wqkv
+from trainer.families.internlm2 import NAMES, fuse_wqkv, split_wqkv
 from trainer.models.lora import PREFIX
-from trainer.results import ADAPTER
 
 Form = Literal["llama", "internlm2"]
 Tensors = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from trainer.errors import TrainError
-from trainer.output import quiet
+from trainer.node.output import quiet
 
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:

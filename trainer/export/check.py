@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.checkpoints.results import Trained
+from trainer.config.job import TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
 from trainer.data.encode import Encoder
@@ -20,10 +21,9 @@ from trainer.data.report import Report
 from trainer.data.segment import Segment
 from trainer.data.templates import find_template
 from trainer.errors import TrainError
-from trainer.host_memory import free_bytes
 from trainer.models.load import load_model
 from trainer.models.tokenizer import load_tokenizer
-from trainer.results import Trained
+from trainer.node.host_memory import free_bytes
 from trainer.vision.files import ImageFiles
 from trainer.vision.form import find_form
 from trainer.vision.prompt import prompt_inputs

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _trained(arguments: argparse.Namespace) -> Any:
     """What is to be merged. Raises ConfigError for checkpoints that are no adapter for the base as it is on disk."""
-    from trainer.results import describe, find_result
+    from trainer.checkpoints.results import describe, find_result
 
     found = find_result(arguments.output)
     if found.is_checkpoint and not found.is_adapter:

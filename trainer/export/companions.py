@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.answer import stop_ids
+from trainer.chat.answer import stop_ids
 from trainer.data.templates import Template, find_template
 from trainer.errors import ConfigError
 from trainer.models.tokenizer import load_tokenizer

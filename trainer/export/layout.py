@@ -1,6 +1,6 @@
 """In which names and shapes a checkpoint is written: Llama's, InternLM2's, or those it was read in. Pure.
 
-Conversions are those of the family (trainer.models.registry). Each is asked what it does to row numbers instead of
+Conversions are those of the family (trainer.families.registry). Each is asked what it does to row numbers instead of
 weights, so that it need not be known here.
 """
 
@@ -11,8 +11,8 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.export.weights import Rounded, Weight, gather
-from trainer.models.internlm2 import from_llama, internlm2_config
-from trainer.models.registry import Family
+from trainer.families.internlm2 import from_llama, internlm2_config
+from trainer.families.registry import Family
 
 Layout = Literal["auto", "llama", "internlm2"]
 Weights = dict[str, Weight]

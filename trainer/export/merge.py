@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints.results import Trained
 from trainer.errors import ConfigError
 from trainer.export.adapter import Adapter
 from trainer.export.apart import apart
@@ -15,9 +16,8 @@ from trainer.export.layout import Layout, Weights, choose, model_config, written
 from trainer.export.part import check_target, new_folder
 from trainer.export.shards import size_of, write_checkpoint
 from trainer.export.stored import checkpoint_weights
+from trainer.families.registry import find_family
 from trainer.models.hub import checkpoint_folder, read_config, read_raw_config
-from trainer.models.registry import find_family
-from trainer.results import Trained
 
 CONFIG_ROOM = 2**28  # for tokenizer and configs
 

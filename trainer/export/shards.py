@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.export.stored import DTYPES
 from trainer.export.weights import Weight
-from trainer.models.weights import INDEX
+from trainer.families.weights import INDEX
 
 SHARD_BYTES = 4 * 10**9  # what hubs and servers are used to; memory does not depend on it
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -15,7 +15,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.export.weights import Weight
-from trainer.models.weights import require, unpickled, weight_files
+from trainer.families.weights import require, unpickled, weight_files
 
 HINT = "the file was not copied or downloaded to its end: get it again"
 DTYPES = {

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trainer.estimate import LOGITS_PART
 from trainer.fused.layer import Norm
 from trainer.kernels import ops_for
+from trainer.sizing.estimate import LOGITS_PART
 
 # classes of transformers whose logits are the head's product with the last hidden states, and nothing else
 HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",

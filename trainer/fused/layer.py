@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from trainer.estimate import FEED_FORWARD_PART
 from trainer.fused import attention
 from trainer.fused.attention import Borders, Kept
 from trainer.fused.flat import Adapters, Copies
 from trainer.fused.keep import Policy
 from trainer.fused.linear import Matrices, Pass, Product, Scratch
 from trainer.kernels import ops_for
+from trainer.sizing.estimate import FEED_FORWARD_PART
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from trainer.config import TrainConfig
-from trainer.dist import Place
+from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
-from trainer.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 from trainer.fused.apply import obstacle, use_fused_layers
 from trainer.fused.head import has_plain_head, use_summed_loss
 from trainer.fused.keep import policy_named
+from trainer.node.ranks import Place
+from trainer.sizing.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 
 FLOAT8_SINCE, FLOAT8_WIDTH = (8, 9), 16
 

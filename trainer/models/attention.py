@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trainer.vision.parts import vision_towers
+from trainer.families.vision_parts import vision_towers
 
 VARLEN = "varlen"
 

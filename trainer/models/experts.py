@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from trainer.config import Model
+from trainer.config.job import Model
 from trainer.errors import ConfigError
-from trainer.experts import quantised_experts
+from trainer.families.registry import find_family
+from trainer.families.xcomposer2_shape import is_xcomposer
 from trainer.models.hub import auto_class, config_folder, read_raw_config, require_class
-from trainer.models.registry import find_family
-from trainer.xcomposer2_shape import is_xcomposer
+from trainer.sizing.experts import quantised_experts
 
 # of a model's parameters; smaller stacks are gates (RecurrentGemma), not experts
 SMALLEST_SHARE = 0.1

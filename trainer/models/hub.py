@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.xcomposer2_config import completed
-from trainer.passing import is_passing, read_error
-from trainer.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
-from trainer.xcomposer2_shape import is_xcomposer
+from trainer.families.xcomposer2_config import completed
+from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
+from trainer.families.xcomposer2_shape import is_xcomposer
+from trainer.node.transient import is_passing, read_error
 
 SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
 # in this order: what the first finds is enough

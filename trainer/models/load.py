@@ -1,5 +1,5 @@
 """Checkpoint -> model in memory, quantised while it is read: one weight at a time is held in full precision. In ZeRO-3
-the ranks share the reading, and keep parts (trainer.models.split). [I/O]"""
+the ranks share the reading, and keep parts (trainer.parallel.partition). [I/O]"""
 
 from functools import partial
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
+from trainer.families.registry import Family, find_family
+from trainer.families.vision_parts import PATTERN
+from trainer.families.weights import file_of, read_tensors
 from trainer.models.experts import require_quantisable
 from trainer.models.hub import SEEING, auto_class, checkpoint_folder, read_config, require_class
 from trainer.models.mover import Mover
 from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
-from trainer.models.registry import Family, find_family
-from trainer.models.split import Split
-from trainer.models.weights import file_of, read_tensors
-from trainer.vision.parts import PATTERN
+from trainer.parallel.partition import Split
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"

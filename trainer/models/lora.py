@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from trainer.config.sections import Lora
 from trainer.errors import ConfigError
 from trainer.models.experts import blocks_of_experts
-from trainer.sections import Lora
 
 # what a head is called where the model itself does not say which layer it is
 HEADS = ("lm_head", "output", "output_layer", "embed_out")

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from trainer.models.split import empty_4bit
-from trainer.vision.parts import sees_images
+from trainer.families.vision_parts import sees_images
+from trainer.parallel.partition import empty_4bit
 
 OUTLIERS = 6.0  # activations beyond it are multiplied in bf16 (LLM.int8's default, and XTuner's)
 PIECE = 2**20  # elements; on CPUs bitsandbytes needs some 16 bytes for each

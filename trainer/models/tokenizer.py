@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.families.xcomposer2_shape import is_xcomposer
 from trainer.models.hub import read_fields, read_raw_config, small_folder
-from trainer.passing import read_error
-from trainer.xcomposer2_shape import is_xcomposer
+from trainer.node.transient import read_error
 
 # id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
 INTERNLM2_SLOTS = {

@@ -11,7 +11,7 @@ import torch
 from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.errors import ConfigError
-from trainer.stop import STOP_SIGNALS
+from trainer.node.stop import STOP_SIGNALS
 from trainer.vision.files import ImageFiles
 from trainer.vision.image_form import ImageForm
 from trainer.vision.pixels import ImageFileError, read_image, to_pixels

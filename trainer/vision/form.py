@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from trainer.families.xcomposer2_shape import MODEL_TYPE, vision_sizes
 from trainer.models.hub import config_folder, read_config, read_fields
 from trainer.vision.image_form import ImageForm, ImageTokens
-from trainer.xcomposer2_shape import MODEL_TYPE, vision_sizes
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from launcher.job.kind import Context, Kind
 from launcher.job.payload import ExitCodes, FilePath, Payload
-from trainer.config import Section
+from trainer.config.job import Section
 
 NO_SUCH_ROW = 65
 

@@ -26,7 +26,7 @@ from launcher.errors import SpecError
 from launcher.job.payload import STOPPED
 from launcher.job.plan import Plan
 from launcher.job.rendered import Rendered
-from trainer.config import UNICODE_BREAKS
+from trainer.config.job import UNICODE_BREAKS
 
 SECRET_PLACEHOLDER = "<set by launch submit>"  # noqa: S105  (what stands where a value will be)
 UID_PLACEHOLDER = "<uid of the Job>"

@@ -8,7 +8,7 @@ from pydantic_core import InitErrorDetails
 
 from launcher.job.profile import Problem
 from launcher.job.types import normal
-from trainer.config import Section
+from trainer.config.job import Section
 
 Object = dict[str, Any]
 

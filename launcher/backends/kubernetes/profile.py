@@ -10,7 +10,7 @@ from launcher.job.plan import DEFAULT_IMAGE, all_mounts
 from launcher.job.profile import CONTAINER_CODE, Problem, Profile
 from launcher.job.spec import JobSpec, Mount, mount_at
 from launcher.job.types import AbsolutePath, DnsName, EnvValue, Word, is_below
-from trainer.config import Section
+from trainer.config.job import Section
 
 WORKSPACE = "/workspace"  # the working directory of a pod
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from launcher.job.types import Word, single_line
-from trainer.config import Section
+from trainer.config.job import Section
 
 # What launch writes itself or relies on -> what to use instead. sbatch takes an unfinished name, too.
 OWN = {

@@ -8,8 +8,8 @@ from launcher.job.prepared import Prepared
 from launcher.job.profile import Profile
 from launcher.kinds.train.limits import Fit, Known, Limits, check_fit, find_limits, find_shape, placement_of
 from launcher.kinds.train.remedy import Setup, nearest_change
-from trainer.config import TrainConfig
-from trainer.estimate import Job, quantised_experts
+from trainer.config.job import TrainConfig
+from trainer.sizing.estimate import Job, quantised_experts
 
 # What a change may ask for where the profile does not say what the cluster has.
 USUAL_GPUS_PER_NODE, USUAL_NODES = 8, 16

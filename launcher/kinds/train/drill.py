@@ -12,7 +12,7 @@ from launcher.job.plan import Plan
 from launcher.job.spec import JobSpec, Mount
 from launcher.kinds.train.drill_check import Expected
 from launcher.kinds.train.kind import beside
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 
 Kind = Literal["preempt", "kill-rank"]
 KINDS: tuple[Kind, ...] = ("preempt", "kill-rank")

@@ -9,7 +9,7 @@ from launcher.job.kind import Context, Estimable, Input, Kind, Loc, ReadsFiles, 
 from launcher.job.payload import ExitCodes, FilePath, Outputs, Payload
 from launcher.job.spec import Mount
 from launcher.kinds.train.inputs import inputs
-from trainer.config import MARKER, TrainConfig, config_text
+from trainer.config.job import MARKER, TrainConfig, config_text
 
 if TYPE_CHECKING:
     from launcher.job.prepared import Prepared
@@ -35,13 +35,13 @@ class Train(Kind, Resumable, Estimable, ReadsFiles, ShowsData):
         folder = _output_dir(section, context)
         return Payload(
             kind=self.key,
-            argv=(context.python, "-m", "trainer.entrypoint", "--config", FilePath(CONFIG)),
+            argv=(context.python, "-m", "trainer.node.entrypoint", "--config", FilePath(CONFIG)),
             files={CONFIG: _config(section, folder)},
             env={"PYTHONSAFEPATH": "1"},
             exit_codes=ExitCodes({DIVERGED: "training diverged", WRONG_CONFIG: "wrong configuration or data"},
                                  final=(WRONG_CONFIG,), vouched=True),
             outputs=Outputs(folder, SMALL_FILES, MARKER),
-            log_copy=(context.python, "-P", "-m", "trainer.archive"),
+            log_copy=(context.python, "-P", "-m", "trainer.node.archive"),
         )
 
     def owns_folder(self, section: TrainConfig) -> bool:

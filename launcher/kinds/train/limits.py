@@ -1,4 +1,4 @@
-"""Whether a job fits: its estimate (trainer/estimate.py) against the cards, the nodes' memory and /dev/shm.
+"""Whether a job fits: its estimate (trainer/sizing/estimate.py) against the cards, the nodes' memory and /dev/shm.
 
 Reads at most one config.json, and asks neither a cluster nor the hub. What cannot be known is said to be so; it never
 makes a job one that does not fit. GB are 10^9 bytes.
@@ -12,8 +12,8 @@ from typing import Literal
 from launcher.job.prepared import Prepared
 from launcher.job.quantities import size_bytes
 from launcher.job.spec import Resources
-from trainer.config import TrainConfig
-from trainer.estimate import (
+from trainer.config.job import TrainConfig
+from trainer.sizing.estimate import (
     HUB_SHAPES,
     TOLERANCE,
     Estimate,

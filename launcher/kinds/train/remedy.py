@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.kinds.train.limits import Limit, Limits, check_fit
-from trainer.config import DeepSpeed, Section
-from trainer.estimate import Estimate, Job, estimate
+from trainer.config.job import DeepSpeed, Section
+from trainer.sizing.estimate import Estimate, Job, estimate
 
 SHORTEST = 256  # tokens; shorter rows hold hardly a conversation
-MOST_ACCUMULATION = 4096  # as trainer/config.py bounds it
+MOST_ACCUMULATION = 4096  # as trainer/config/job.py bounds it
 GIB = 2**30
 
 

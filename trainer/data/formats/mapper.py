@@ -4,7 +4,7 @@ import importlib
 import math
 from typing import Any
 
-from trainer.config import Source
+from trainer.config.job import Source
 from trainer.data.formats.preferences import check_preferences
 from trainer.data.formats.table import TABLE, Reader
 from trainer.data.formats.turns import ordered

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from launcher.backends.kubernetes.logs.stamped import RECENT, STAMP_LENGTH, is_stamped
 from launcher.logs.line import Gap
 
-# The copy is given from 5 s before the gap to 5 s after it (trainer/archive.py): lines this near are among them.
+# The copy is given from 5 s before the gap to 5 s after it (trainer/node/archive.py): lines this near are among them.
 NEAR_NS = 2 * 10**9
 FAR_NS = 5 * 10**9
 END = b"end"  # the copy's last line, when the job has ended

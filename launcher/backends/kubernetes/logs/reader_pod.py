@@ -43,7 +43,7 @@ def reader_pod(owner: Object, name: str, file: str, after: str, before: str) -> 
                 **{key: container[key] for key in ("name", "image", "imagePullPolicy", "securityContext",
                                                    "terminationMessagePolicy")},
                 # -P: its working directory may be a volume that jobs write to
-                "command": [container["command"][0], "-P", "-m", "trainer.archive", file, after, before],
+                "command": [container["command"][0], "-P", "-m", "trainer.node.archive", file, after, before],
                 "resources": {"requests": AMOUNTS, "limits": dict(AMOUNTS)},
                 "volumeMounts": [{**mount, "readOnly": True}],
             }],

@@ -194,9 +194,10 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(launch, job):
 def test_ctrl_c_shows_the_end_of_the_log_and_a_command_that_works(launch, job):
     """There the trainer says what it has saved; what --resume settles is not typed again."""
     package = launch.cwd / "python/trainer"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "entrypoint.py").write_text(  # of the profile that `local` does not look at
+    (package / "node").mkdir(parents=True)
+    for folder in (package, package / "node"):
+        (folder / "__init__.py").touch()
+    (package / "node/entrypoint.py").write_text(  # of the profile that `local` does not look at
         f"import os, sys\nos.execv({str(launch.cwd / 'toy-python')!r}, "
         "['toy', 'trainer.node.entrypoint', *sys.argv[1:]])\n")
     job(env={"PYTHONPATH": str(package.parent)})

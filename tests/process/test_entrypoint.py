@@ -164,10 +164,10 @@ def test_75_without_a_stop_and_a_save_is_an_ordinary_failure(code, workers, fina
 
 def start(tmp_path, body, **environ):
     """The real entrypoint, with a stand-in for the trainer."""
+    package = Path(entrypoint.__file__).parents[1]
     (tmp_path / "trainer").mkdir()
-    for name in ("__init__", "entrypoint", "reports"):
-        source = os.path.join(os.path.dirname(entrypoint.__file__), f"{name}.py")
-        (tmp_path / f"trainer/{name}.py").symlink_to(source)
+    for name in ("__init__.py", "errors.py", "node"):
+        (tmp_path / "trainer" / name).symlink_to(package / name)
     (tmp_path / "trainer/cli.py").write_text(body)
     argv = [sys.executable, "-m", "trainer.node.entrypoint", "--config", "c.yaml"]
     return subprocess.Popen(argv, cwd=tmp_path, text=True,

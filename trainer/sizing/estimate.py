@@ -37,7 +37,7 @@ NF4_BLOCK, NF4_GROUP, NF4_TABLES = 64, 256, 2048
 FEED_FORWARD_PART, LOGITS_PART = 8192, 2**28
 # Bytes of a logit where all exist at once: bf16, and float32 for the softmax and its gradient.
 WHOLE_LOGIT = 10
-# DeepSpeed's buffers, in elements, as trainer.parallel.ds_config asks for them: a bucket is this part of what is trained
+# DeepSpeed's buffers, in elements, as parallel/ds_config.py asks for them: a bucket is this part of what is trained
 # (it is sent while the next one fills; more of them would be smaller than a network likes), within these bounds, the
 # upper one DeepSpeed's own; whole weights that ZeRO-3 keeps beside a rank's own part (DeepSpeed's 10^9 would be half of
 # a 4-bit 7B model, which has 4 weights in an element).

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = ROOT / "launcher"
+LAUNCHER, TRAINER = ROOT / "launcher", ROOT / "trainer"
 FILES = sorted(LAUNCHER.rglob("*.py"))
 
 
@@ -18,7 +18,7 @@ def test_nobody_but_the_kinds_asks_whether_a_job_trains():
 
 
 def test_files_and_functions_are_short():
-    for path in FILES:
+    for path in (*FILES, *TRAINER.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(text)):
@@ -30,6 +30,14 @@ def test_the_folder_listing_is_the_architecture():
     page = (LAUNCHER.parent / "docs/architecture.md").read_text(encoding="utf-8")
     listed = {path.name for path in LAUNCHER.iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
     assert len(listed) <= 11
+    for name in listed:
+        assert f"`{name}`" in page or f"`{name}/`" in page, name
+
+
+def test_the_trainers_folder_listing_is_the_architecture():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = {path.name for path in TRAINER.iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
+    assert {name for name in listed if name.endswith(".py")} == {"cli.py", "engine.py", "errors.py"}
     for name in listed:
         assert f"`{name}`" in page or f"`{name}/`" in page, name
 

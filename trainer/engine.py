@@ -42,8 +42,7 @@ from trainer.models.experts import require_quantisable
 from trainer.models.lora import keep_start
 from trainer.node.files import replace_text
 from trainer.node.finish import mark_finished, mark_nothing_left
-from trainer.node.output import show
-from trainer.node.ranks import Place, alone_environment, find_peers, find_place
+from trainer.node.ranks import Place, alone_environment, find_peers, find_place, printer
 from trainer.node.stop import Stop
 from trainer.parallel.ds_config import build_ds_config, fill_buckets
 from trainer.parallel.host_ops import load_ops, missing_for_deepspeed, needed_ops
@@ -91,7 +90,7 @@ class Run:
     def __init__(self, config: TrainConfig, stop: Stop, end: Callable[[int, str], None]) -> None:
         self.config, self.stop = config, stop
         self.place: Place = find_place(config)
-        self.tell: Callable[[str], None] = _teller(self.place)
+        self.tell: Callable[[str], None] = printer(self.place)
         self.folder = RunFolder(config, os.environ, self.tell)
         self.output = self.folder.path
         self.deepspeed: dict[str, Any] | None = None
@@ -391,13 +390,3 @@ class Run:
         for line in score(asked, after):
             self.tell(line)
         self.tell(f"results: {self.output.absolute()}")
-
-
-def _teller(place: Place) -> Callable[[str], None]:
-    """Rank 0 talks; the first rank of every other node says the step lines too, so that its log shows life."""
-
-    def tell(text: str) -> None:
-        if place.is_main or (place.local_rank == 0 and text.startswith("step ")):
-            show(text)
-
-    return tell

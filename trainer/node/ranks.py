@@ -11,6 +11,7 @@ import torch
 
 from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
+from trainer.node.output import show
 from trainer.node.peers import CALL_S, Peers
 
 
@@ -82,3 +83,13 @@ def alone_environment() -> None:
         ("NCCL_BUFFSIZE", "65536"),
     ):
         os.environ.setdefault(name, value)
+
+
+def printer(place: Place) -> Callable[[str], None]:
+    """Prints what rank 0 says; the first rank of every other node prints step lines, too, so that its log shows life."""
+
+    def tell(text: str) -> None:
+        if place.is_main or (place.local_rank == 0 and text.startswith("step ")):
+            show(text)
+
+    return tell

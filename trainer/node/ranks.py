@@ -86,7 +86,7 @@ def alone_environment() -> None:
 
 
 def printer(place: Place) -> Callable[[str], None]:
-    """Prints what rank 0 says; the first rank of every other node prints step lines, too, so that its log shows life."""
+    """Prints what rank 0 says, and step lines of every other node's first rank, so that its log shows life."""
 
     def tell(text: str) -> None:
         if place.is_main or (place.local_rank == 0 and text.startswith("step ")):

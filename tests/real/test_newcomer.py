@@ -78,7 +78,7 @@ def test_ten_lines_and_a_csv_become_answers_as_taught(newcomer: Launch) -> None:
     losses = [float(loss) for loss in re.findall(r"^step .*  loss (\S+)", done.stderr, re.MULTILINE)]
     assert losses[-1] < 0.1 < losses[0]
 
-    [next_words] = re.findall(r"^\* talk with the result: launch (.+)$", done.stderr, re.MULTILINE)
+    [next_words] = re.findall(r"^\* chat with the result: launch (.+)$", done.stderr, re.MULTILINE)
     assert newcomer.ok(*next_words.split(), "--once", question).strip() == answer
 
     lines = [json.dumps({"prompt": question, "expect": answer}) for question, answer in FACTS.items()]

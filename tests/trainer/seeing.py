@@ -3,17 +3,17 @@
 import json
 
 from trainer.new_model.seeded import write_weights
-from trainer.new_model.sizes import LINES, find_size
+from trainer.new_model.sizes import find_size
 
 FAMILY = "xcomposer2"
-IMAGE_SIZE = LINES[FAMILY].sizes["tiny"]["img_size"]
+CARD, TINY = find_size(FAMILY, "tiny")
+IMAGE_SIZE = TINY["img_size"]
 
 
 def write_xcomposer2(folder, vocab_size, seed=1, **changed):
     """Config and weights in the makers' layout, without a tokenizer. `changed`: keys of config.json."""
-    _, raw = find_size(FAMILY, "tiny")
-    raw = {**raw, "vocab_size": vocab_size, **changed}
+    raw = {**TINY, "vocab_size": vocab_size, **changed}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
-    write_weights(FAMILY, raw, folder, seed)
+    write_weights(CARD, raw, folder, seed)
     return folder

@@ -9,11 +9,12 @@ from tests.trainer.merging import save_base
 from tests.trainer.test_chat import speaker_of
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
+from trainer.families.registry import CARDS
 from trainer.new_model.seeded import write_model
-from trainer.new_model.sizes import LINES
+from trainer.new_model.sizes import template_of
 
 CHAT = [Message("user", "What is a layer?\n 层?"), Message("assistant", "It reads.")]
-TEMPLATE = {family: line.template for family, line in LINES.items()}
+TEMPLATE = {family: template_of(card) for family, card in CARDS.items()}
 TEMPLATE |= {"internlm2.5": "internlm2", "olmo": "internlm2"}
 
 

@@ -12,6 +12,7 @@ from tests.trainer import load_memory, warm
 from tests.trainer.reference import BY_NAME, write_checkpoint
 from tests.trainer.test_families import CPU, job
 from trainer.errors import ConfigError
+from trainer.families.registry import CARDS
 from trainer.families.weights import read_tensors
 from trainer.models.load import load_model
 from trainer.models.quantise import in_4bit
@@ -235,7 +236,7 @@ def large(tmp_path_factory):
     for name in ("safetensors", "bin"):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(raw))
-        write_weights("internlm2", raw, folder / name, 1, SHARD)
+        write_weights(CARDS["internlm2"], raw, folder / name, 1, SHARD)
     parts = {path.name: load_file(path) for path in (folder / "bin").glob("*.safetensors")}
     as_bin(folder / "bin", parts)
     write_checkpoint(folder / "small", BY_NAME["internlm2"])

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from trainer.config.job import Shape, TrainConfig
 from trainer.errors import ConfigError
-from trainer.families.internlm2 import fuse_wqkv, split_wqkv
+from trainer.families.internlm2_layout import fuse_wqkv, split_wqkv
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora, target_names
 from trainer.new_model.create import new_model, save_internlm2

@@ -17,7 +17,8 @@ from trainer.export.merge import make_plan
 from trainer.export.shards import write_checkpoint
 from trainer.export.stored import checkpoint_weights
 from trainer.export.weights import Weight
-from trainer.families.registry import FAMILIES, Family
+from trainer.families.card import Card
+from trainer.families.registry import CARDS
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
 
@@ -34,7 +35,7 @@ def convert(source, target, layout):
     """A checkpoint in another layout, without any adapter."""
     target.mkdir()
     raw = json.loads((source / "config.json").read_text())
-    family = FAMILIES.get(raw["model_type"])
+    family = CARDS.get(raw["model_type"])
     config = model_config(raw, family)
     chosen = choose(layout, raw, config)
     weights = written(chosen, checkpoint_weights(source), family, config, lambda name, weight: weight)
@@ -58,7 +59,7 @@ def test_there_and_back_is_the_same_to_the_bit(start, bases, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (bases[start], back)]
-    ropes = [model_config(config, FAMILIES.get(config["model_type"])).rope_parameters for config in configs]
+    ropes = [model_config(config, CARDS.get(config["model_type"])).rope_parameters for config in configs]
     assert {key: ropes[0][key] for key in DYNAMIC} == {key: ropes[1][key] for key in DYNAMIC}
 
 
@@ -304,7 +305,7 @@ def test_a_family_keeps_its_own_layout_whatever_its_conversion_is():
 
     values = {name: torch.arange(24.0).view(6, 4) for name in ("fused", "buffer", "positions")}
     weights = {name: Held(value) for name, value in values.items()}
-    family = Family(lambda raw: object(), convert_rows)
+    family = Card("any", lambda raw: object(), lambda config: object(), convert_rows)
 
     def adapt(name, weight):
         return Held(weight.whole() + 100) if name == "first" else weight

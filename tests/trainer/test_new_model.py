@@ -15,10 +15,10 @@ from trainer.data.encode import Encoder
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
-from trainer.families.registry import FAMILIES
+from trainer.families.registry import CARDS
 from trainer.models.load import load_model
 from trainer.new_model.seeded import seeded, write_model, write_weights
-from trainer.new_model.sizes import LINES, find_size
+from trainer.new_model.sizes import find_size, template_of
 from trainer.sizing.shapes import HUB_SHAPES
 
 # the published parameter counts (a tied head counts once)
@@ -42,11 +42,11 @@ def tiny(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("family", LINES)
+@pytest.mark.parametrize("family", CARDS)
 def test_a_tiny_model_of_each_family_loads_and_answers_its_template(tiny, family):
     folder = tiny(family)
     tokenizer, model = load_tokenizer(str(folder)), load_model(job(folder), CPU).eval()
-    template = TEMPLATES[LINES[family].template]
+    template = TEMPLATES[template_of(CARDS[family])]
     encoder = Encoder(tokenizer, template)
     encoded = encoder.encode([template.render([Message("user", "Hi 你好"), Message("assistant", "def f")])])[0]
     assert max(encoded.ids) < model.config.vocab_size
@@ -59,23 +59,23 @@ def test_a_tiny_model_of_each_family_loads_and_answers_its_template(tiny, family
 
 
 def test_every_family_that_is_loaded_here_can_be_made():
-    assert LINES.keys() == FAMILIES.keys()
+    assert all(card.new and "tiny" in card.new.sizes for card in CARDS.values())
 
 
 @pytest.mark.parametrize(("family", "size"), COUNTS)
 def test_sizes_have_the_published_numbers_of_parameters(family, size):
     from trainer.new_model.seeded import _shapes
 
-    _, raw = find_size(family, size)
-    assert sum(shape.numel() for shape in _shapes(family, raw).values()) == COUNTS[family, size]
+    card, raw = find_size(family, size)
+    assert sum(shape.numel() for shape in _shapes(card, raw).values()) == COUNTS[family, size]
 
 
 @pytest.mark.parametrize("size", ["7b", "vl_7b"])
 def test_xcomposer2_has_the_parameters_that_are_loaded_and_an_unused_norm(size):
     from trainer.new_model.seeded import _shapes
 
-    _, raw = find_size("xcomposer2", size)
-    shapes = _shapes("xcomposer2", raw)
+    card, raw = find_size("xcomposer2", size)
+    shapes = _shapes(card, raw)
     unused = [shapes[name].numel() for name in shapes if "post_layernorm" in name]
     known = HUB_SHAPES[f"internlm/internlm-xcomposer2-{size.replace('_', '-')}"]
     assert sum(shape.numel() for shape in shapes.values()) == known.parameters + sum(unused)
@@ -84,8 +84,8 @@ def test_xcomposer2_has_the_parameters_that_are_loaded_and_an_unused_norm(size):
 
 def test_norms_begin_as_they_do_in_training():
     shape = torch.Size([2])
-    assert seeded(3, "x.pre_layrnorm.weight", shape, "xcomposer2").tolist() == [1, 1]
-    assert seeded(3, "x.layer_norm1.bias", shape, "xcomposer2").tolist() == [0, 0]
+    assert seeded(3, "x.pre_layrnorm.weight", shape).tolist() == [1, 1]
+    assert seeded(3, "x.layer_norm1.bias", shape).tolist() == [0, 0]
 
 
 def test_internlm2_is_written_in_its_own_layout(tiny):
@@ -106,12 +106,12 @@ def test_the_seed_alone_makes_the_weights(tiny, tmp_path):
     weight = first["output.weight"].float()
     assert weight.std() == pytest.approx(0.02, rel=0.05) and abs(weight.mean()) < 1e-3
     assert torch.equal(first["model.norm.weight"], torch.ones(64, dtype=torch.bfloat16))
-    assert (seeded(3, "norm.weight", torch.Size([2]), "gemma2") == 0).all()
+    assert (seeded(3, "norm.weight", torch.Size([2]), zero_norms=True) == 0).all()
 
 
 def test_shards_hold_what_one_file_does_and_have_an_index(tiny, tmp_path):
-    _, raw = find_size("internlm2", "tiny")
-    write_weights("internlm2", raw, tmp_path, 3, shard=2**16)
+    card, raw = find_size("internlm2", "tiny")
+    write_weights(card, raw, tmp_path, 3, shard=2**16)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     whole = load_file(tiny("internlm2") / "model.safetensors")
     assert index.keys() == whole.keys() and len(set(index.values())) > 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.config.job import Lora
-from trainer.families.registry import FAMILIES
+from trainer.families.registry import CARDS
 from trainer.models.load import empty_model
 from trainer.sizing import estimate as module
 from trainer.sizing.estimate import ModelShape, shape_of_config
@@ -37,7 +37,7 @@ KINDS = [
 def real_model(kind, raw):
     """The class that the trainer makes for this config.json, without memory."""
     given = {"model_type": kind, **{key: value for key, value in raw.items() if value is not None}}
-    family = FAMILIES[kind]
+    family = CARDS[kind]
     return empty_model(family, family.config(given))
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 from tests.trainer.seeing import write_xcomposer2
 from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
-from trainer.families.xcomposer2 import resize_positions
 from trainer.families.xcomposer2_layout import to_original
+from trainer.families.xcomposer2_model import resize_positions
 from trainer.fused.apply import obstacle
 from trainer.models.attention import use_varlen
 from trainer.models.load import load_model

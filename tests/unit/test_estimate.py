@@ -105,7 +105,7 @@ def test_a_config_file_says_the_same_as_the_name(kind, more, name):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ({}, "got model_type None, known: llama, mistral"),
+        ({}, "got model_type None, known: internlm, internlm2"),
         ({"model_type": "mixtral", **GIVEN}, "got model_type 'mixtral'"),
         ({"model_type": "llama", **GIVEN, "hidden_size": "4096"}, "got hidden_size '4096', known: a whole number"),
         ({"model_type": "llama", **GIVEN, "num_hidden_layers": 0}, "got num_hidden_layers 0"),

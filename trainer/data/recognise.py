@@ -13,25 +13,17 @@ from trainer.data.segment import render_text
 from trainer.data.templates import TEMPLATES
 from trainer.data.turns import Template, TurnTemplate
 from trainer.errors import ConfigError
+from trainer.families.registry import CARDS
 from trainer.models.hub import read_model_type
 
 # model_type of config.json -> the template of the makers' chat models
-FAMILIES = {
-    "internlm": "internlm",
-    "internlm2": "internlm2",
-    "internlm3": "internlm3",
-    "xcomposer2": "internlm2",
-    "llama": "llama3",
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "gemma"),
-    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "qwen"),
-}
+FAMILIES = {kind: card.template for card in CARDS.values() if card.template for kind in (card.name, *card.kin)}
 # of families whose models have several templates, or tokens that many others have, too: a guess, for a tokenizer
 # without chat_template
 GUESSES = {
-    "llama": "llama2",
+    **{card.name: card.guess for card in CARDS.values() if card.guess},
     "chatglm": "chatglm3",
-    "phi3": "phi3",
-    **dict.fromkeys(("mistral", "mixtral"), "mistral"),
+    "mixtral": "mistral",
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "deepseek"),
 }
 _TURNS = [Message("user", "One?"), Message("assistant", "1"), Message("user", "Two?")]

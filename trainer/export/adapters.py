@@ -17,7 +17,7 @@ from trainer.checkpoints.results import ADAPTER
 from trainer.errors import ConfigError
 from trainer.export.adapter import LENGTHS, LOW_A, LOW_B, TENSORS, Adapter
 from trainer.export.part import new_folder
-from trainer.families.internlm2 import NAMES, fuse_wqkv, split_wqkv
+from trainer.families.internlm2_layout import NAMES, fuse_wqkv, split_wqkv
 from trainer.models.lora import PREFIX
 
 Form = Literal["llama", "internlm2"]

@@ -11,8 +11,8 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.export.weights import Rounded, Weight, gather
+from trainer.families.card import Card
 from trainer.families.internlm2 import from_llama, internlm2_config
-from trainer.families.registry import Family
 
 Layout = Literal["auto", "llama", "internlm2"]
 Weights = dict[str, Weight]
@@ -26,7 +26,7 @@ COMPUTED = "rotary_emb.inv_freq"  # a buffer in old checkpoints
 LLAMA_CONFIGS = ("LlamaConfig", "InternLM3Config")  # InternLM3 has Llama's classes and weight names
 
 
-def model_config(raw: dict[str, Any], family: Family | None) -> Any:
+def model_config(raw: dict[str, Any], family: Card | None) -> Any:
     """The config of the class that a checkpoint is loaded into, or None where only that class knows. `raw`: its
     config.json."""
     if family is not None:
@@ -57,7 +57,7 @@ def choose(asked: Layout, raw: dict[str, Any], config: Any) -> Literal["own", "l
     return asked
 
 
-def written(layout: str, stored: Weights, family: Family | None, config: Any, adapt: Adapt) -> Weights:
+def written(layout: str, stored: Weights, family: Card | None, config: Any, adapt: Adapt) -> Weights:
     """The weights of the new checkpoint. `adapt`: the weight of a name in the model -> the same with its adapter.
     Raises ConfigError."""
     stored = {name: weight for name, weight in stored.items() if not name.endswith(COMPUTED)}
@@ -128,7 +128,7 @@ def _llama_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {**shapes, "model.norm.weight": (width,), "lm_head.weight": (config.vocab_size, width)}
 
 
-def _moved(name: str, weight: Weight, family: Family | None, config: Any) -> list[tuple[str, torch.Tensor]]:
+def _moved(name: str, weight: Weight, family: Card | None, config: Any) -> list[tuple[str, torch.Tensor]]:
     """The model's weights that a stored one becomes, each as the numbers of its rows there: int64 [rows]. None where
     it becomes something else than its own rows: a buffer that is left out, positions that are interpolated."""
     numbers = torch.arange(weight.shape[0])
@@ -143,7 +143,7 @@ def _moved(name: str, weight: Weight, family: Family | None, config: Any) -> lis
     return moved if rows and torch.equal(torch.cat(rows).sort().values, numbers) else []
 
 
-def _converted(name: str, weight: Weight, family: Family | None, config: Any) -> list[tuple[str, Weight]]:
+def _converted(name: str, weight: Weight, family: Card | None, config: Any) -> list[tuple[str, Weight]]:
     moved = _moved(name, weight, family, config)
     if not moved:
         got = list(weight.shape)
@@ -151,7 +151,7 @@ def _converted(name: str, weight: Weight, family: Family | None, config: Any) ->
     return [(new, gather([weight], torch.zeros_like(rows), rows)) for new, rows in moved]
 
 
-def _in_place(name: str, weight: Weight, family: Family | None, config: Any, adapt: Adapt) -> Weight:
+def _in_place(name: str, weight: Weight, family: Card | None, config: Any, adapt: Adapt) -> Weight:
     """A stored weight, each of its rows as the adapter makes it under the name that the model has for it."""
     moved = _moved(name, weight, family, config)
     if not moved:  # nothing that an adapter can be on

@@ -1,16 +1,14 @@
 """InternLM v1: a Llama with biases on the attention's four matrices, under Llama's own weight names
-(InternLM's model code; the bias was added to transformers for it in PR 26302). Its cache holds keys before they are
-turned, and turns all of them by the base of the text so far; Llama's holds them as they were turned once. That differs
-past the trained length only, where the base grows with every token."""
+(InternLM's model code; the bias was added to transformers for it in PR 26302)."""
 
-from functools import cache
 from typing import Any
 
-import torch
-
-from trainer.families.internlm2 import SHARED_FIELDS
+from trainer.families.card import Card, NewModels
+from trainer.families.llama_fields import SHARED_FIELDS, rope_parameters
 from trainer.families.native import same_name
-from trainer.families.rope import frequencies, rope_llama, rope_parameters, turn
+from trainer.families.shape import config_fields, llama_shape, on_hub, tiny
+
+SLOTS = {103027: "<eoh>", 103028: "<eoa>"}
 
 
 def llama_config(raw: dict[str, Any]) -> Any:
@@ -28,53 +26,30 @@ def llama_config(raw: dict[str, Any]) -> Any:
     )
 
 
-to_llama = same_name
-
-
 def llama_model(config: Any) -> Any:
     """A LlamaForCausalLM whose cached keys follow the base past the trained length."""
-    model = rope_llama(config)
-    if config.rope_parameters["rope_type"] == "dynamic":
-        model._can_compile_fullgraph = False  # it asks how much is cached
-        for index, layer in enumerate(model.model.layers):
-            layer.self_attn = _attention()(config, index)
-    return model
+    from trainer.families import internlm_cache
+
+    return internlm_cache.llama_model(config)
 
 
-@cache
-def _attention() -> Any:
-    """The attention's class; transformers loads when it is asked for."""
-    from transformers.models.llama.modeling_llama import LlamaAttention
+_SIZES = {
+    "7b": llama_shape(103168, 4096, 11008, 32, (32, 32), qkv_bias=True, out_bias=True),
+    "20b": llama_shape(103168, 5120, 13824, 60, (40, 40)),
+}
 
-    class InternLMAttention(LlamaAttention):  # type: ignore[misc]
-        """Llama's attention over a cache that `_Keys` looks after."""
-
-        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
-            """As Llama's; hidden_states [B, T, hidden]."""
-            name = "cache" if "cache" in kwargs else "past_key_values"  # as this transformers calls it
-            held, trained = kwargs.get(name), self.config.max_position_embeddings
-            if held is not None and held.get_seq_length(self.layer_idx) + hidden_states.shape[1] > trained:
-                kwargs[name] = _Keys(held, self.config, kwargs["position_ids"])
-            return super().forward(hidden_states, **kwargs)
-
-    return InternLMAttention
-
-
-class _Keys:
-    """A cache for a text past the trained length: keys lie in it as they are turned within that length, and come out
-    as the base of the text so far turns them. position_ids [B or 1, T], the positions of the new tokens."""
-
-    def __init__(self, cache: Any, config: Any, position_ids: torch.Tensor) -> None:
-        self.cache, self.positions = cache, position_ids
-        self.change = frequencies(config, position_ids) - frequencies(config, device=position_ids.device)
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """key, value [B, H, T, D] -> those of all S tokens, [B, H, S, D]."""
-        before = int(self.cache.get_seq_length(layer))
-        keys, values = self.cache.update(turn(key, self.positions, -self.change), value, layer, *args, **kwargs)
-        if not before:
-            return key, values
-        back = torch.arange(keys.shape[2] - 1, -1, -1, device=key.device)  # generation leaves no gaps
-        return turn(keys, self.positions[:, -1:] - back, self.change), values
+CARD = Card(
+    "internlm", llama_config, llama_model, same_name,
+    biases={"qkv": "bias", "out": "bias"},
+    defaults={"bias": True},
+    hub=on_hub(("internlm/internlm-{}", "internlm/internlm-chat-{}"), _SIZES),
+    template="internlm", slots=SLOTS, slots_vocab=103168,
+    new=NewModels(
+        "InternLMForCausalLM",
+        {"rms_norm_eps": 1e-6, "rotary": {"type": "dynamic", "base": 10000}, "max_position_embeddings": 2048,
+         "bias": True},
+        {"tiny": tiny(4), "7b": config_fields(_SIZES["7b"]),
+         "20b": config_fields(_SIZES["20b"], bias=False, max_position_embeddings=4096)},
+        has_pieces=True,
+    ),
+)  # fmt: skip

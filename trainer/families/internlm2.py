@@ -1,97 +1,24 @@
-"""InternLM2's checkpoint layout and transformers' Llama classes, both ways.
+"""InternLM2 and 2.5: a Llama with fused query, key and value weights (trainer.families.internlm2_layout) and dynamic
+NTK."""
 
-InternLM2 is a Llama whose query, key and value weights lie fused in `wqkv`, its rows grouped by key/value head:
-[kv heads, q heads per kv head + 2, head size, hidden]; in each group first the queries, then the key, then the value
-(InternLM's tools/convert2llama.py). The names differ as in NAMES. Dynamic NTK is that of trainer.families.rope.
-"""
+from typing import TYPE_CHECKING, Any
 
-import re
-from typing import Any
+from trainer.families.card import Card, Layout, NewModels
+from trainer.families.llama_fields import SHARED_FIELDS, rope_llama, rope_parameters
+from trainer.families.shape import config_fields, llama_shape, on_hub, tiny
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from trainer.families.rope import rope_parameters
-
-NAMES = {
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "model.tok_embeddings": "model.embed_tokens",
-    "output": "lm_head",
+# id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
+SLOTS = {
+    92538: "<|plugin|>",
+    92539: "<|interpreter|>",
+    92540: "<|action_end|>",
+    92541: "<|action_start|>",
+    92542: "<|im_end|>",
+    92543: "<|im_start|>",
 }
-_BACK = {llama: internlm2 for internlm2, llama in NAMES.items()}
-_WQKV = "attention.wqkv"
-SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-
-
-def split_wqkv(
-    fused: torch.Tensor, num_heads: int, num_kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """wqkv [(q + 2 kv) * head, hidden] -> q [q * head, hidden], k and v [kv * head, hidden]. Works for biases too."""
-    per_group = num_heads // num_kv_heads
-    head = fused.shape[0] // (num_heads + 2 * num_kv_heads)
-    grouped = fused.view(num_kv_heads, per_group + 2, head, *fused.shape[1:])
-    query, key, value = torch.split(grouped, [per_group, 1, 1], dim=1)
-    return query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2)
-
-
-def fuse_wqkv(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, num_kv_heads: int
-) -> torch.Tensor:
-    """The inverse of `split_wqkv`."""
-    per_group = num_heads // num_kv_heads
-    head = query.shape[0] // num_heads
-    rest = query.shape[1:]
-    parts = [
-        query.view(num_kv_heads, per_group, head, *rest),
-        key.view(num_kv_heads, 1, head, *rest),
-        value.view(num_kv_heads, 1, head, *rest),
-    ]
-    return torch.cat(parts, dim=1).flatten(0, 2)
-
-
-def to_llama(name: str, tensor: torch.Tensor, config: Any) -> list[tuple[str, torch.Tensor]]:
-    """One InternLM2 weight as Llama weights; `config` is the Llama config."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return []
-    if _WQKV in name:
-        parts = split_wqkv(tensor, config.num_attention_heads, config.num_key_value_heads)
-        return [
-            (name.replace(_WQKV, f"self_attn.{letter}_proj"), part) for letter, part in zip("qkv", parts, strict=True)
-        ]
-    return [(_renamed(name, NAMES), tensor)]
-
-
-def from_llama(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
-    """Llama weights in InternLM2's layout."""
-    found = {}
-    for name, tensor in weights.items():
-        match = re.fullmatch(r"(.*)\.self_attn\.q_proj\.(weight|bias)", name)
-        if match:
-            key, value = (weights[f"{match[1]}.self_attn.{letter}_proj.{match[2]}"] for letter in "kv")
-            fused = fuse_wqkv(tensor, key, value, config.num_attention_heads, config.num_key_value_heads)
-            found[f"{match[1]}.{_WQKV}.{match[2]}"] = fused
-        elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
-            found[_renamed(name, _BACK)] = tensor.contiguous()
-    return found
 
 
 def llama_config(raw: dict[str, Any]) -> Any:
@@ -122,8 +49,40 @@ def internlm2_config(config: Any) -> dict[str, Any]:
     }
 
 
-def _renamed(name: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        if re.search(rf"(^|\.){re.escape(old)}\.", name):
-            return name.replace(old, new, 1)
-    return name
+def to_llama(name: str, tensor: "torch.Tensor", config: Any) -> list[tuple[str, "torch.Tensor"]]:
+    """One weight of a checkpoint as Llama's."""
+    from trainer.families import internlm2_layout
+
+    return internlm2_layout.to_llama(name, tensor, config)
+
+
+def from_llama(weights: dict[str, "torch.Tensor"], config: Any) -> dict[str, "torch.Tensor"]:
+    """Llama's weights in InternLM2's layout."""
+    from trainer.families import internlm2_layout
+
+    return internlm2_layout.from_llama(weights, config)
+
+
+_SIZES = {
+    "1_8b": llama_shape(92544, 2048, 8192, 24, (16, 8)),
+    "7b": llama_shape(92544, 4096, 14336, 32, (32, 8)),
+    "20b": llama_shape(92544, 6144, 16384, 48, (48, 8)),
+}
+_FORMS = ("internlm/internlm2-{}", "internlm/internlm2-base-{}", "internlm/internlm2-chat-{}",
+          "internlm/internlm2-chat-{}-sft", "internlm/internlm2_5-{}", "internlm/internlm2_5-{}-chat",
+          "internlm/internlm2_5-{}-chat-1m")  # fmt: skip
+NEW_FIELDS = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+              "max_position_embeddings": 32768, "bias": False}  # fmt: skip
+
+CARD = Card(
+    "internlm2", llama_config, rope_llama, to_llama, Layout(from_llama),
+    biases={"qkv": "bias", "out": "bias"},
+    hub=on_hub(_FORMS, _SIZES),
+    template="internlm2", slots=SLOTS, slots_vocab=92544,
+    new=NewModels("InternLM2ForCausalLM", NEW_FIELDS, {
+        "tiny": tiny(),
+        "1_8b": config_fields(_SIZES["1_8b"]),
+        "7b": config_fields(_SIZES["7b"]),
+        "20b": config_fields(_SIZES["20b"], rope_scaling={"type": "dynamic", "factor": 3.0}),
+    }, tokens=tuple(SLOTS.values()), has_pieces=True),
+)  # fmt: skip

@@ -4,8 +4,11 @@ biases (InternLM3's config.json; transformers has the same class from 5.23 on, a
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.families.internlm2 import SHARED_FIELDS
-from trainer.families.rope import rope_parameters
+from trainer.families import internlm2
+from trainer.families.card import Card, NewModels
+from trainer.families.llama_fields import SHARED_FIELDS, rope_llama, rope_parameters
+from trainer.families.native import same_name
+from trainer.families.shape import config_fields, llama_shape, on_hub, tiny
 
 
 def llama_config(raw: dict[str, Any]) -> Any:
@@ -26,3 +29,20 @@ def llama_config(raw: dict[str, Any]) -> Any:
         mlp_bias=bias,
         rope_parameters=rope_parameters(float(theta), rope),
     )
+
+
+_SIZES = {"8b": llama_shape(128512, 4096, 10240, 48, (32, 2))}
+
+CARD = Card(
+    "internlm3", llama_config, rope_llama, same_name,
+    biases={"qkv": "qkv_bias", "out": "bias", "mlp": "bias"},
+    hub=on_hub(("internlm/internlm3-{}-instruct",), _SIZES),
+    template="internlm3",
+    new=NewModels(
+        "InternLM3ForCausalLM",
+        {"rms_norm_eps": 1e-5, "rope_theta": 5e7, "rope_scaling": {"rope_type": "dynamic", "factor": 6.0},
+         "max_position_embeddings": 32768, "bias": False, "qkv_bias": False},
+        {"tiny": tiny(), "8b": config_fields(_SIZES["8b"])},
+        tokens=tuple(internlm2.SLOTS.values()), has_pieces=True,
+    ),
+)  # fmt: skip

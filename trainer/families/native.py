@@ -1,11 +1,9 @@
 """Families whose checkpoints hold the weights of transformers' own class under the same names: nothing to convert."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-# model types of config.json
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+if TYPE_CHECKING:
+    import torch
 
 
 def native_config(raw: dict[str, Any]) -> Any:
@@ -24,6 +22,6 @@ def native_model(config: Any) -> Any:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
-def same_name(name: str, tensor: torch.Tensor, config: Any) -> list[tuple[str, torch.Tensor]]:
+def same_name(name: str, tensor: "torch.Tensor", config: Any) -> list[tuple[str, "torch.Tensor"]]:
     """The weight under its own name; the rotary buffers that old checkpoints have are computed, not read."""
     return [] if name.endswith("rotary_emb.inv_freq") else [(name, tensor)]

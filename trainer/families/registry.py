@@ -1,43 +1,47 @@
-"""Model families by the `model_type` of their config.json: how a checkpoint becomes a class of transformers."""
+"""Model families by the `model_type` of their config.json, one card each. Another package adds one through the
+entry-point group `launch.families`: `name = "module:CARD"`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-import torch
+from trainer.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    internlm,
+    internlm2,
+    internlm3,
+    llama,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+    xcomposer2,
+)
+from trainer.families.card import Card
 
-from trainer.families import internlm, internlm2, internlm3, native, xcomposer2
-from trainer.families.rope import rope_llama
-from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
-
-Weights = list[tuple[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Family:
-    """`config`: raw config.json -> config of the class. `convert`: one weight of the checkpoint -> weights of the
-    class. `model`: config -> model; it is called where parameters get no memory."""
-
-    config: Callable[[dict[str, Any]], Any]
-    convert: Callable[[str, torch.Tensor, Any], Weights]
-    model: Callable[[Any], Any] = rope_llama
-
-
-# What our own loader reads; every other model goes through transformers' Auto class.
-FAMILIES: dict[str, Family] = {
-    "internlm": Family(internlm.llama_config, internlm.to_llama, internlm.llama_model),
-    "internlm2": Family(internlm2.llama_config, internlm2.to_llama),
-    "internlm3": Family(internlm3.llama_config, native.same_name),
-    XCOMPOSER2: Family(xcomposer2.llama_config, xcomposer2.convert, xcomposer2.XComposer2ForCausalLM),
-    **dict.fromkeys(native.KINDS, Family(native.native_config, native.same_name, native.native_model)),
-}
+_OWN = (internlm, internlm2, internlm3, xcomposer2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3)
+CARDS: dict[str, Card] = {module.CARD.name: module.CARD for module in _OWN}
 
 
-def find_family(raw: dict[str, Any]) -> Family | None:
+def card_of(kind: str) -> Card | None:
+    """The card of a model_type; None for one that transformers alone knows."""
+    return CARDS.get(kind) or _installed(kind)
+
+
+def find_family(raw: Mapping[str, Any]) -> Card | None:
     """The family of a config.json. None: transformers reads it, as it does every quantised checkpoint."""
     if raw.get("quantization_config"):
         return None
     kind = str(raw.get("model_type"))
     if kind == "internlm" and "InternLM2ForCausalLM" in (raw.get("architectures") or []):
         kind = "internlm2"  # early InternLM2 checkpoints call themselves so
-    return FAMILIES.get(kind)
+    return card_of(kind)
+
+
+@cache
+def _installed(kind: str) -> Card | None:
+    found = [entry.load() for entry in entry_points(group="launch.families", name=kind)]
+    return found[0] if found else None

@@ -10,14 +10,6 @@ from typing import Any
 import torch
 
 
-def rope_parameters(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    """transformers' form of a config.json's base and `rope_scaling`, whose kind is under `type` or `rope_type`."""
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type", "default")
-    if not scaling or kind == "default":
-        return {"rope_type": "default", "rope_theta": theta}
-    return {"rope_type": kind, "rope_theta": theta, "factor": float(scaling.get("factor", 1.0))}
-
-
 def rope_llama(llama_config: Any) -> Any:
     """A LlamaForCausalLM with this rope, where its config says `dynamic`."""
     from transformers import LlamaForCausalLM

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from trainer.families.internlm2 import from_llama, fuse_wqkv
-from trainer.families.xcomposer2 import PLORA
+from trainer.families.internlm2_layout import from_llama, fuse_wqkv
 from trainer.families.xcomposer2_config import TOWER
+from trainer.families.xcomposer2_model import PLORA
 
 _PLORA_WEIGHT = re.compile(r"(model\.layers\.\d+)\.plora\.(\w+)\.(a|b\.\w+)\.weight")
 

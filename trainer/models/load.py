@@ -9,7 +9,8 @@ import torch
 
 from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
-from trainer.families.registry import Family, find_family
+from trainer.families.card import Card
+from trainer.families.registry import find_family
 from trainer.families.vision_parts import PATTERN
 from trainer.families.weights import file_of, read_tensors
 from trainer.models.experts import require_quantisable
@@ -57,7 +58,7 @@ def keep_layout(model: Any) -> Any:
     return model
 
 
-def empty_model(family: Family, config: Any) -> Any:
+def empty_model(family: Card, config: Any) -> Any:
     """A family's model without memory for its weights; its buffers, which are computed, are there."""
     from accelerate import init_empty_weights
 
@@ -68,7 +69,7 @@ def empty_model(family: Family, config: Any) -> Any:
 
 
 def fill(
-    model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
+    model: Any, family: Card, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
 ) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
     expected = dict(model.named_parameters(remove_duplicate=False))
@@ -98,7 +99,7 @@ def fill(
 
 
 def _converted(
-    model: Any, family: Family, folder: Path, name: str, tensor: torch.Tensor, expected: dict[str, Any]
+    model: Any, family: Card, folder: Path, name: str, tensor: torch.Tensor, expected: dict[str, Any]
 ) -> list[tuple[str, torch.Tensor]]:
     """One weight of the checkpoint as weights of the class. Raises ConfigError when it cannot be one of `expected`."""
     try:

@@ -14,21 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.families.registry import CARDS
 from trainer.families.xcomposer2_shape import is_xcomposer
 from trainer.models.hub import read_fields, read_raw_config, small_folder
 from trainer.node.transient import read_error
 
-# id -> name, in a vocabulary of 92,544 (InternLM2 and 2.5 chat models' tokenizer_config.json)
-INTERNLM2_SLOTS = {
-    92538: "<|plugin|>",
-    92539: "<|interpreter|>",
-    92540: "<|action_end|>",
-    92541: "<|action_start|>",
-    92542: "<|im_end|>",
-    92543: "<|im_start|>",
-}
-INTERNLM_SLOTS = {103027: "<eoh>", 103028: "<eoa>"}
-SLOTS = {92544: INTERNLM2_SLOTS, 103168: INTERNLM_SLOTS}
+# size of a vocabulary -> id -> chat token
+SLOTS = {card.slots_vocab: dict(card.slots) for card in CARDS.values() if card.slots}
 UNUSED = re.compile(r"\[UNUSED_TOKEN_\d+\]|<TOKENS_UNUSED_\d+>")  # pieces without a text, in either model
 
 

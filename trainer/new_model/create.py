@@ -8,11 +8,10 @@ from typing import Any
 
 from trainer.config.job import Shape
 from trainer.errors import ConfigError
-from trainer.families.internlm2 import from_llama, internlm2_config
+from trainer.families.internlm2 import SLOTS, from_llama, internlm2_config
 from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
-from trainer.models.tokenizer import INTERNLM2_SLOTS
 
-CHAT_TOKENS = list(INTERNLM2_SLOTS.values())
+CHAT_TOKENS = list(SLOTS.values())
 # family -> what the makers call its tokenizer's class
 TOKENIZERS = {"internlm": "InternLM", "internlm2": "InternLM2", "internlm3": "InternLM3",
               XCOMPOSER2: "InternLMXComposer2"}  # fmt: skip

@@ -14,14 +14,11 @@ import torch
 from trainer.chat.answer import stop_ids
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
-from trainer.families.internlm2 import from_llama
-from trainer.families.registry import FAMILIES
+from trainer.families.card import Card
 from trainer.families.weights import INDEX
-from trainer.families.xcomposer2_layout import to_original, unused_weights
-from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
 from trainer.models.load import empty_model
 from trainer.models.tokenizer import load_tokenizer
-from trainer.new_model.sizes import find_size
+from trainer.new_model.sizes import find_size, template_of
 from trainer.new_model.stand_in import write_tokenizer
 
 SHARD = 2**30  # bytes; what the host holds is two of them
@@ -32,7 +29,7 @@ def write_model(family: str, size: str, folder: Path, seed: int, tokenizer: Path
     """Make `folder`, all of it or nothing: config.json, generation_config.json, bf16 weights in shards, a tokenizer
     (that of the file or folder `tokenizer`, or a small one) and its chat template. Returns the number of parameters.
     Raises ConfigError."""
-    line, raw = find_size(family, size)
+    card, raw = find_size(family, size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out: got {folder}, which is there, allowed: a new folder, or an empty one")
     folder = folder.absolute()
@@ -40,12 +37,12 @@ def write_model(family: str, size: str, folder: Path, seed: int, tokenizer: Path
     try:
         part.mkdir(parents=True)
         _write_json(part / "config.json", raw)
-        write_tokenizer(family, line, raw["vocab_size"], part, tokenizer)
-        template, held = TEMPLATES[line.template], load_tokenizer(str(part))
+        write_tokenizer(card, raw["vocab_size"], part, tokenizer)
+        template, held = TEMPLATES[template_of(card)], load_tokenizer(str(part))
         (part / "chat_template.jinja").write_text(template.jinja(), encoding="utf-8")
         stop = {key: raw[key] for key in ("bos_token_id", "pad_token_id")}
         _write_json(part / "generation_config.json", {**stop, "eos_token_id": stop_ids(held, template.stop)})
-        count = write_weights(family, raw, part, seed)
+        count = write_weights(card, raw, part, seed)
         part.replace(folder)
     except OSError as error:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror or error}") from error
@@ -54,17 +51,17 @@ def write_model(family: str, size: str, folder: Path, seed: int, tokenizer: Path
     return count
 
 
-def write_weights(family: str, raw: dict[str, Any], folder: Path, seed: int, shard: int = SHARD) -> int:
+def write_weights(card: Card, raw: dict[str, Any], folder: Path, seed: int, shard: int = SHARD) -> int:
     """Write the weights of a config.json, one shard after the other; returns the number of parameters."""
     from safetensors.torch import save_file
 
-    shapes = _shapes(family, raw)
+    shapes = _shapes(card, raw)
     shards = list(_shards(shapes, shard))
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
     for file, held in zip(names, shards, strict=True):
-        weights = {name: seeded(seed, name, shapes[name], family) for name in held}
+        weights = {name: seeded(seed, name, shapes[name], zero_norms=card.zero_norms) for name in held}
         save_file(weights, folder / file, metadata={"format": "pt"})
     parameters = sum(shape.numel() for shape in shapes.values())
     if len(shards) > 1:
@@ -74,26 +71,23 @@ def write_weights(family: str, raw: dict[str, Any], folder: Path, seed: int, sha
     return parameters
 
 
-def seeded(seed: int, name: str, shape: torch.Size, family: str) -> torch.Tensor:
+def seeded(seed: int, name: str, shape: torch.Size, *, zero_norms: bool = False) -> torch.Tensor:
     """One weight, bf16: normal with DEVIATION, and norms as they begin: one (zero in Gemma's form), without bias."""
     if "norm" in name:
-        zero = family.startswith("gemma") or name.endswith(".bias")
+        zero = zero_norms or name.endswith(".bias")
         return torch.full(shape, 0.0 if zero else 1.0, dtype=torch.bfloat16)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=DEVIATION, generator=generator)
 
 
-def _shapes(family: str, raw: dict[str, Any]) -> dict[str, torch.Size]:
+def _shapes(card: Card, raw: dict[str, Any]) -> dict[str, torch.Size]:
     """Name -> shape of every weight in the family's own layout; a tied head is not one."""
-    known = FAMILIES[family]
-    model = empty_model(known, known.config(raw))
+    model = empty_model(card, card.config(raw))
     weights: dict[str, torch.Tensor] = dict(model.named_parameters())
     more = {}
-    if family == "internlm2":
-        weights = from_llama(weights, model.config)
-    elif family == XCOMPOSER2:
-        weights, more = to_original(weights, model.config), unused_weights(model.config)
+    if card.layout:
+        weights, more = card.layout.weights(weights, model.config), card.layout.unused(model.config)
     return {**{name: weight.shape for name, weight in weights.items()}, **more}
 
 

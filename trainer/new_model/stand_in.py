@@ -9,10 +9,9 @@ from pathlib import Path
 
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
-from trainer.families.xcomposer2_shape import MODEL_TYPE as XCOMPOSER2
-from trainer.models.tokenizer import INTERNLM2_SLOTS
+from trainer.families.card import Card
 from trainer.new_model.create import describe_pieces, train_pieces
-from trainer.new_model.sizes import Line
+from trainer.new_model.sizes import template_of
 
 TRAINED = 380  # pieces: 256 bytes, three special ones, the letters of TEXTS and their commonest pairs
 TEXTS = """A model is made of layers, and each layer reads what the one before has written.
@@ -29,10 +28,9 @@ for step in range(1000): print(step, loss)
 # of a checkpoint's folder, what a tokenizer is made of
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "vocab.json", "merges.txt")  # fmt: skip
-OWN = ("internlm", "internlm2", "internlm3", XCOMPOSER2)  # families that come with SentencePiece's own file
 
 
-def write_tokenizer(family: str, line: Line, size: int, folder: Path, given: Path | None) -> None:
+def write_tokenizer(card: Card, size: int, folder: Path, given: Path | None) -> None:
     """Write a tokenizer of at most `size` tokens into `folder`. Raises ConfigError when `given` has none."""
     if given is not None and given.is_dir():
         found = [given / name for name in FILES if (given / name).is_file()]
@@ -43,27 +41,25 @@ def write_tokenizer(family: str, line: Line, size: int, folder: Path, given: Pat
         return
     if given is not None and not given.is_file():
         raise ConfigError(f"--tokenizer: got {given}, which is not there, allowed: a tokenizer.model, or a folder")
-    tokens = chat_tokens(family, line, size)
-    own = family in OWN
+    tokens = chat_tokens(card, size)
+    own = card.new is not None and card.new.has_pieces
     with tempfile.TemporaryDirectory() as passing:
         made = folder if own else Path(passing)
         model = padded(train_pieces(TEXTS, TRAINED, []), size, tokens) if given is None else given.read_bytes()
         (made / "tokenizer.model").write_bytes(model)
         # the chat tokens of a real file have their slots, but not yet their names
-        describe_pieces(made, family if own else "internlm2", [] if given else list(tokens.values()))
+        describe_pieces(made, card.name if own else "internlm2", [] if given else list(tokens.values()))
         if not own:
             _save_as_json(made, folder)
 
 
-def chat_tokens(family: str, line: Line, size: int) -> dict[int, str]:
+def chat_tokens(card: Card, size: int) -> dict[int, str]:
     """Id -> chat token, in a vocabulary of this size."""
-    if line.slots and max(line.slots) < size:
-        return line.slots
-    template = TEMPLATES[line.template]
-    names = [name for name in (*template.required, *template.stop) if name not in ("<s>", "</s>")]
-    if family in ("internlm2", "internlm3", XCOMPOSER2):
-        names = list(INTERNLM2_SLOTS.values())
-    names = list(dict.fromkeys(names))
+    if card.slots and max(card.slots) < size:
+        return dict(card.slots)
+    template = TEMPLATES[template_of(card)]
+    said = [name for name in (*template.required, *template.stop) if name not in ("<s>", "</s>")]
+    names = list(dict.fromkeys((card.new and card.new.tokens) or said))
     return dict(zip(range(size - len(names), size), names, strict=True))
 
 

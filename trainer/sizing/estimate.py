@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.config.job import Lora, TrainConfig
+from trainer.families.shape import ModelShape
 from trainer.sizing.experts import expert_count, quantised_experts
-from trainer.sizing.shapes import HUB_SHAPES, ModelShape, new_shape, shape_of_config
+from trainer.sizing.shapes import HUB_SHAPES, new_shape, shape_of_config
 from trainer.sizing.state_bytes import ELEMENT, MOMENTS, StateBytes, state_bytes
 
 __all__ = ["HUB_SHAPES", "TOLERANCE", "Estimate", "GpuMemory", "Job", "ModelShape", "Placement", "estimate",

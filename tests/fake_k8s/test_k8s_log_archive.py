@@ -187,8 +187,8 @@ def test_a_reader_of_pods_from_which_an_overlay_has_taken_fields():
     place = {"mounts": [{"path": "/shared", "claim": "volume"}], "log_archive": "/shared/logs", "pod": bare}
     owner = run_objects(plan_of(run=None, train=TRAIN, profile=place))[0]
     owner["metadata"]["uid"] = "u"
-    container = reader_pod(owner, "reader", "/shared/logs/demo-0123abcd/node-0.p.log", "-", "-")["spec"]["containers"][0]
-    assert not {"securityContext", "imagePullPolicy"} & container.keys()
+    pod = reader_pod(owner, "reader", "/shared/logs/demo-0123abcd/node-0.p.log", "-", "-")
+    assert not {"securityContext", "imagePullPolicy"} & pod["spec"]["containers"][0].keys()
 
 
 def test_only_training_jobs_archive():

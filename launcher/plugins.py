@@ -1,7 +1,7 @@
 """Things by name: our own from a table, others from installed packages. Imported when they are used."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
@@ -37,11 +37,24 @@ class Plugins(Generic[T]):
         hint = f"fix or uninstall it: pip uninstall {entry.package}"
         try:
             found = load_object(entry.value)
-        except Exception as error:  # whatever another package's code raises while it is imported
+            is_one = self.is_one(name, found)
+        except (Exception, SystemExit) as error:  # whatever another package's code raises while it is imported
             raise LaunchError(f"{where} cannot be loaded: {type(error).__name__}: {error}", hint) from error
-        if not self.is_one(name, found):
+        if not is_one:
             raise LaunchError(f"{where} must be {self.what}", hint)
         return cast(T, found)
+
+    def usable(self, wanted: Collection[str] = ()) -> list[str]:
+        """Names of those that can be loaded, and of all that are `wanted`: a broken package is the trouble of those
+        who ask for what it has."""
+        return [name for name in self.names() if name in wanted or self._is_usable(name)]
+
+    def _is_usable(self, name: str) -> bool:
+        try:
+            self.load(name)
+        except LaunchError:
+            return False
+        return True
 
     def names(self) -> list[str]:
         """All there are, our own first."""

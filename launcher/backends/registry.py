@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launcher.errors import BackendError
+from launcher.errors import BackendError, LaunchError
 from launcher.plugins import Plugins, load_object
 
 if TYPE_CHECKING:
@@ -33,16 +33,25 @@ class BackendType:
 
     def rendered(self, plan: "Plan") -> "Rendered":
         """What `launch render` prints and what is sent. Raises SpecError for what cannot be rendered."""
-        return load_object(self.render)(plan)  # type: ignore[no-any-return]
+        return _part(self.render)(plan)  # type: ignore[no-any-return]
 
     def backend(self, store: "RunStore", environ: dict[str, str]) -> "Backend":
         """What sends and follows runs."""
-        return load_object(self.adapter)(store, environ)  # type: ignore[no-any-return]
+        return _part(self.adapter)(store, environ)  # type: ignore[no-any-return]
+
+
+def _part(place: str) -> Any:
+    """Raises LaunchError for one that another package names and has not."""
+    try:
+        return load_object(place)
+    except (ImportError, AttributeError) as error:
+        raise LaunchError(f"{place}, a part of a back end, cannot be loaded: {error}",
+                          f"fix or uninstall the package that has {place.partition(':')[0]}") from error
 
 
 BACKENDS: Plugins[BackendType] = Plugins("launch.backends", {
     name: f"launcher.backends.{name}:BACKEND" for name in ("kubernetes", "slurm", "local")},
-    "a BackendType", lambda name, found: isinstance(found, BackendType))
+    "a BackendType", lambda name, found: isinstance(found, BackendType) and found.profile_model() is not None)
 
 # Models of the sections of a job file that are for one back end alone, whose profile names the section as its
 # `job_options`. Others come through the entry-point group `launch.options`.

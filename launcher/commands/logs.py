@@ -13,7 +13,7 @@ from launcher.backends.registry import load_backend
 from launcher.errors import LaunchError
 from launcher.job.quantities import duration_s
 from launcher.logs.line import LogQuery
-from launcher.services.ends import status_of
+from launcher.services.ends import collect_results, status_of
 from launcher.services.follow import watched
 from launcher.services.options import json_option, run_argument, run_store
 from launcher.terminal import ui
@@ -68,4 +68,4 @@ def command(run: str | None, json_output: bool, **picks: Any) -> None:
         with suppress(LaunchError):  # the lines were the answer
             status = status_of(backend, store, found)
             ui.note(f"{found.run_id} {status.state}" + (f": {status.reason}" if status.reason else ""))
-    store.collect_results(found)
+    collect_results(store, found)

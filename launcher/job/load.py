@@ -21,6 +21,8 @@ from launcher.errors import SpecError
 from launcher.job.secrets import redact
 
 Loc = tuple[str | int, ...]
+_HALF = re.compile("[\\ud800-\\udfff]")  # of a character beyond 16 bits, as JSON escapes it: it cannot be sent
+_HALVES = "must be text with each character itself in place of two escapes"
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
@@ -177,6 +179,8 @@ def _walk(node: Node, loc: Loc, source: str, places: dict[Loc, str], seen: set[i
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             yield from _walk(item, (*loc, index), source, places, seen)
+    elif _HALF.search(node.value):
+        yield f"{places[loc]}: {dotted(loc)}: {_HALVES}, not {shown(node.value)}"
 
 
 def _override(values: dict[str, Any], places: dict[Loc, str], text: str) -> list[str]:

@@ -67,13 +67,17 @@ _ASSIGNED = re.compile(r"(?<![\w$-])(-{0,2}[A-Za-z][\w-]{0,63})=[\"']?(?![\"'$])
 
 
 def secret_values(names: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The values of `names`. Raises SpecError naming every one that is not set."""
+    """The values of `names`. Raises SpecError naming every one that is not set, or is no text."""
     missing = [name for name in names if not environ.get(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise SpecError(f"secrets: {', '.join(missing)} {verb} not set in your environment",
                         f"export {missing[0]}=... in this shell, or take it out of the job file")
-    return {name: environ[name] for name in names}
+    values = {name: environ[name] for name in names}
+    if odd := [name for name, value in values.items() if re.search("[\\udc80-\\udcff]", value)]:
+        raise SpecError(f"secrets: {', '.join(odd)} must be UTF-8 text in your environment",
+                        "encode it, with base64 for example, and decode it in the job")
+    return values
 
 
 def secrets_file(values: Mapping[str, str]) -> str:

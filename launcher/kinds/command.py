@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from launcher.job.kind import Context, Kind
 from launcher.job.payload import ExitCodes, Payload
+from launcher.job.types import single_line
 
 WRONG_CONFIG = 78  # EX_CONFIG
 
@@ -15,7 +16,7 @@ class Command(Kind):
     itself has asked it to stop."""
 
     key = "run"
-    model = Annotated[list[str], Field(min_length=1)]
+    model = Annotated[list[Annotated[str, AfterValidator(single_line)]], Field(min_length=1)]
     description = "Run this command on every node instead of `train`."
 
     def payload(self, section: Any, context: Context) -> Payload:

@@ -13,4 +13,4 @@ KINDS: Plugins[type[Kind]] = Plugins("launch.kinds", {
 
 def able_to(ability: type) -> list[str]:
     """The kinds that have an ability, for the message that another one lacks it."""
-    return [key for key in KINDS.names() if issubclass(KINDS.load(key), ability)]
+    return [key for key in KINDS.usable() if issubclass(KINDS.load(key), ability)]

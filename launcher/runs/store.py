@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -79,8 +80,8 @@ class RunStore:
         except FileNotFoundError:
             return  # another process was faster
         except OSError as error:
-            raise LaunchError(f"{error.filename}: cannot be removed: {error.strerror}",
-                              f"make it writable, then remove the rest: rm -r {self.folder(run_id)}") from error
+            raise LaunchError(f"{self.folder(run_id)}: cannot be removed: {error.strerror}",
+                              f"make it writable, then remove the rest: {_removal(self.folder(run_id))}") from error
 
     def drop_secrets(self, run_id: str) -> None:
         """Remove the secrets of a run that has ended; one that is started again needs them."""
@@ -134,7 +135,7 @@ class RunStore:
         if isinstance(found, str):
             folder = self.folder(matches[0])
             raise LaunchError(f"{folder}/run.json: {found}",
-                              f"use the launch that wrote it, or remove what is left of the run: rm -r {folder}")
+                              f"use the launch that wrote it, or remove what is left of the run: {_removal(folder)}")
         return found
 
     @contextmanager
@@ -175,15 +176,21 @@ class RunStore:
 
     def collect_results(self, run: Run) -> None:
         """Copy the small files of the run's output folder into the run folder, where they can be reached; not of a
-        folder that another run has written last."""
+        folder that another run has written last. Raises LaunchError."""
         if run.outputs is None or run.outputs.folder is None or _owner(run.outputs) not in (None, run.run_id):
             return
+        if not self.folder(run.run_id).is_dir():  # it was removed while its log was followed
+            return
         source = Path(run.outputs.folder)
-        for path in {path for pattern in run.outputs.patterns for path in source.glob(pattern)}:
-            if path.is_file() and path.stat().st_size <= SMALL_FILE:
-                target = self.folder(run.run_id) / "results" / path.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target)
+        try:
+            for path in {path for pattern in run.outputs.patterns for path in source.glob(pattern)}:
+                if path.is_file() and path.stat().st_size <= SMALL_FILE:
+                    target = self.folder(run.run_id) / "results" / path.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, target)
+        except OSError as error:
+            raise LaunchError(f"{source}: its small files cannot be copied to {self.folder(run.run_id)}: "
+                              f"{error.strerror}") from error
 
 
 def _owner(outputs: Outputs) -> str | None:
@@ -223,6 +230,11 @@ def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
         with suppress(OSError):
             part.unlink()
         raise LaunchError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _removal(folder: Path) -> str:
+    """The command that removes a run's folder, and no other where its path has blanks."""
+    return shlex.join(["rm", "-r", str(folder)])
 
 
 def _starting_with(start: str, run_ids: Collection[str]) -> list[str]:

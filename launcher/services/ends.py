@@ -43,6 +43,14 @@ def states_of(store: RunStore, runs: Sequence[Run]) -> dict[str, State]:
     return states
 
 
+def collect_results(store: RunStore, run: Run) -> None:
+    """Keep the small files that the run has left. A failure is only warned about: they are where the run wrote them."""
+    try:
+        store.collect_results(run)
+    except LaunchError as error:
+        ui.warn(f"{run.run_id}: {error}")
+
+
 def _noted(backend: Backend, store: RunStore, run: Run, found: JobStatus) -> JobStatus:
     """What was found, written into the record when it is the end."""
     if found.gone and run.end:

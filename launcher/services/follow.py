@@ -13,7 +13,7 @@ from launcher.logs.line import LogQuery
 from launcher.runs.record import Run
 from launcher.runs.status import JobStatus, State
 from launcher.runs.store import RunStore
-from launcher.services.ends import status_of
+from launcher.services.ends import collect_results, status_of
 from launcher.services.lost_nodes import LostNodes
 from launcher.terminal import ui
 
@@ -28,7 +28,7 @@ def watch(backend: Backend, store: RunStore, run: Run, again: str | None = None)
     with watched(backend, run):
         ui.print_logs(backend.logs(run, query), nodes=run.nodes, stream=sys.stderr, bar=run.name)
     status = status_of(backend, store, run)
-    store.collect_results(run)
+    collect_results(store, run)
     if status.state is not State.SUCCEEDED:
         raise JobFailedError(f"{run.run_id} {status.state}: {status.reason or 'no reason given'}",
                              f"read it again: launch logs --tail 50 {run.run_id}" + _going_on(again, status))

@@ -24,7 +24,7 @@ def job_model(keys: Iterable[str] | None = None) -> type[JobSpec]:
     given = sections if keys is None else set(keys)
     if given <= sections | JobSpec.model_fields.keys():
         return _model(frozenset(given & sections))
-    return _model(frozenset([*KINDS.names(), *OPTIONS.names()]))
+    return _model(frozenset([*KINDS.usable(given), *OPTIONS.usable(given)]))
 
 
 def default_profile(backend: str) -> Profile:
@@ -77,7 +77,7 @@ def _profile_with(loc: Loc) -> str | None:
 
 def _with_key(loc: Loc) -> str | None:
     """The back end whose profiles have this key at their top level."""
-    models = ((name, BACKENDS.load(name).profile_model()) for name in BACKENDS.names())
+    models = ((name, BACKENDS.load(name).profile_model()) for name in BACKENDS.usable())
     return next((name for name, model in models if len(loc) == 1 and loc[0] in model.model_fields), None)
 
 

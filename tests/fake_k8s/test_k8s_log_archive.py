@@ -182,6 +182,15 @@ def test_a_reader_is_made_from_the_runs_own_pods(kind):
     assert (pod["metadata"]["ownerReferences"][0]["kind"], RUN_LABEL in pod["metadata"]["labels"]) == (kind, False)
 
 
+def test_a_reader_of_pods_from_which_an_overlay_has_taken_fields():
+    bare = {"containers": [{"name": "trainer", "securityContext": None, "imagePullPolicy": None}]}
+    place = {"mounts": [{"path": "/shared", "claim": "volume"}], "log_archive": "/shared/logs", "pod": bare}
+    owner = run_objects(plan_of(run=None, train=TRAIN, profile=place))[0]
+    owner["metadata"]["uid"] = "u"
+    pod = reader_pod(owner, "reader", "/shared/logs/demo-0123abcd/node-0.p.log", "-", "-")
+    assert not {"securityContext", "imagePullPolicy"} & pod["spec"]["containers"][0].keys()
+
+
 def test_only_training_jobs_archive():
     place = {"mounts": [{"path": "/shared", "claim": "volume"}], "log_archive": "/shared/logs"}
     assert archive_folder(run_objects(plan_of(profile=place))[0]) is None

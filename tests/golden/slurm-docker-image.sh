@@ -51,12 +51,15 @@ finish() {
   echo "$1" >"$RUN_DIR/exit_code.part" && mv "$RUN_DIR/exit_code.part" "$RUN_DIR/exit_code"
   exit "$1"
 }
-setup_line() {  # after each: its exit code, and what it was
+setup_line() {  # after each: its exit code
   if [ "$1" = 0 ]; then return; fi
-  echo "$2" >"$ATTEMPT_DIR/failed_setup"
-  echo "launch: sbatch.setup: exit code $1: $2"
+  trap - EXIT
+  echo "$setup" >"$ATTEMPT_DIR/failed_setup"
+  echo "launch: sbatch.setup: exit code $1: $setup"
   finish "$1"
 }
+trap 'setup_line "$(($? ? $? : 1))"' EXIT  # a line that ends this script has failed, even with 0
+trap 'trap - EXIT; exit 143' TERM USR1  # but of a stop Slurm itself knows the end
 set +euo pipefail  # modules and virtual environments were not written for these
 job_dir=$PWD
 if ! type module >/dev/null 2>&1; then
@@ -64,8 +67,10 @@ if ! type module >/dev/null 2>&1; then
     if [ -r "$file" ]; then . "$file" || true; fi
   done
 fi
+setup='module load apptainer'
 module load apptainer
-setup_line $? 'module load apptainer'
+setup_line $?
+trap - EXIT TERM USR1
 cd "$job_dir"  # where relative paths of the job start
 set -euo pipefail
 note_sizes() {  # every 10 s, to which size each log has grown, for `launch logs --since`

@@ -125,6 +125,19 @@ def test_the_budget_ends(bench):
     assert bench.lines().count("attempt") == 3
 
 
+@pytest.mark.parametrize(("lines", "failed", "code"), [
+    (["exit 0"], "exit 0", 1),
+    (["true", "source no-such-file || exit 4"], "source no-such-file || exit 4", 4),
+    (["set -e", "false"], "false", 1),
+    (["echo 'a"], "echo 'a", 2)])
+def test_a_setup_line_that_ends_the_script_is_named_and_is_no_success(bench, lines, failed, code):
+    bench.submit("echo never", sbatch={"setup": lines})
+    status = bench.wait("failed", "succeeded")
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+    assert status["reason"] == f"sbatch.setup failed: {failed}: exit code {code}"
+    assert f"launch: sbatch.setup: exit code {code}: {failed}" in bench.batch_log()
+
+
 def test_a_wrong_configuration_is_never_tried_again(bench):
     bench.submit("echo attempt; exit 78", restarts=5, resources={"nodes": 1})
     assert bench.wait("failed")["exit_code"] == 78

@@ -194,6 +194,7 @@ REFUSED = [
     ({"automountServiceAccountToken": True}, "pod.automountServiceAccountToken: must be false"),
     ({"automountServiceAccountToken": None}, "pod.automountServiceAccountToken: must be false"),
     ({"dnsPolicy": "Default"}, "pod.dnsPolicy: must be ClusterFirst"),
+    ({"hostNetwork": True, "dnsPolicy": "ClusterFirst"}, "pod: dnsPolicy must be ClusterFirstWithHostNet with host"),
     ({"ephemeralContainers": [{"name": "x"}]}, "pod.ephemeralContainers: cannot be set"),
     ({"containers": None}, "pod.containers: cannot be removed"),
     ({"volumes": None}, "pod.volumes: cannot be removed"),
@@ -211,6 +212,8 @@ REFUSED = [
     (trainer(volumeMounts=[{"name": "x", "mountPath": "/opt"}]), "/opt overlaps /opt/code"),
     (trainer(resources={"requests": {"nvidia.com/gpu": "2"}}), "the container trainer: nvidia.com/gpu "
                                                                "cannot be set here; set resources.gpus_per_node"),
+    (trainer(resources={kind: {"nvidia.com/gpu": None} for kind in ("limits", "requests")}), "nvidia.com/gpu "
+                                                                                            "cannot be set here"),
     (trainer(volumeMounts=[{"mountPath": "/dta", "subPath": "x"}]), "the mount at /dta must have the name of a volume"),
     (trainer(volumeMounts=[{"name": "x", "mountPath": "/workspace"}]), "nothing can be mounted at /workspace here"),
     ({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": "y"}]},

@@ -14,6 +14,7 @@ from launcher.errors import LaunchError, NotFoundError
 from launcher.runs.record import End
 from launcher.runs.status import State
 from launcher.runs.store import RunStore, launch_home, write_whole
+from launcher.services.ends import collect_results
 from tests.records import a_run
 
 
@@ -195,6 +196,35 @@ def test_small_results_are_collected(store, tmp_path):
     results = store.folder("a") / "results"
     found = sorted(str(path.relative_to(results)) for path in results.rglob("*") if path.is_file())
     assert found == ["adapter/adapter_config.json", "metrics.jsonl"]
+
+
+def test_results_that_cannot_be_kept_are_only_warned_about(store, tmp_path, capsys):
+    """A full disk, a read-only home, a file of another user: the run's own end is what counts."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.jsonl").write_text("{}\n")
+    run = saved(store, "a", output_dir=str(tmp_path / "out"))
+    (store.folder("a") / "results").write_text("in the way")
+    collect_results(store, run)
+    assert capsys.readouterr().err == (
+        f"warning: a: {tmp_path}/out: its small files cannot be copied to {store.folder('a')}: File exists\n")
+
+
+def test_a_run_that_was_removed_meanwhile_gets_no_results(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.jsonl").write_text("{}\n")
+    run = saved(store, "a", output_dir=str(tmp_path / "out"))
+    store.remove("a")
+    store.collect_results(run)
+    assert not store.folder("a").exists()
+
+
+def test_the_command_that_removes_a_run_names_its_folder_only(tmp_path):
+    store = RunStore(tmp_path / "my home")
+    store.claim("bad")
+    (store.folder("bad") / "run.json").write_text("{")
+    with pytest.raises(LaunchError) as error:
+        store.find("bad")
+    assert error.value.hint.endswith(f"rm -r '{store.folder('bad')}'")
 
 
 def test_results_out_of_reach_are_no_error(store):

@@ -17,6 +17,11 @@ def test_every_missing_secret_is_named():
     assert error.value.hint.startswith("export A=...")
 
 
+def test_a_value_that_is_no_text_is_named():
+    with pytest.raises(SpecError, match="secrets: B must be UTF-8 text in your environment"):
+        secret_values(["A", "B"], {"A": "x", "B": "\udcff"})
+
+
 def test_only_the_named_ones_are_taken():
     assert secret_values(["A"], {"A": "x", "B": "y"}) == {"A": "x"}
 

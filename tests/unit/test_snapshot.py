@@ -1,10 +1,12 @@
 """The code snapshot: what is in it, and that its hash and its archive depend on nothing else."""
 
+import errno
 import gzip
 import io
 import os
 import random
 import re
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -374,3 +376,13 @@ def test_a_copy_that_cannot_be_written_says_so(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LaunchError, match="the code cannot be copied: Not a directory"):
         copy_to(take_snapshot(root), tmp_path / "file/copy")
+
+
+def test_a_full_disk_is_no_change_of_the_code(root, tmp_path, monkeypatch):
+    def full(source, target, **more):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))  # as sendfile's
+
+    snapshot = take_snapshot(root)
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(LaunchError, match="the code cannot be copied: No space left on device"):
+        copy_to(snapshot, tmp_path / "copy")

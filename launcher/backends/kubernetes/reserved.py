@@ -58,15 +58,29 @@ def reserved_fields(overlay: Object) -> Iterator[Problem]:
 
 def misfits(values: Object, profile: KubernetesProfile) -> Iterator[Problem]:
     """Where the overlays of a job and a profile do not go together with the rest: (path, message)."""
-    pod = merge({}, profile.pod.spec) if profile.pod else {}
-    found = [*_pod_misfits(pod, values, profile)]
+    given = profile.pod.spec if profile.pod else {}
+    pod = merge({}, given)
+    found = [*_gpus(given, profile), *_pod_misfits(pod, values, profile)]
     yield from ((("cluster",), f"pod of its profile: {why}") for why in found)
     own = _mapping(values.get("pod"))
     if not any(True for _ in overlay_problems(own)):  # else it is not fit to be merged
-        yield from ((("pod",), why) for why in _pod_misfits(merge(pod, own), values, profile) if why not in found)
+        both = [*_gpus(own, profile), *_pod_misfits(merge(pod, own), values, profile)]
+        yield from ((("pod",), why) for why in both if why not in found)
+
+
+def _gpus(overlay: Object, profile: KubernetesProfile) -> Iterator[str]:
+    """Before it is merged: null would take the job's GPUs away, and be gone."""
+    amounts = [_mapping(_mapping(container.get("resources")).get(kind)) for kind in ("limits", "requests")
+               for _, container in _items(overlay, "containers") if container.get("name") == CONTAINER]
+    if any(profile.gpu_resource in given for given in amounts):
+        yield (f"the container {CONTAINER}: {profile.gpu_resource} cannot be set here; set resources.gpus_per_node of "
+               "the job")
 
 
 def _pod_misfits(pod: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
+    if pod.get("hostNetwork") and pod.get("dnsPolicy") == "ClusterFirst":
+        yield ("dnsPolicy must be ClusterFirstWithHostNet with hostNetwork: with ClusterFirst such a pod asks its "
+               "machine's own DNS, by which the nodes of a run do not find each other")
     volumes = {"tmp", "shm", *(volume.get("name") for _, volume in _items(pod, "volumes"))}
     for key in ("containers", "initContainers"):
         for _, container in _items(pod, key):
@@ -90,10 +104,6 @@ def _unrunnable(container: Object, volumes: set[Any]) -> Iterator[str]:
 
 
 def _trainer_misfits(trainer: Object, values: Object, profile: KubernetesProfile) -> Iterator[str]:
-    resources = trainer.get("resources", {})
-    if any(profile.gpu_resource in resources.get(kind, {}) for kind in ("limits", "requests")):
-        yield (f"the container {CONTAINER}: {profile.gpu_resource} cannot be set here; set resources.gpus_per_node of "
-               "the job")
     paths = [*(mount.path for mount in profile.mounts), *(mount.get("path") for _, mount in _items(values, "mounts"))]
     known = {normal(path) for path in paths if isinstance(path, str)}
     for _, mount in _items(trainer, "volumeMounts"):

@@ -99,12 +99,15 @@ def _setup(plan: Plan[SlurmProfile]) -> list[str]:
     if not lines:
         return []
     return [
-        "setup_line() {  # after each: its exit code, and what it was",
+        "setup_line() {  # after each: its exit code",
         '  if [ "$1" = 0 ]; then return; fi',
-        '  echo "$2" >"$ATTEMPT_DIR/failed_setup"',
-        '  echo "launch: sbatch.setup: exit code $1: $2"',
+        "  trap - EXIT",
+        '  echo "$setup" >"$ATTEMPT_DIR/failed_setup"',
+        '  echo "launch: sbatch.setup: exit code $1: $setup"',
         '  finish "$1"',
         "}",
+        "trap 'setup_line \"$(($? ? $? : 1))\"' EXIT  # a line that ends this script has failed, even with 0",
+        "trap 'trap - EXIT; exit 143' TERM USR1  # but of a stop Slurm itself knows the end",
         "set +euo pipefail  # modules and virtual environments were not written for these",
         "job_dir=$PWD",
         "if ! type module >/dev/null 2>&1; then",
@@ -112,7 +115,8 @@ def _setup(plan: Plan[SlurmProfile]) -> list[str]:
         '    if [ -r "$file" ]; then . "$file" || true; fi',
         "  done",
         "fi",
-        *(f"{line}\nsetup_line $? {shlex.quote(line)}" for line in lines),
+        *(f"setup={shlex.quote(line)}\n{line}\nsetup_line $?" for line in lines),
+        "trap - EXIT TERM USR1",
         'cd "$job_dir"  # where relative paths of the job start',
         "set -euo pipefail",
     ]

@@ -117,7 +117,7 @@ def _copy(snapshot: Snapshot, name: str, target: Path, known: str) -> None:
     try:
         shutil.copy2(source, target, follow_symlinks=False)
     except OSError as error:
-        if error.filename == str(source):
+        if error.filename == str(source) and error.filename2 is None:  # with both it may be the target that is full
             raise _changed(snapshot, name) from error
         raise
     if _hash(target) != known:

@@ -41,7 +41,7 @@ def reader_pod(owner: Object, name: str, file: str, after: str, before: str) -> 
             "volumes": [volume for volume in spec["volumes"] if volume["name"] == mount["name"]],
             "containers": [{
                 **{key: container[key] for key in ("name", "image", "imagePullPolicy", "securityContext",
-                                                   "terminationMessagePolicy")},
+                                                   "terminationMessagePolicy") if key in container},
                 # -P: its working directory may be a volume that jobs write to
                 "command": [container["command"][0], "-P", "-m", "trainer.node.archive", file, after, before],
                 "resources": {"requests": AMOUNTS, "limits": dict(AMOUNTS)},

@@ -46,7 +46,7 @@ from trainer.node.ranks import Place, alone_environment, find_peers, find_place,
 from trainer.node.stop import Stop
 from trainer.parallel.ds_config import build_ds_config, fill_buckets
 from trainer.parallel.host_ops import load_ops, missing_for_deepspeed, needed_ops
-from trainer.parallel.partition import is_split
+from trainer.parallel.partition import is_partitioned
 from trainer.parallel.zero_state import is_by_name
 from trainer.sizing.flops import flops_of
 from trainer.training.arguments import stretched_schedule, training_arguments
@@ -60,8 +60,8 @@ from trainer.training.build import (
 )
 from trainer.training.callbacks import (
     BeforeCallback,
-    Journal,
     LogCallback,
+    MetricsLog,
     RowsCallback,
     SampleCallback,
     StepCallback,
@@ -74,7 +74,7 @@ from trainer.training.callbacks import (
 from trainer.training.divergence import Divergence
 from trainer.training.evaluate import Validation
 from trainer.training.loop import CheckedTrainer
-from trainer.training.metrics import Ledger, MetricsFile, plot_loss
+from trainer.training.metrics import MetricsFile, StepStatistics, plot_loss
 from trainer.training.samples import Sample, Sampler, append_samples, comparison, score
 from trainer.training.stopwatch import Stopwatch
 from trainer.training.trackers import TENSORBOARD, find_trackers, tensorboard
@@ -151,11 +151,11 @@ class Run:
             tokenizer,
             self.config.runtime.sampling,
             self.config.runtime.sample_prompts,
-            lambda: self.stop.told,
+            lambda: self.stop.requested,
         )
         if self.place.is_main and resumed is None and self.config.model.lora is not None:
             keep_start(model, self.output)
-        split = is_split(model)
+        split = is_partitioned(model)
         before = [] if split else self._before(sampler, model, resumed)
         trainer, steps = self._trainer(model, args, rows, tokenizer, sampler)
         if self.place.is_main and TENSORBOARD in self.trackers:
@@ -289,7 +289,7 @@ class Run:
         self, model: Any, args: TrainingArguments, rows: dict[str, Rows], tokenizer: Any, sampler: Sampler
     ) -> tuple[CheckedTrainer, StepCallback]:
         settle = torch.cuda.synchronize if not self.place.on_cpu else lambda: None
-        ledger, train = Ledger(stopwatch=Stopwatch(settle=settle)), rows["train"]
+        statistics, train = StepStatistics(stopwatch=Stopwatch(settle=settle)), rows["train"]
         divergence = Divergence(self.place, train, self.output, self.config.runtime.max_bad_steps)
         saver = Saver(self.output, self._publish, self.place, barrier, self.tell)
         collator = self._collator(tokenizer)
@@ -300,7 +300,7 @@ class Run:
             order=Order(train.lengths, self.config.settings.seed, self._batch, self.config.data.group_by_length),
             data_collator=collator,
             place=self.place,
-            ledger=ledger,
+            statistics=statistics,
             peers=self.peers,
             saver=saver,
         )
@@ -308,17 +308,17 @@ class Run:
         for name in ("PrinterCallback", "ProgressCallback"):
             for callback in [found for found in trainer.callback_handler.callbacks if type(found).__name__ == name]:
                 trainer.remove_callback(callback)
-        journal = Journal(self.place, self.tell, MetricsFile(self.output / "metrics.jsonl"))
+        metrics_log = MetricsLog(self.place, self.tell, MetricsFile(self.output / "metrics.jsonl"))
         watch = begin_watch(self.place, self.config.model.dtype, self.tell)
-        log = LogCallback(journal, ledger, divergence, watch, self._batch / len(train), self.flops)
+        log = LogCallback(metrics_log, statistics, divergence, watch, self._batch / len(train), self.flops)
         trainer.callback_handler.callbacks.insert(0, log)  # before the reports, which get what it measures
         if self.place.is_main:
             trainer.callback_handler.callbacks.insert(0, StepEndCallback(self._trained_step))
         if self.config.runtime.log_rows:
-            trainer.add_callback(RowsCallback(self.place, ledger))
+            trainer.add_callback(RowsCallback(self.place, statistics))
         trainer.add_callback(
             SampleCallback(
-                self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step), ledger.stopwatch
+                self.config.runtime.eval_every, lambda step: self._ask(sampler, model, step), statistics.stopwatch
             )
         )
         if len(rows["validation"]):
@@ -327,12 +327,12 @@ class Run:
                 ValidationCallback(
                     self.config.runtime.eval_every,
                     lambda: validation.loss(model),
-                    journal,
+                    metrics_log,
                     trainer.log,
-                    ledger.stopwatch,
+                    statistics.stopwatch,
                 )
             )
-        steps = StepCallback(self.place, self.stop, ledger, divergence, saver, self.peers)
+        steps = StepCallback(self.place, self.stop, statistics, divergence, saver, self.peers)
         trainer.add_callback(steps)
         return trainer, steps
 
@@ -360,10 +360,10 @@ class Run:
     def _ask(self, sampler: Sampler, model: Any, step: int, before: list[Sample] | None = None) -> list[Sample]:
         """Answers, told as they come, on rank 0 alone unless the weights are split over the ranks. `before`: those to
         compare the last ones with."""
-        split, samples = is_split(model), []
+        split, samples = is_partitioned(model), []
         if split or self.place.is_main:
             samples = sampler.answer_all(model, step, self.tell, before, synced=split and self.place.world > 1)
-        if self.place.is_main and samples and not self.stop.told:  # told, they were cut short
+        if self.place.is_main and samples and not self.stop.requested:  # told, they were cut short
             append_samples(samples, self.output / "samples.jsonl")
         barrier()
         return samples
@@ -379,7 +379,7 @@ class Run:
     def _after(self, sampler: Sampler, model: Any, before: list[Sample], step: int) -> None:
         asked = before or [Sample(0, one.prompt, "(resumed: not asked)", one.expect) for one in sampler.prompts]
         after = self._ask(sampler, model, step, asked)
-        if any_rank([self.stop.told], self.place.device)[0]:
+        if any_rank([self.stop.requested], self.place.device)[0]:
             raise PreemptedError("told to stop after the last step", self.folder.going_on())
         if not self.place.is_main:
             return

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.fused.apply import use_fused_layers
-from trainer.fused.keep import policy_named
+from trainer.fused.checkpointing import policy_named
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = torch.device("cuda")

@@ -9,10 +9,10 @@ import torch
 from trainer.config.job import TrainConfig
 from trainer.models import load
 from trainer.parallel.ds_config import build_ds_config
-from trainer.parallel.partition import Split, contents
+from trainer.parallel.partition import Partition, contents
 
 
-class Measured(Split):
+class Measured(Partition):
     """Counts the bytes of all tensors that a rank holds, at every weight before it is split."""
 
     peak = 0

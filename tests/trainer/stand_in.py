@@ -42,7 +42,7 @@ stop.wait_for_step_end()
 code, why = 0, ""
 try:
     for step in range(1, 100_000):
-        told = torch.tensor(int(stop.told))
+        told = torch.tensor(int(stop.requested))
         torch.distributed.all_reduce(told)
         os.write(1, f"rank {rank} pid {os.getpid()} step {step}\n".encode())
         if told:

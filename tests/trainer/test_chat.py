@@ -16,7 +16,7 @@ from tests.trainer.person import Person
 from tests.trainer.talker import TALKS, WEATHER, make_adapter, messages, write_run
 from trainer.chat.history import History
 from trainer.chat.interrupt import Interrupt
-from trainer.chat.open import Wishes, open_speaker, wished
+from trainer.chat.open import Overrides, open_session, overridden
 from trainer.chat.repl import Repl
 from trainer.chat.target import Target, find_target
 from trainer.chat.terminal import Terminal
@@ -29,9 +29,9 @@ EXACT = ("--dtype", "fp32", "--temperature", "0", "--max-new-tokens", "60")
 FERRY = "It is at  Lantern Harbour."
 
 
-def speaker_of(folder, *, adapter=None, **wishes):
-    wished_for = Wishes(**{"dtype": "fp32", "temperature": 0.0, "max_new_tokens": 60, **wishes})
-    return open_speaker(wished(find_target(str(folder), adapter, None), wished_for), wished_for, lambda text: None)
+def session_of(folder, *, adapter=None, **overrides):
+    asked = Overrides(**{"dtype": "fp32", "temperature": 0.0, "max_new_tokens": 60, **overrides})
+    return open_session(overridden(find_target(str(folder), adapter, None), asked), asked, lambda text: None)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def chat(talker, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def adapter(talker, tmp_path_factory, small_tokenizer):
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    return make_adapter(talker, folder, small_tokenizer, speaker_of(talker).model)
+    return make_adapter(talker, folder, small_tokenizer, session_of(talker).model)
 
 
 def test_once_prints_the_answer_alone(chat):
@@ -158,51 +158,51 @@ def test_a_message_may_begin_with_a_slash(chat, tmp_path):
 
 
 def test_pain_3_a_whole_chat_has_the_ids_of_training(talker):
-    speaker, said = speaker_of(talker), []
+    session, said = session_of(talker), []
     for turn in messages(TALKS[0][1]):
         if turn.role == "assistant":
-            spoken = speaker.say(said)
+            spoken = session.say(said)
             assert spoken.message == turn and spoken.ended == "stop"
         said.append(turn)
-    encoder = speaker.encoder
+    encoder = session.encoder
     (trained,) = encoder.encode([encoder.template.render(said)])
-    seen = speaker._cache._ids  # every token that the model has seen: all but the end of the last answer
+    seen = session._cache._ids  # every token that the model has seen: all but the end of the last answer
     assert seen == trained.ids[: len(seen)] and len(trained.ids) - len(seen) == 2  # and the line end behind it
 
 
 def test_turns_that_reuse_the_cache_are_answered_as_without(talker):
     asked = [[Message("user", text)] for text in ("Where is the ferry?", "Greet", "Where is", "Where is the ferry?")]
     asked.insert(2, [*messages(TALKS[0][1])[:2], Message("user", "When?")])
-    one = speaker_of(talker)
+    one = session_of(talker)
     cached = [one.say(chat) for chat in asked]
-    fresh = [speaker_of(talker).say(chat) for chat in asked]
+    fresh = [session_of(talker).say(chat) for chat in asked]
     assert [spoken.message for spoken in cached] == [spoken.message for spoken in fresh]
     assert all(spoken.cached for spoken in cached[1:]) and not any(spoken.cached for spoken in fresh)
 
 
 def test_a_cache_gives_the_same_logits(talker):
-    speaker, chat = speaker_of(talker), messages(TALKS[0][1])[:3]
-    speaker.say(chat[:1])
-    ids = speaker.prompt_ids(chat, ())
-    cache, count = speaker._cache.take(ids, 60)
-    assert count == len(speaker.prompt_ids(chat[:1], ())) + len(FERRY.split()) or count > 20
+    session, chat = session_of(talker), messages(TALKS[0][1])[:3]
+    session.say(chat[:1])
+    ids = session.prompt_ids(chat, ())
+    cache, count = session._cache.take(ids, 60)
+    assert count == len(session.prompt_ids(chat[:1], ())) + len(FERRY.split()) or count > 20
     with torch.no_grad():
-        whole = speaker.model(torch.tensor([ids])).logits[0, -1]
-        rest = speaker.model(torch.tensor([ids[count:]]), past_key_values=cache).logits[0, -1]
+        whole = session.model(torch.tensor([ids])).logits[0, -1]
+        rest = session.model(torch.tensor([ids[count:]]), past_key_values=cache).logits[0, -1]
     assert torch.allclose(whole, rest, atol=1e-4)
 
 
 def test_a_batch_is_answered_as_one_at_a_time(talker):
-    speaker = speaker_of(talker)
+    session = session_of(talker)
     chats = [[Message("user", text)] for text in ("Where is the ferry?", "Greet", "Tick", "What?", "a " * 40)]
-    prompts = [speaker.prompt_ids(chat, ()) for chat in chats]
-    together = speaker.say_all(prompts, [False] * len(prompts))
-    assert together == [speaker.say(chat).message for chat in chats]
+    prompts = [session.prompt_ids(chat, ()) for chat in chats]
+    together = session.say_all(prompts, [False] * len(prompts))
+    assert together == [session.say(chat).message for chat in chats]
     assert together[0].content == FERRY
 
 
 def test_ask_gives_the_text(talker):
-    assert speaker_of(talker).ask([Message("user", "Where is the ferry?")]) == FERRY
+    assert session_of(talker).ask([Message("user", "Where is the ferry?")]) == FERRY
 
 
 # --- runs and adapters ---
@@ -369,7 +369,7 @@ def test_want_of_memory_is_told(talker):
 
 
 def test_what_nobody_foresaw_is_told_without_a_trace(chat, monkeypatch):
-    monkeypatch.setattr("trainer.chat.verbs.open_speaker", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("trainer.chat.verbs.open_session", lambda *_, **__: 1 / 0)
     code, _, err = chat("--once", "x")
     assert code == 1 and re.search(r"error: unexpected ZeroDivisionError: division by zero \(.*test_chat.py:\d+\)", err)
 
@@ -411,12 +411,12 @@ def test_control_d_ends_a_chat(talker):
 
 
 def test_an_interrupted_answer_is_kept_and_ends_once_with_130(talker):
-    interrupt, speaker = Interrupt(), speaker_of(talker)
-    speaker.answerer.stopped = lambda: interrupt.told
-    inner = speaker.model.model
+    interrupt, session = Interrupt(), session_of(talker)
+    session.answerer.stopped = lambda: interrupt.requested
+    inner = session.model.model
     hook = inner.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
     out, err = io.StringIO(), io.StringIO()
-    repl = Repl(speaker, interrupt, Terminal(io.StringIO(), out, err), History(), False)
+    repl = Repl(session, interrupt, Terminal(io.StringIO(), out, err), History(), False)
     assert repl.once("Where is the ferry?") == 130
     hook.remove()
     assert out.getvalue() == "I\n" and "(interrupted)" in err.getvalue()
@@ -424,11 +424,11 @@ def test_an_interrupted_answer_is_kept_and_ends_once_with_130(talker):
 
 
 def test_a_second_interrupt_ends_an_answer_at_once_and_takes_the_question_back(talker):
-    interrupt, speaker = Interrupt(), speaker_of(talker)
-    hook = speaker.model.model.register_forward_hook(lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"])
+    interrupt, session = Interrupt(), session_of(talker)
+    hook = session.model.model.register_forward_hook(lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"])
     out, err = io.StringIO(), io.StringIO()
-    repl = Repl(speaker, interrupt, Terminal(io.StringIO(), out, err), History(), False)
+    repl = Repl(session, interrupt, Terminal(io.StringIO(), out, err), History(), False)
     assert repl.once("Where is the ferry?") == 130
     hook.remove()
     assert repl.history.messages() == [] and "(no answer: the question is taken back)" in err.getvalue()
-    assert speaker.say([Message("user", "Where is the ferry?")]).message.content == FERRY
+    assert session.say([Message("user", "Where is the ferry?")]).message.content == FERRY

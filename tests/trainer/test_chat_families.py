@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.merging import save_base
-from tests.trainer.test_chat import speaker_of
+from tests.trainer.test_chat import session_of
 from trainer.data.message import Message
 from trainer.data.templates import TEMPLATES
 from trainer.families.registry import CARDS
@@ -46,18 +46,18 @@ def make(family, folder, tokenizer):
 def test_every_family_answers_in_its_template_and_stops(family, tmp_path, small_tokenizer_folder):
     torch.set_num_threads(1)
     make(family, tmp_path / "model", small_tokenizer_folder)
-    speaker = speaker_of(tmp_path / "model", max_new_tokens=5)
-    assert speaker.template is TEMPLATES[TEMPLATE[family]]
-    (trained,) = speaker.encoder.encode([speaker.template.render(CHAT)])
-    prompt = speaker.prompt_ids(CHAT[:1], ())
+    session = session_of(tmp_path / "model", max_new_tokens=5)
+    assert session.template is TEMPLATES[TEMPLATE[family]]
+    (trained,) = session.encoder.encode([session.template.render(CHAT)])
+    prompt = session.prompt_ids(CHAT[:1], ())
     assert trained.ids[: len(prompt)] == prompt and trained.labels[len(prompt)] != -100
-    stops = set(speaker.answerer.stops)
+    stops = set(session.answerer.stops)
     assert [label for label in trained.labels if label != -100][-1] in stops  # what training has taught as the end
-    speaker.answerer.stops = [-1]
-    spoken = speaker.say(CHAT[:1])
+    session.answerer.stops = [-1]
+    spoken = session.say(CHAT[:1])
     assert (spoken.ended, spoken.tokens) == ("length", 5)
-    speaker.answerer.stops = sorted(stops)
+    session.answerer.stops = sorted(stops)
     for stop in stops:
-        speaker.model.set_output_embeddings(Ends(speaker.model.config.vocab_size, stop))
-        spoken = speaker.say(CHAT[:1])
+        session.model.set_output_embeddings(Ends(session.model.config.vocab_size, stop))
+        spoken = session.say(CHAT[:1])
         assert (spoken.ended, spoken.message.content, spoken.tokens) == ("stop", "", 1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.trainer.conftest import load_tokenizer
-from trainer.chat.answer import Answerer, Drawing, batch_inputs, stop_ids
+from trainer.chat.answer import Answerer, SamplingParameters, batch_inputs, stop_ids
 from trainer.config.job import Sampling
 from trainer.data.calls import read_answer
 from trainer.data.control import MODEL_MARKS
@@ -42,7 +42,7 @@ def tokenizer(all_tokens_folder):
 
 def answerer(tokenizer, name, **more):
     encoder = Encoder(tokenizer, TEMPLATES[name])
-    return Answerer(encoder, tokenizer, Drawing(Sampling()), lambda: False, **more)
+    return Answerer(encoder, tokenizer, SamplingParameters(Sampling()), lambda: False, **more)
 
 
 def asked_and_answered(encoder, messages, index, tools=()):

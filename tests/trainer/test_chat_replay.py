@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tests.trainer.test_chat import speaker_of
+from tests.trainer.test_chat import session_of
 from trainer.chat.replay import can_replay, decides_nothing, replay_steps
-from trainer.chat.speaker import Speaker
+from trainer.chat.session import ChatSession
 from trainer.config.job import Model, TrainConfig
 from trainer.data.message import Message
 from trainer.models.load import load_model
@@ -37,14 +37,14 @@ def called_again(calls):
     return record
 
 
-def replayed(speaker, calls):
-    replay_steps(speaker.model, called_again(calls))
-    return Speaker(speaker.model, speaker.answerer, fixed=True)
+def replayed(session, calls):
+    replay_steps(session.model, called_again(calls))
+    return ChatSession(session.model, session.answerer, fixed=True)
 
 
 def test_answers_are_those_of_the_usual_steps(talker):
     calls = []
-    usual, other = speaker_of(talker), replayed(speaker_of(talker), calls)
+    usual, other = session_of(talker), replayed(session_of(talker), calls)
     for turns in TURNS:
         wanted, found = usual.say(asked(turns)), other.say(asked(turns))
         assert (found.message, found.cached) == (wanted.message, wanted.cached)
@@ -53,7 +53,7 @@ def test_answers_are_those_of_the_usual_steps(talker):
 
 def test_the_room_grows_with_the_chat(talker, monkeypatch):
     monkeypatch.setattr("trainer.chat.cache.BLOCK", 8)
-    usual, other = speaker_of(talker), replayed(speaker_of(talker), [])
+    usual, other = session_of(talker), replayed(session_of(talker), [])
     chats = [["Greet"], ["Greet", "Where is the ferry? " * 4], ["Greet"]]
     rooms = []
     for turns in chats:
@@ -66,15 +66,15 @@ def test_a_model_that_cannot_be_recorded_is_called(talker):
     def refused(work):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    usual, other = speaker_of(talker), speaker_of(talker)
+    usual, other = session_of(talker), session_of(talker)
     replay_steps(other.model, refused)
-    other = Speaker(other.model, other.answerer, fixed=True)
+    other = ChatSession(other.model, other.answerer, fixed=True)
     for turns in TURNS[:2]:
         assert other.say(asked(turns)).message == usual.say(asked(turns)).message
 
 
 def test_nothing_is_recorded_without_a_gpu(talker):
-    assert not can_replay(speaker_of(talker).model, "none")
+    assert not can_replay(session_of(talker).model, "none")
 
 
 FAMILIES = {"internlm2": True, "internlm3": True, "qwen3": True,

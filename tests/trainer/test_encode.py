@@ -10,10 +10,10 @@ from tokenizers import AddedToken, Tokenizer
 from tests.trainer.conftest import SHARED, load_tokenizer
 from trainer.cli import main
 from trainer.data.encode import IGNORED, Encoder, Found
-from trainer.data.landmarks import find_spans
 from trainer.data.message import Message, ToolCall
 from trainer.data.plain import PlainTokenizer
 from trainer.data.segment import render_text
+from trainer.data.span_finder import find_spans
 from trainer.data.templates import TEMPLATES
 from trainer.errors import ConfigError
 

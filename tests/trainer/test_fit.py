@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.encode import Encoded
-from trainer.data.fit import OverlongError, fit
+from trainer.data.truncation import OverlongError, fit
 
 # a prompt of 3 tokens, an answer of 4, a prompt of 3, an answer of 5
 CHAT = Encoded("text", list(range(15)), [(3, 7), (10, 15)], [7, 15])

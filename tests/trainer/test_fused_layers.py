@@ -21,7 +21,7 @@ from trainer.data.collate import Collator
 from trainer.data.rows import Row
 from trainer.fused import layer
 from trainer.fused.apply import obstacle, use_fused_layers
-from trainer.fused.keep import POLICIES, Policy
+from trainer.fused.checkpointing import POLICIES, ActivationPolicy
 from trainer.models.load import keep_layout
 from trainer.models.lora import attach_lora
 
@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(policy, quantised
     wanted = gradients(model_of(quantised=quantised), usual(batch))
     monkeypatch.setattr(layer, "FEED_FORWARD_PART", 40)
     model = model_of(quantised=quantised)
-    use_fused_layers(model, Policy(policy))
+    use_fused_layers(model, ActivationPolicy(policy))
     assert_same(gradients(model, batch), wanted)
 
 
@@ -136,7 +136,7 @@ def test_heads_with_a_norm_of_their_own_too(policy, rows):
     wanted = gradients(model_of(**shape), usual(batch))
     model = model_of(**shape)
     assert obstacle(model) is None
-    use_fused_layers(model, Policy(policy))
+    use_fused_layers(model, ActivationPolicy(policy))
     assert_same(gradients(model, batch), wanted)
 
 
@@ -159,7 +159,7 @@ def test_other_shapes_and_targets_too(changes):
     wanted = gradients(model_of(dtype=torch.float64, **changes), usual(batch))
     model = model_of(dtype=torch.float64, **changes)
     assert obstacle(model) is None
-    use_fused_layers(model, Policy("full"))
+    use_fused_layers(model, ActivationPolicy("full"))
     assert_same(gradients(model, batch), wanted)
 
 
@@ -168,7 +168,7 @@ def test_with_dropout_the_gradient_is_the_slope_of_the_loss(policy, monkeypatch)
     """In float64, along a random direction, the same values dropped every time, in every part."""
     monkeypatch.setattr(layer, "FEED_FORWARD_PART", 40)
     model, batch = model_of(dropout=0.3, dtype=torch.float64), batch_of(*PACKED)
-    use_fused_layers(model, Policy(policy))
+    use_fused_layers(model, ActivationPolicy(policy))
 
     def loss_of():
         torch.manual_seed(5)
@@ -190,7 +190,7 @@ def test_with_dropout_the_gradient_is_the_slope_of_the_loss(policy, monkeypatch)
 
 def test_dropout_drops_in_training_only_and_other_values_every_step():
     model, batch = model_of(dropout=0.5), batch_of(*PACKED)
-    use_fused_layers(model, Policy("full"))
+    use_fused_layers(model, ActivationPolicy("full"))
     model.eval()
     with torch.no_grad():
         wanted = model_of(dropout=0.5).eval()(**usual(batch), use_cache=False).loss
@@ -209,7 +209,7 @@ def test_a_small_update_of_bf16_weights_is_not_rounded_away():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.mul_(scale)
-        use_fused_layers(model, Policy("full"))
+        use_fused_layers(model, ActivationPolicy("full"))
         return gradients(model.train(), batch)[0].item()
 
     assert loss_of(0.02) != loss_of(0.0)
@@ -225,7 +225,7 @@ def test_products_in_fp8_are_near_those_in_bf16_and_adapters_are_not_rounded(pol
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.mul_(scale)
-        use_fused_layers(model, Policy(policy), float8=float8)
+        use_fused_layers(model, ActivationPolicy(policy), float8=float8)
         return gradients(model, batch)
 
     (loss, found), (wanted_loss, wanted) = outcome(True), outcome(False)
@@ -238,7 +238,7 @@ def test_products_in_fp8_are_near_those_in_bf16_and_adapters_are_not_rounded(pol
 def test_the_loss_is_normalised_by_the_number_it_is_given():
     """As transformers passes it for the whole step; without one, by the batch's own."""
     model, batch = model_of(), batch_of(*PACKED)
-    use_fused_layers(model, Policy("none"))
+    use_fused_layers(model, ActivationPolicy("none"))
     mean = model(**batch, use_cache=False).loss
     given = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(7)).loss
     assert given.item() == pytest.approx(mean.item() * len(batch["loss_at"]) / 7)
@@ -248,7 +248,7 @@ def test_a_batch_without_a_trained_token_has_no_loss():
     model, batch = model_of(), batch_of(*PACKED)
     batch["labels"].fill_(-100)
     batch["loss_at"] = batch["loss_at"][:0]
-    use_fused_layers(model, Policy("full"))
+    use_fused_layers(model, ActivationPolicy("full"))
     loss, found = gradients(model, batch)
     assert loss == 0
     assert all(not value.any() for value in found.values())
@@ -259,7 +259,7 @@ def test_generation_is_as_before():
     asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2}
     wanted = model_of(quantised=True).eval().generate(ids, **asked)
     model = model_of(quantised=True).eval()
-    use_fused_layers(model, Policy("none"))
+    use_fused_layers(model, ActivationPolicy("none"))
     assert torch.equal(model.generate(ids, **asked), wanted)
 
 

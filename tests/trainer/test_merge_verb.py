@@ -22,7 +22,7 @@ from trainer.checkpoints.checkpoint import Writers, seal
 from trainer.checkpoints.results import describe, find_result
 from trainer.cli import main
 from trainer.errors import ConfigError, TrainError
-from trainer.export.apart import apart
+from trainer.export.child_process import apart
 from trainer.export.merge import make_plan
 from trainer.export.part import new_folder
 

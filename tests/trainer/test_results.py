@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.trainer.talker import PIRATE, learn, write_run
-from trainer.chat.open import Wishes, open_speaker, wished
+from trainer.chat.open import Overrides, open_session, overridden
 from trainer.chat.target import Target, find_target
 from trainer.checkpoints.checkpoint import Writers, seal
 from trainer.checkpoints.results import describe, find_result
@@ -132,9 +132,9 @@ def pissa(talker, tmp_path_factory, small_tokenizer):
     return checkpoint, model, torch.tensor([row.ids])
 
 
-def opened(folder, **wishes):
-    wished_for = Wishes(dtype="fp32", **wishes)
-    return open_speaker(wished(find_target(str(folder), None, None), wished_for), wished_for, lambda text: None)
+def opened(folder, **overrides):
+    overrides_of = Overrides(dtype="fp32", **overrides)
+    return open_session(overridden(find_target(str(folder), None, None), overrides_of), overrides_of, lambda text: None)
 
 
 def test_a_chat_with_a_pissa_checkpoint_is_one_with_the_trained_model(pissa, talker):

@@ -16,7 +16,7 @@ from trainer.config.job import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
 from trainer.data.templates import TEMPLATES
 from trainer.fused.apply import use_fused_layers
-from trainer.fused.keep import policy_named
+from trainer.fused.checkpointing import policy_named
 from trainer.models.load import load_model
 from trainer.models.lora import attach_lora
 from trainer.models.tokenizer import load_tokenizer

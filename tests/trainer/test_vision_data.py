@@ -15,12 +15,12 @@ from trainer.config.job import TrainConfig
 from trainer.data.cache import DataCache
 from trainer.data.encode import Encoded, Encoder
 from trainer.data.encode import ImageSpan as Images
-from trainer.data.fit import fit
 from trainer.data.message import Message, RowError
 from trainer.data.report import Report
 from trainer.data.segment import render_text
 from trainer.data.store import ids_of, labels_of
 from trainer.data.templates import TEMPLATES
+from trainer.data.truncation import fit
 from trainer.errors import ConfigError
 from trainer.vision.collate import ImageCollator
 from trainer.vision.files import ImageFiles

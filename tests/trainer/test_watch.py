@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from trainer.node.ranks import Place
-from trainer.training.callbacks import Journal, LogCallback, SampleCallback, ValidationCallback
+from trainer.training.callbacks import LogCallback, MetricsLog, SampleCallback, ValidationCallback
 from trainer.training.divergence import Divergence
 from trainer.training.forward_timer import ForwardTimes
-from trainer.training.metrics import Ledger, MetricsFile
+from trainer.training.metrics import MetricsFile, StepStatistics
 from trainer.training.stopwatch import Stopwatch
 from trainer.training.watch import Watch, full_memory, slow_network, slow_precision, tell_of_kernels
 
@@ -55,29 +55,29 @@ def batches(clock, seconds):
 
 
 def run(tmp_path, clock, flops=None):
-    """The callbacks of a run whose clock the test turns: (log, ledger, state, lines told)."""
-    told, ledger = [], Ledger(stopwatch=Stopwatch(clock))
-    journal = Journal(Place(0, 0, 1, CPU), told.append, MetricsFile(tmp_path / "metrics.jsonl"))
-    divergence = Divergence(journal.place, [], tmp_path, 3)
-    log = LogCallback(journal, ledger, divergence, Watch(told.append), 0.1, flops)
+    """The callbacks of a run whose clock the test turns: (log, statistics, state, lines told)."""
+    told, statistics = [], StepStatistics(stopwatch=Stopwatch(clock))
+    metrics_log = MetricsLog(Place(0, 0, 1, CPU), told.append, MetricsFile(tmp_path / "metrics.jsonl"))
+    divergence = Divergence(metrics_log.place, [], tmp_path, 3)
+    log = LogCallback(metrics_log, statistics, divergence, Watch(told.append), 0.1, flops)
     state = SimpleNamespace(global_step=0, max_steps=100)
     log.on_train_begin(None, state, None, model=Model(clock))
-    return log, ledger, state, told
+    return log, statistics, state, told
 
 
-def step(log, ledger, state, clock, *, waits, computes, tokens=1000):
+def step(log, statistics, state, clock, *, waits, computes, tokens=1000):
     """One step and its line; returns its row of metrics."""
-    next(ledger.stopwatch.batches(batches(clock, waits)))
+    next(statistics.stopwatch.batches(batches(clock, waits)))
     clock.turn(computes)
-    ledger.tokens += tokens
+    statistics.tokens += tokens
     state.global_step += 1
     log.on_log(None, state, None, logs={"loss": 1.0, "learning_rate": 0.1, "grad_norm": 2.0})
-    return log.journal.metrics.read()[-1]
+    return log.metrics_log.metrics.read()[-1]
 
 
 def test_a_step_is_measured_with_its_wait_for_data(tmp_path, clock):
-    log, ledger, state, told = run(tmp_path, clock, flops=(3e9, 4e12))
-    row = step(log, ledger, state, clock, waits=0.5, computes=1.5)
+    log, statistics, state, told = run(tmp_path, clock, flops=(3e9, 4e12))
+    row = step(log, statistics, state, clock, waits=0.5, computes=1.5)
     assert (row["step_s"], row["data_wait_s"], row["paused_s"], row["tokens_per_s"]) == (2.0, 0.5, 0.0, 500.0)
     assert row["mfu"] == 500 * 3e9 / 4e12
     assert row["memory_gib"] > 0
@@ -87,15 +87,15 @@ def test_a_step_is_measured_with_its_wait_for_data(tmp_path, clock):
 
 
 def test_answers_validation_and_saves_do_not_count(tmp_path, clock):
-    log, ledger, state, _ = run(tmp_path, clock)
+    log, statistics, state, _ = run(tmp_path, clock)
     state.global_step = 1
-    SampleCallback(1, lambda step: clock.turn(50), ledger.stopwatch).on_step_end(None, state, None)
-    validation = ValidationCallback(1, lambda: clock.turn(30) or 0.25, log.journal, lambda values: None,
-                                    ledger.stopwatch)
+    SampleCallback(1, lambda step: clock.turn(50), statistics.stopwatch).on_step_end(None, state, None)
+    validation = ValidationCallback(1, lambda: clock.turn(30) or 0.25, log.metrics_log, lambda values: None,
+                                    statistics.stopwatch)
     validation.on_step_end(None, state, SimpleNamespace(should_log=True))
-    with ledger.stopwatch.paused():  # as CheckedTrainer._save_checkpoint does
+    with statistics.stopwatch.paused():  # as CheckedTrainer._save_checkpoint does
         clock.turn(20)
-    row = step(log, ledger, state, clock, waits=0, computes=2)
+    row = step(log, statistics, state, clock, waits=0, computes=2)
     assert (row["tokens_per_s"], row["paused_s"]) == (500.0, 100.0)
 
 
@@ -109,15 +109,15 @@ def test_reports_get_what_is_measured(tmp_path, clock):
 
 
 def test_slow_loading_is_told_once_and_not_of_the_first_steps(tmp_path, clock):
-    log, ledger, state, told = run(tmp_path, clock)
-    step(log, ledger, state, clock, waits=9, computes=1)
-    step(log, ledger, state, clock, waits=0.1, computes=1)
+    log, statistics, state, told = run(tmp_path, clock)
+    step(log, statistics, state, clock, waits=9, computes=1)
+    step(log, statistics, state, clock, waits=0.1, computes=1)
     assert not [line for line in told if "warning" in line]
-    step(log, ledger, state, clock, waits=0.3, computes=0.7)
-    step(log, ledger, state, clock, waits=0.1, computes=0.9)
+    step(log, statistics, state, clock, waits=0.3, computes=0.7)
+    step(log, statistics, state, clock, waits=0.1, computes=0.9)
     assert not [line for line in told if "warning" in line]  # once is chance
     for _ in range(3):
-        step(log, ledger, state, clock, waits=0.25, computes=0.75)
+        step(log, statistics, state, clock, waits=0.25, computes=0.75)
     [warning] = [line for line in told if "warning" in line]
     assert warning.startswith(
         "warning: data loading takes 25% of the step time on rank 0 (node 0) (0.250 of 1.000 s a step)")

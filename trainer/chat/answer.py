@@ -22,7 +22,7 @@ LONGEST_ANSWER = 600  # tokens, where the sampling parameters do not say it
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingParameters:
     """How tokens are drawn. `repetition_penalty` is CTRL's (arXiv:1909.05858): 1 changes nothing."""
 
     sampling: Sampling
@@ -48,9 +48,10 @@ class Answerer:
     """Answers in one template. `stopped()` ends them early; `limit`: the tokens that prompt and answer may have."""
 
     def __init__(
-        self, encoder: Encoder, tokenizer: Any, drawing: Drawing, stopped: Callable[[], bool], limit: int | None = None
+        self, encoder: Encoder, tokenizer: Any, sampling: SamplingParameters, stopped: Callable[[], bool],
+        limit: int | None = None,
     ) -> None:
-        self.encoder, self.tokenizer, self.drawing = encoder, tokenizer, drawing
+        self.encoder, self.tokenizer, self.sampling = encoder, tokenizer, sampling
         self.stopped, self.limit = stopped, limit
         self.stops = stop_ids(tokenizer, encoder.template.stop)
         self.hidden = frozenset(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -84,7 +85,7 @@ class Answerer:
             use_cache=True,
             disable_compile=True,  # of a fixed cache, which takes longer than most chats
             **({} if cache is None else {"past_key_values": cache}),
-            **self.drawing.arguments(),
+            **self.sampling.arguments(),
         )
         answers = [self.read(ids) for ids in out[:, start:].tolist()]
         if ends:
@@ -110,7 +111,7 @@ class Answerer:
 
     def room(self, prompt: int) -> int:
         """The most tokens of an answer to a prompt of so many. Raises ConfigError when it has none."""
-        wanted = self.drawing.sampling.max_new_tokens or LONGEST_ANSWER
+        wanted = self.sampling.sampling.max_new_tokens or LONGEST_ANSWER
         if self.limit is None:
             return wanted
         if prompt >= self.limit:

@@ -10,12 +10,12 @@ class Interrupt:
     """Whether the answer that is being written was interrupted."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.requested = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """While an answer is written. Raises KeyboardInterrupt at the second signal."""
-        self.told = False
+        self.requested = False
         before = signal.signal(signal.SIGINT, self._note)
         try:
             yield
@@ -23,6 +23,6 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
     def _note(self, *_: Any) -> None:
-        if self.told:
+        if self.requested:
             raise KeyboardInterrupt
-        self.told = True
+        self.requested = True

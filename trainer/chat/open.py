@@ -8,9 +8,9 @@ import torch
 from transformers import set_seed
 
 from trainer.chat.adapter import put_adapter, refuse_quantised
-from trainer.chat.answer import Answerer, Drawing, context_limit
+from trainer.chat.answer import Answerer, SamplingParameters, context_limit
 from trainer.chat.replay import can_replay, replay_steps
-from trainer.chat.speaker import Speaker
+from trainer.chat.session import ChatSession
 from trainer.chat.target import Target
 from trainer.config.job import Data, TrainConfig
 from trainer.data.encode import Encoder
@@ -29,7 +29,7 @@ HELD = {"template", "quantization", "dtype"}
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Overrides:
     """What the command line says instead of the run or the defaults; None: nothing."""
 
     template: str | None = None
@@ -43,24 +43,24 @@ class Wishes:
     seed: int | None = None
 
 
-def wished(target: Target, wishes: Wishes) -> Target:
+def overridden(target: Target, overrides: Overrides) -> Target:
     """The target with what the command line says."""
-    given: dict[str, Any] = {name: value for name, value in vars(wishes).items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in vars(overrides).items() if value is not None}
     drawn: dict[str, Any] = {name: given[name] for name in given.keys() & DRAWN}
     changes: dict[str, Any] = {name: given[name] for name in given.keys() & HELD}
-    if wishes.template:
+    if overrides.template:
         changes["source"] = "--template"
     return replace(target, sampling=target.sampling.model_copy(update=drawn), **changes)
 
 
-def open_speaker(
+def open_session(
     target: Target,
-    wishes: Wishes,
+    overrides: Overrides,
     tell: Tell,
     *,
     shown: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Speaker:
+) -> ChatSession:
     """Load it all, and tell what was chosen. `shown`: the option that shows images to the model; answers end when
     `stopped()`. Raises ConfigError."""
     folder = checkpoint_folder(target.path, target.revision_of(target.path))
@@ -79,15 +79,15 @@ def open_speaker(
     tell(f"* model: {target.path}, {_precision(target)}{adapter}")
     tell(f"* template: {name} ({source})")
     model = _weights(target, tell)
-    if wishes.seed is not None:
-        set_seed(wishes.seed)
-    drawing = Drawing(target.sampling, wishes.repetition_penalty)
-    answerer = Answerer(encoder, tokenizer, drawing, stopped, context_limit(model.config))
+    if overrides.seed is not None:
+        set_seed(overrides.seed)
+    sampling = SamplingParameters(target.sampling, overrides.repetition_penalty)
+    answerer = Answerer(encoder, tokenizer, sampling, stopped, context_limit(model.config))
     causal = model if target.adapter is None else model.get_base_model()
     replays = can_replay(causal, target.quantization)
     if replays:
         replay_steps(causal)
-    return Speaker(model, answerer, fixed=replays)
+    return ChatSession(model, answerer, fixed=replays)
 
 
 def takes_images(raw: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.chat.history import History, load_chat, save_chat
 from trainer.chat.interrupt import Interrupt
 from trainer.chat.problems import explained
-from trainer.chat.speaker import Speaker, Spoken
+from trainer.chat.session import ChatSession, Spoken
 from trainer.chat.terminal import Terminal
 from trainer.data.formats.images import MARK
 from trainer.data.message import Message
@@ -38,13 +38,13 @@ class Repl:
 
     def __init__(
         self,
-        speaker: Speaker,
+        session: ChatSession,
         interrupt: Interrupt,
         terminal: Terminal,
         history: History,
         stats: bool,
     ) -> None:
-        self.speaker, self.interrupt, self.terminal, self.history = speaker, interrupt, terminal, history
+        self.session, self.interrupt, self.terminal, self.history = session, interrupt, terminal, history
         self.stats = stats
         self._results: list[Message] = []
         self._commands: dict[str, Callable[[str], None]] = {
@@ -112,7 +112,7 @@ class Repl:
         streams = not self.history.tools or self.terminal.out.isatty()
         show = self.terminal.write if streams else lambda text: None
         with self.interrupt.noted():
-            spoken = self.speaker.say(self.history.messages(asked), self.history.tools, self.history.images, show)
+            spoken = self.session.say(self.history.messages(asked), self.history.tools, self.history.images, show)
         self._results = []
         self._show_end(spoken.message, streams=streams)
         self._tell(spoken)

@@ -6,14 +6,14 @@ from typing import Any
 from trainer.chat.problems import explained
 from trainer.chat.prompts import Prompt
 from trainer.chat.results import Printed, Results
-from trainer.chat.speaker import Speaker
+from trainer.chat.session import ChatSession
 from trainer.data.message import Message, RowError
 from trainer.data.own_template import openai_messages
 from trainer.errors import ConfigError
 
 
 def answer_file(
-    speaker: Speaker,
+    session: ChatSession,
     prompts: Sequence[Prompt],
     results: Results | Printed,
     batch_size: int,
@@ -22,11 +22,11 @@ def answer_file(
     """Add the rows with their answers to `results`, batch by batch in the order of the file, behind those that it has.
     Every prompt is encoded first: one that cannot be answered ends it before the first answer. Raises TrainError."""
     prompts = prompts[len(results.rows) :]
-    encoded = [_ids(speaker, prompt) for prompt in prompts]
+    encoded = [_ids(session, prompt) for prompt in prompts]
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         with explained():
-            messages = speaker.say_all(encoded[start : start + batch_size], [bool(prompt.tools) for prompt in batch])
+            messages = session.say_all(encoded[start : start + batch_size], [bool(prompt.tools) for prompt in batch])
         results.add([_row(prompt, message) for prompt, message in zip(batch, messages, strict=True)])
         tell(f"answered {start + len(batch)} of {len(prompts)}")
 
@@ -37,9 +37,9 @@ def score(rows: Sequence[dict[str, Any]]) -> str | None:
     return f"score: {sum(asked)}/{len(asked)} answered as taught" if asked else None
 
 
-def _ids(speaker: Speaker, prompt: Prompt) -> list[int]:
+def _ids(session: ChatSession, prompt: Prompt) -> list[int]:
     try:
-        return speaker.prompt_ids(prompt.messages, prompt.tools)
+        return session.prompt_ids(prompt.messages, prompt.tools)
     except (RowError, ConfigError) as error:
         raise ConfigError(f"--prompts: line {prompt.line}: {error}") from error
 

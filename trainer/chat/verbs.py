@@ -10,7 +10,7 @@ from typing import Any
 from trainer.chat.compose import check_target, compose, find_pictures
 from trainer.chat.history import History
 from trainer.chat.interrupt import Interrupt
-from trainer.chat.open import Wishes, open_speaker, wished
+from trainer.chat.open import Overrides, open_session, overridden
 from trainer.chat.problems import explained
 from trainer.chat.prompts import read_prompts
 from trainer.chat.repl import Repl
@@ -36,19 +36,19 @@ def chat(options: argparse.Namespace) -> int:
     if missing:
         raise ConfigError(f"--image: got {missing[0]}, allowed: a file that exists")
     terminal, interrupt = Terminal(sys.stdin, sys.stdout, sys.stderr), Interrupt()
-    target, wishes = _wanted(options)
+    target, overrides = _wanted(options)
     tools = _tools(options.tools) if options.tools else ()
     with explained():
-        speaker = open_speaker(
+        session = open_session(
             target,
-            wishes,
+            overrides,
             terminal.note,
             shown="--image" if options.images else None,
-            stopped=lambda: interrupt.told,
+            stopped=lambda: interrupt.requested,
         )
     system = _clean(target.system if options.system is None else options.system)
     history = History(system, tools, options.images)
-    repl = Repl(speaker, interrupt, terminal, history, options.stats)
+    repl = Repl(session, interrupt, terminal, history, options.stats)
     if options.once is not None:
         return repl.once(sys.stdin.read().removesuffix("\n") if options.once == "-" else _clean(options.once))
     if history.system:
@@ -63,14 +63,14 @@ def write_article(options: argparse.Namespace) -> int:
     _require_all(options)
     pictures = find_pictures(options.pictures, _note)
     check_target(options.to)
-    target, wishes = _wanted(options)
+    target, overrides = _wanted(options)
     system = _clean(target.system if options.system is None else options.system)
     before = [Message("system", system)] if system else []
     with explained():
-        speaker = open_speaker(target, wishes, _note, shown="--compose")
+        session = open_session(target, overrides, _note, shown="--compose")
 
         def ask(messages: Sequence[Message], images: Sequence[Path]) -> str:
-            return speaker.ask([*before, *messages], images)
+            return session.ask([*before, *messages], images)
 
         compose(ask, _clean(options.compose), pictures, options.to, _note)
     _note(f"written: {options.to}")
@@ -92,19 +92,19 @@ def _require_all(options: argparse.Namespace) -> None:
 
 def sample(options: argparse.Namespace) -> int:
     """Answer the prompts of a file; returns the exit code. Raises TrainError."""
-    target, wishes = _wanted(options)
+    target, overrides = _wanted(options)
     system = _clean(target.system if options.system is None else options.system)
     prompts = read_prompts(options.prompts, system)
     results: Results | Printed = Printed(sys.stdout)
     if options.out:
         asked = [str(prompt) for prompt in prompts]
-        mark = mark_of(asked, str(target), vars(wishes), stamp(target.path), stamp(target.adapter))
+        mark = mark_of(asked, str(target), vars(overrides), stamp(target.path), stamp(target.adapter))
         results = Results(options.out, mark)
     if results.rows:
         _note(f"* going on after the first {len(results.rows)} answers")
     with explained():
-        speaker = open_speaker(target, wishes, _note)
-    answer_file(speaker, prompts, results, options.batch_size, _note)
+        session = open_session(target, overrides, _note)
+    answer_file(session, prompts, results, options.batch_size, _note)
     results.close()
     if line := score(results.rows):
         _note(line)
@@ -113,9 +113,9 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(options: argparse.Namespace) -> tuple[Target, Wishes]:
-    wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
-    return wished(find_target(options.model, options.adapter, options.job_dir), wishes), wishes
+def _wanted(options: argparse.Namespace) -> tuple[Target, Overrides]:
+    overrides = Overrides(**{field.name: getattr(options, field.name) for field in fields(Overrides)})
+    return overridden(find_target(options.model, options.adapter, options.job_dir), overrides), overrides
 
 
 def _tools(path: Path) -> tuple[dict[str, Any], ...]:

@@ -1,5 +1,5 @@
 """Segments -> ids and trained spans. The whole conversation is tokenised at once and masked by landmarks
-(trainer.data.landmarks) or character offsets, so the ids are those that a server computes for the same text.
+(trainer.data.span_finder) or character offsets, so the ids are those that a server computes for the same text.
 
 Two things make a conversation take the second path, which tokenises the stretches between control tokens one by one:
 content that holds the text of a control token (it stays ordinary text: nobody can close a turn from inside a message),
@@ -15,9 +15,9 @@ from operator import not_
 from typing import Any, NamedTuple
 
 from trainer.data.control import control_ids
-from trainer.data.landmarks import find_spans, has_landmarks
 from trainer.data.plain import PlainTokenizer
 from trainer.data.segment import Segment, render_text
+from trainer.data.span_finder import find_spans, has_control_tokens
 from trainer.data.templates import Template
 from trainer.errors import ConfigError
 from trainer.vision.image_form import ImageForm
@@ -98,7 +98,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], conversations: Sequence[Sequence[Segment]]) -> list[Found]:
         """The slow half of encode(): the tokenizer's own results, computed on all cores without Python's lock."""
-        quick = [has_landmarks(segments) for segments in conversations]
+        quick = [has_control_tokens(segments) for segments in conversations]
         results = {
             True: iter(self._fast.encode_batch_fast(list(compress(texts, quick)), add_special_tokens=False)),
             False: iter(self._fast.encode_batch(list(compress(texts, map(not_, quick))), add_special_tokens=False)),

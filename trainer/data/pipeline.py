@@ -13,13 +13,13 @@ from trainer.config.job import TrainConfig
 from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import Mapped, read_conversations
 from trainer.data.encode import Encoded, Encoder, Found
-from trainer.data.fit import OverlongError, fit
 from trainer.data.message import RowError
 from trainer.data.report import Report, note
 from trainer.data.segment import Segment, render_text
 from trainer.data.sources import Place
 from trainer.data.store import SampleWriter
 from trainer.data.templates import find_template
+from trainer.data.truncation import OverlongError, fit
 from trainer.errors import ConfigError
 from trainer.vision.files import ImageFiles
 from trainer.vision.form import find_form

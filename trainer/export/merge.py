@@ -10,7 +10,7 @@ from typing import Any
 from trainer.checkpoints.results import Trained
 from trainer.errors import ConfigError
 from trainer.export.adapter import Adapter
-from trainer.export.apart import apart
+from trainer.export.child_process import apart
 from trainer.export.gguf_file import GgufType, check_exportable, write_gguf
 from trainer.export.layout import Layout, Weights, choose, model_config, written, written_config
 from trainer.export.part import check_target, new_folder

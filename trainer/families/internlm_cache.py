@@ -1,5 +1,5 @@
-"""InternLM v1's attention over a cache. It holds keys before they are turned, and turns all of them by the base of the
-text so far; Llama's holds them as they were turned once. That differs past the trained length only, where the base
+"""InternLM v1's attention over a cache. It holds keys before they are rotated, and rotates all of them by the base of
+the text so far; Llama's holds them as they were rotated once. That differs past the trained length only, where the base
 grows with every token (InternLM's model code)."""
 
 from functools import cache
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainer.families.rope import frequencies, rope_llama, turn
+from trainer.families.rope import apply_rotary, frequencies, rope_llama
 
 
 def llama_model(config: Any) -> Any:
@@ -41,7 +41,7 @@ def _attention() -> Any:
 
 class _Keys:
     """A cache for a text past the trained length: keys lie in it as they are turned within that length, and come out
-    as the base of the text so far turns them. position_ids [B or 1, T], the positions of the new tokens."""
+    as the base of the text so far rotates them. position_ids [B or 1, T], the positions of the new tokens."""
 
     def __init__(self, cache: Any, config: Any, position_ids: torch.Tensor) -> None:
         self.cache, self.positions = cache, position_ids
@@ -52,8 +52,8 @@ class _Keys:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """key, value [B, H, T, D] -> those of all S tokens, [B, H, S, D]."""
         before = int(self.cache.get_seq_length(layer))
-        keys, values = self.cache.update(turn(key, self.positions, -self.change), value, layer, *args, **kwargs)
+        keys, values = self.cache.update(apply_rotary(key, self.positions, -self.change), value, layer, *args, **kwargs)
         if not before:
             return key, values
         back = torch.arange(keys.shape[2] - 1, -1, -1, device=key.device)  # generation leaves no gaps
-        return turn(keys, self.positions[:, -1:] - back, self.change), values
+        return apply_rotary(keys, self.positions[:, -1:] - back, self.change), values

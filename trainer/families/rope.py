@@ -30,7 +30,7 @@ class DynamicNTK(torch.nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """position_ids [B, T] -> cosines and sines [B, T, D] in the dtype of x."""
-        cos, sin = turns(position_ids, frequencies(self.config, position_ids))
+        cos, sin = rotary_angles(position_ids, frequencies(self.config, position_ids))
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
@@ -50,15 +50,15 @@ def frequencies(config: Any, position_ids: torch.Tensor | None = None, device: A
     return angles
 
 
-def turns(position_ids: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_angles(position_ids: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions [B, T] and angles per position [D / 2] -> cosines and sines, float32 [B, T, D]."""
     turned = position_ids[..., None].float() * angles
     both = torch.cat([turned, turned], dim=-1)
     return both.cos(), both.sin()
 
 
-def turn(heads: torch.Tensor, position_ids: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def apply_rotary(heads: torch.Tensor, position_ids: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Heads [B, H, T, D], each pair of elements half a width apart turned by position times angle."""
-    cos, sin = (part.unsqueeze(1) for part in turns(position_ids, angles))
+    cos, sin = (part.unsqueeze(1) for part in rotary_angles(position_ids, angles))
     first, second = heads.float().chunk(2, dim=-1)
     return (heads.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from trainer.fused.attention import Borders
+from trainer.fused.attention import CuSeqlens
+from trainer.fused.checkpointing import ActivationPolicy
 from trainer.fused.flat import Adapters, FlatAdapters
 from trainer.fused.head import mean_loss, take_targets
-from trainer.fused.keep import Policy
 from trainer.fused.layer import HeadNorm, Layer, Norm, Step, run_layer
 from trainer.fused.linear import Adapter, Linear, Product, Scratch
 from trainer.kernels import ops_for
@@ -50,25 +50,25 @@ def obstacle(model: Any) -> str | None:
     return next((problem for problem in found if problem), None)
 
 
-def use_fused_layers(model: Any, policy: Policy, *, float8: bool = False) -> None:
+def use_fused_layers(model: Any, policy: ActivationPolicy, *, float8: bool = False) -> None:
     """Make `model`, for which there is no obstacle, compute its loss through fused layers whenever a batch brings its
-    sample borders (trainer.data.collate). `float8`: products with frozen weights in FP8."""
-    causal, is_split = model.get_base_model(), is_deepspeed_zero3_enabled()
+    cumulative sequence lengths (trainer.data.collate). `float8`: products with frozen weights in FP8."""
+    causal, is_partitioned = model.get_base_model(), is_deepspeed_zero3_enabled()
     scratch = Scratch()
     for layer in causal.model.layers:
         layer.forward = _with_fused(layer.forward, _layer_of(layer, causal.config, scratch))
-    take_targets(causal.lm_head, None if is_split else causal.model.norm)
-    if is_split:
+    take_targets(causal.lm_head, None if is_partitioned else causal.model.norm)
+    if is_partitioned:
         _gather_at_once(causal)
     elif policy.host is not None and not causal.config.tie_word_embeddings:
         _wait_in_host_memory(causal.model.embed_tokens)
-    causal.forward = _FusedForward(causal, policy, float8=float8, norm=causal.model.norm if is_split else None)
+    causal.forward = _FusedForward(causal, policy, float8=float8, norm=causal.model.norm if is_partitioned else None)
 
 
 class _FusedForward:
     """In place of a causal model's forward. `norm`: the last one, where the head does not do it."""
 
-    def __init__(self, causal: Any, policy: Policy, *, float8: bool, norm: Any) -> None:
+    def __init__(self, causal: Any, policy: ActivationPolicy, *, float8: bool, norm: Any) -> None:
         self.causal, self.usual, self.policy, self.float8, self.norm = causal, causal.forward, policy, float8, norm
 
     def __call__(
@@ -80,19 +80,19 @@ class _FusedForward:
         **kwargs: Any,
     ) -> Any:
         """input_ids, labels, position_ids [B, T]; loss_at: the places in B*T whose next token is trained. Without
-        sample borders, as in generation, the usual forward."""
+        cumulative sequence lengths, as in generation, the usual forward."""
         if input_ids is None or labels is None or cu_seq_lens_q is None:
             return self.usual(input_ids=input_ids, labels=labels, **kwargs)
-        borders = Borders(cu_seq_lens_q, max_length_q, len(input_ids))
-        hidden = self._layers(input_ids, kwargs["position_ids"], borders)
+        cu_seqlens = CuSeqlens(cu_seq_lens_q, max_length_q, len(input_ids))
+        hidden = self._layers(input_ids, kwargs["position_ids"], cu_seqlens)
         return mean_loss(self.causal, hidden, labels, kwargs["loss_at"], kwargs.get("num_items_in_batch"))
 
-    def _layers(self, input_ids: torch.Tensor, position_ids: torch.Tensor, borders: Borders) -> torch.Tensor:
+    def _layers(self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: CuSeqlens) -> torch.Tensor:
         base = self.causal.model
         x: torch.Tensor = base.embed_tokens(input_ids)
         cos, sin = base.rotary_emb(x, position_ids=position_ids)
         cos, sin = (part.expand(*input_ids.shape, -1).flatten(0, 1).contiguous() for part in (cos, sin))
-        step = Step(cos, sin, borders, self.policy, self.causal.training, self.float8)
+        step = Step(cos, sin, cu_seqlens, self.policy, self.causal.training, self.float8)
         if self.policy.host is not None:
             self.policy.host.begin_step()
         if self.norm is not None:  # ZeRO-3 reduces a layer's gradients when its input has one

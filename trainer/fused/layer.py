@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from trainer.fused import attention
-from trainer.fused.attention import Borders, Kept
+from trainer.fused.attention import CuSeqlens, Kept
+from trainer.fused.checkpointing import ActivationPolicy
 from trainer.fused.flat import Adapters, Copies
-from trainer.fused.keep import Policy
 from trainer.fused.linear import Matrices, Pass, Product, Scratch
 from trainer.kernels import ops_for
 from trainer.sizing.estimate import FEED_FORWARD_PART
@@ -84,13 +84,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Step:
-    """What all layers of a step share: the angles' cos and sin [N, D], sample borders, and what is kept.
+    """What all layers of a step share: the angles' cos and sin [N, D], cumulative sequence lengths, and what is kept.
     `is_training`: with dropout. `float8`: products with frozen weights in FP8."""
 
     cos: torch.Tensor
     sin: torch.Tensor
-    borders: Borders
-    policy: Policy
+    cu_seqlens: CuSeqlens
+    policy: ActivationPolicy
     is_training: bool
     float8: bool
 
@@ -149,7 +149,7 @@ class _Worker:
             if layer.head_norm is None:
                 ops_for(have.qkv).rope_(self.split(have.qkv)[0], self.step.cos, self.step.sin)
         if have.attention is None:
-            have.attention = attention.forward(*self.heads(have.qkv), self.step.borders, layer.scale)
+            have.attention = attention.forward(*self.heads(have.qkv), self.step.cu_seqlens, layer.scale)
         if have.middle is None:
             out = have.attention.out.flatten(1)
             have.middle = self.o.forward(out, onto=have.x.clone())
@@ -203,7 +203,7 @@ class _Worker:
         self.o.put_adapter_grads(grads["o"], grad, have.attention.out.flatten(1), through)
         d_out = self.o.input_grad(grad, through).view_as(have.attention.out)
         d_heads = attention.backward(
-            d_out, *self.heads(have.qkv), have.attention, self.step.borders, layer.scale
+            d_out, *self.heads(have.qkv), have.attention, self.step.cu_seqlens, layer.scale
         )
         have.attention = None
         if layer.head_norm is None:
@@ -273,7 +273,7 @@ def _passes(
     return ready
 
 
-def _keep(ctx: Any, have: _Activations, policy: Policy) -> None:
+def _keep(ctx: Any, have: _Activations, policy: ActivationPolicy) -> None:
     kept = have.attention if policy.keeps("attention") else None
     ctx.attention = None if kept is None else (kept.sums, kept.rest)
     out = None if kept is None else kept.out
@@ -291,7 +291,7 @@ def _named(have: _Activations) -> list[tuple[str, torch.Tensor | None]]:
     return [("qkv", have.qkv), ("middle", have.middle), ("gate_up", have.gate_up)]
 
 
-def _recall(ctx: Any, policy: Policy) -> _Activations:
+def _recall(ctx: Any, policy: ActivationPolicy) -> _Activations:
     x, out, qkv, middle, gate_up = ctx.saved_tensors
     if policy.host is not None:
         out = policy.host.pop() if ctx.attention is not None else None

@@ -9,8 +9,8 @@ import torch
 from trainer.config.job import TrainConfig
 from trainer.errors import ConfigError
 from trainer.fused.apply import obstacle, use_fused_layers
+from trainer.fused.checkpointing import policy_named
 from trainer.fused.head import has_plain_head, use_summed_loss
-from trainer.fused.keep import policy_named
 from trainer.node.ranks import Place
 from trainer.sizing.estimate import Job, Placement, Policy, activation_policy, shape_of_config
 

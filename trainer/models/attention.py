@@ -15,7 +15,7 @@ from trainer.families.vision_parts import vision_towers
 VARLEN = "varlen"
 
 
-def takes_borders(dtype: str, device: torch.device) -> bool:
+def takes_cu_seqlens(dtype: str, device: torch.device) -> bool:
     """Whether models of this `model.dtype` get that kernel: it computes in bf16 only."""
     return device.type == "cuda" and dtype == "bf16"
 

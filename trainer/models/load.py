@@ -15,15 +15,15 @@ from trainer.families.vision_parts import PATTERN
 from trainer.families.weights import file_of, read_tensors
 from trainer.models.experts import require_quantisable
 from trainer.models.hub import SEEING, auto_class, checkpoint_folder, read_config, require_class
-from trainer.models.mover import Mover
 from trainer.models.quantise import OUTLIERS, QUANTISED, replace_linears
-from trainer.parallel.partition import Split
+from trainer.models.weight_loader import WeightLoader
+from trainer.parallel.partition import Partition
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD = "lm_head"
 
 
-def load_model(config: TrainConfig, device: torch.device, split: Split | None = None) -> Any:
+def load_model(config: TrainConfig, device: torch.device, split: Partition | None = None) -> Any:
     """The base model on `device`: linear layers quantised when asked, the rest in `model.dtype`; with `split` every
     rank has its part of each weight. Raises ConfigError."""
     model = config.model
@@ -69,11 +69,11 @@ def empty_model(family: Card, config: Any) -> Any:
 
 
 def fill(
-    model: Any, family: Card, folder: Path, dtype: torch.dtype, device: torch.device, split: Split | None = None
+    model: Any, family: Card, folder: Path, dtype: torch.dtype, device: torch.device, split: Partition | None = None
 ) -> None:
     """Read every weight into `model`. Raises ConfigError when one is missing, unknown or of another shape."""
     expected = dict(model.named_parameters(remove_duplicate=False))
-    move, heads = Mover(dtype, device), []
+    move, heads = WeightLoader(dtype, device), []
     for turn, (name, shape, read) in enumerate(read_tensors(folder)):
         mine = split is None or split.owner(turn) == torch.distributed.get_rank()
         tensor = move(read() if mine else torch.empty(shape, device="meta"))

@@ -20,7 +20,7 @@ class Stop:
     """Whether this process was told to stop. `end(code, text)` ends it at once; `farewell`, when set, goes first."""
 
     def __init__(self, end: Callable[[int, str], None]) -> None:
-        self.told = False
+        self.requested = False
         self.farewell: Callable[[int, str], None] = lambda code, text: None
         self._end = end
         self._ending = threading.Lock()
@@ -43,9 +43,9 @@ class Stop:
     def _listen(self, descriptor: int) -> None:
         while number := os.read(descriptor, 1):
             if number[0] in STOP_SIGNALS:
-                self.told = True
+                self.requested = True
             with self._ending:
-                if self.told and not self._can_save:
+                if self.requested and not self._can_save:
                     text = "told to stop before the first step: nothing to save"
                     self.farewell(PREEMPTED, text)
                     self._end(PREEMPTED, text)

@@ -14,7 +14,7 @@ from torch import distributed
 from trainer.parallel.ds_config import AUTO
 
 
-class Split:
+class Partition:
     """Splits the weights of one model. `ds_config`: DeepSpeed's configuration."""
 
     def __init__(self, ds_config: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Split:
         return parameter
 
 
-def is_split(model: torch.nn.Module) -> bool:
+def is_partitioned(model: torch.nn.Module) -> bool:
     """Whether the ranks have parts of the model's weights."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 

@@ -16,7 +16,7 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.conversations import read_conversations
 from trainer.data.report import Report
 from trainer.data.templates import find_template
-from trainer.models.attention import is_plain, takes_borders, use_varlen
+from trainer.models.attention import is_plain, takes_cu_seqlens, use_varlen
 from trainer.models.experts import expert_parameters
 from trainer.models.load import DTYPES, load_model
 from trainer.models.lora import attach_lora, save_adapter
@@ -24,7 +24,7 @@ from trainer.models.tokenizer import load_tokenizer
 from trainer.new_model.create import new_model, save_internlm2, train_tokenizer
 from trainer.node.files import replace_text
 from trainer.parallel.ds_config import zero_stage
-from trainer.parallel.partition import Split, full_size, is_split
+from trainer.parallel.partition import Partition, full_size, is_partitioned
 
 
 def open_tokenizer(config: TrainConfig) -> Any | None:
@@ -45,18 +45,18 @@ def build_model(config: TrainConfig, device: torch.device, ds_config: dict[str, 
     """The model on its device, with its adapter when it gets one, ready to train; in ZeRO-3 the part of this rank.
     Raises ConfigError."""
     made = config.model.init is not None
-    split = Split(ds_config) if ds_config and zero_stage(ds_config) == 3 else None
+    split = Partition(ds_config) if ds_config and zero_stage(ds_config) == 3 else None
     model = (
         new_model(config.model.shape, config.settings.seed).to(device) if made else load_model(config, device, split)
     )
-    if takes_borders(config.model.dtype, device) and is_plain(model.config, config.data.max_length):
+    if takes_cu_seqlens(config.model.dtype, device) and is_plain(model.config, config.data.max_length):
         use_varlen(model)
     if made:
         return model
     if config.model.lora is None:
         # DeepSpeed makes the float32 copies of a split model, whose weights it takes as they are
-        return (model if is_split(model) else model.float()).requires_grad_(True)
-    base_is_split = is_split(model)
+        return (model if is_partitioned(model) else model.float()).requires_grad_(True)
+    base_is_split = is_partitioned(model)
     model = attach_lora(model, config.model.lora, str(config.model.path))
     if base_is_split:  # as it does with a whole one
         for parameter in model.parameters():
@@ -83,7 +83,7 @@ def trained_size(model: Any) -> int:
 
 def save_result(trainer: Any, config: TrainConfig, tokenizer: Any, output: Path, is_main: bool) -> None:
     """adapter/ or model/; every rank takes part, rank 0 writes."""
-    if config.model.lora is not None and is_split(trainer.model):  # of the base no rank has more than its part
+    if config.model.lora is not None and is_partitioned(trainer.model):  # of the base no rank has more than its part
         weights = trainer.model_wrapped._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
     else:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -16,13 +16,13 @@ from trainer.node.ranks import Place
 from trainer.node.stop import Stop
 from trainer.training.divergence import Divergence, gathered
 from trainer.training.forward_timer import ForwardTimes
-from trainer.training.metrics import Ledger, MetricsFile, memory_gib, step_line
+from trainer.training.metrics import MetricsFile, StepStatistics, memory_gib, step_line
 from trainer.training.stopwatch import Stopwatch
 from trainer.training.watch import Watch
 
 
 @dataclass(frozen=True)
-class Journal:
+class MetricsLog:
     """Where a rank says what it has measured: lines for people, and rows of metrics.jsonl, which rank 0 keeps."""
 
     place: Place
@@ -36,7 +36,7 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Counters:
     """Where counters stood at a step: tokens, seconds of training, of waiting for batches and of pauses."""
 
     step: int
@@ -57,16 +57,16 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        journal: Journal,
-        ledger: Ledger,
+        metrics_log: MetricsLog,
+        statistics: StepStatistics,
         divergence: Divergence,
         watch: Watch,
         epochs_per_step: float,
         flops: tuple[float, float] | None,
     ) -> None:
-        self.journal, self.ledger, self.divergence, self.watch = journal, ledger, divergence, watch
+        self.metrics_log, self.statistics, self.divergence, self.watch = metrics_log, statistics, divergence, watch
         self.epochs_per_step, self.flops = epochs_per_step, flops
-        self.forward = ForwardTimes(journal.place.device)
+        self.forward = ForwardTimes(metrics_log.place.device)
         self._first: tuple[float, int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,8 +92,8 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "eta_s": per_step * (state.max_steps - state.global_step),
         }
         logs.update({name: values[name] for name in REPORTED if values[name] is not None})
-        self.journal.tell(step_line(values))
-        self.journal.keep(values)
+        self.metrics_log.tell(step_line(values))
+        self.metrics_log.keep(values)
 
     def _measured(self, step: int) -> dict[str, float | None]:
         """What the mean step since the last line took. All ranks take part."""
@@ -101,7 +101,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
         self._since, steps = now, max(1, now.step - before.step)
         trained_s = max(1e-9, now.trained_s - before.trained_s)
         mine = [now.tokens - before.tokens, (now.waited_s - before.waited_s) / steps, self.forward.take() / steps]
-        ranks = gathered(torch.tensor(mine, dtype=torch.float64, device=self.journal.place.device))
+        ranks = gathered(torch.tensor(mine, dtype=torch.float64, device=self.metrics_log.place.device))
         tokens, waited_s, forward_s = zip(*ranks, strict=True)
         self.watch.interval(trained_s / steps, waited_s, forward_s)
         per_s = sum(tokens) / trained_s
@@ -111,12 +111,12 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
             "step_s": trained_s / steps,
             "data_wait_s": mine[1],
             "paused_s": now.paused_s - before.paused_s,
-            **memory_gib(on_cpu=self.journal.place.on_cpu),
+            **memory_gib(on_cpu=self.metrics_log.place.on_cpu),
         }
 
-    def _read(self, step: int) -> Reading:
-        stopwatch = self.ledger.stopwatch
-        return Reading(step, self.ledger.tokens, stopwatch.trained_s, stopwatch.waited_s, stopwatch.paused_s)
+    def _read(self, step: int) -> Counters:
+        stopwatch = self.statistics.stopwatch
+        return Counters(step, self.statistics.tokens, stopwatch.trained_s, stopwatch.waited_s, stopwatch.paused_s)
 
 
 class RowsCallback(TrainerCallback):  # type: ignore[misc]
@@ -125,12 +125,12 @@ class RowsCallback(TrainerCallback):  # type: ignore[misc]
     The numbers come with the batches, not from the sampler, so that the line proves what was trained.
     """
 
-    def __init__(self, place: Place, ledger: Ledger) -> None:
-        self.place, self.ledger = place, ledger
+    def __init__(self, place: Place, statistics: StepStatistics) -> None:
+        self.place, self.statistics = place, statistics
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One line, one write: ranks of a node share the log."""
-        numbers = " ".join(map(str, self.ledger.rows))
+        numbers = " ".join(map(str, self.statistics.rows))
         sys.stdout.write(f"rows {state.global_step}  rank {self.place.rank}  {numbers}\n")
         sys.stdout.flush()
 
@@ -178,11 +178,12 @@ class ValidationCallback(TrainerCallback):  # type: ignore[misc]
         self,
         every: int,
         loss: Callable[[], float],
-        journal: Journal,
+        metrics_log: MetricsLog,
         report: Callable[[dict[str, float]], None],
         stopwatch: Stopwatch,
     ) -> None:
-        self.every, self.loss, self.journal, self.report, self.stopwatch = every, loss, journal, report, stopwatch
+        self.every, self.loss, self.metrics_log = every, loss, metrics_log
+        self.report, self.stopwatch = report, stopwatch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """On all ranks at once."""
@@ -190,8 +191,8 @@ class ValidationCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self.stopwatch.paused():
             loss = self.loss()
-        self.journal.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
-        self.journal.keep({"step": state.global_step, "validation_loss": loss})
+        self.metrics_log.tell(f"validation at step {state.global_step}/{state.max_steps}  loss {loss:.4f}")
+        self.metrics_log.keep({"step": state.global_step, "validation_loss": loss})
         logs_step = control.should_log
         self.report({"eval_loss": loss})
         control.should_log = logs_step  # transformers takes it for the step's own log
@@ -202,9 +203,10 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     writing the last checkpoint."""
 
     def __init__(
-        self, place: Place, stop: Stop, ledger: Ledger, divergence: Divergence, saver: Saver, peers: Peers | None
+        self, place: Place, stop: Stop, statistics: StepStatistics, divergence: Divergence, saver: Saver,
+        peers: Peers | None,
     ) -> None:
-        self.place, self.stop, self.ledger, self.divergence, self.peers = place, stop, ledger, divergence, peers
+        self.place, self.stop, self.statistics, self.divergence, self.peers = place, stop, statistics, divergence, peers
         self.saver = saver
         self.stopped = False
         self.saved = "nothing saved"
@@ -222,21 +224,21 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
         when the last save has failed."""
         self.saver.check()
         passed_over = kwargs["optimizer"].step_was_skipped
-        bad_here = passed_over or not self.ledger.is_finite
-        told, bad, writing = any_rank([self.stop.told, bad_here, self.saver.is_writing], self.place.device)
+        bad_here = passed_over or not self.statistics.is_finite
+        told, bad, writing = any_rank([self.stop.requested, bad_here, self.saver.is_writing], self.place.device)
         if not writing:
             self.saver.all_have_written()
         if told:
             self._stop(state, control)
             control.should_save = True
-        self.divergence.judge(state.global_step, self.ledger, bad=bad, last=state.global_step >= state.max_steps)
+        self.divergence.judge(state.global_step, self.statistics, bad=bad, last=state.global_step >= state.max_steps)
         if bad:
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Told during the save: it need not be done again."""
         self.saved = f"saved at step {state.global_step}"
-        if any_rank([self.stop.told], self.place.device)[0]:
+        if any_rank([self.stop.requested], self.place.device)[0]:
             self._stop(state, control)
 
     def _stop(self, state: Any, control: Any) -> None:

@@ -13,7 +13,7 @@ from trainer.data.rows import Row
 from trainer.errors import DivergedError
 from trainer.node.files import replace_text
 from trainer.node.ranks import Place
-from trainer.training.metrics import Ledger
+from trainer.training.metrics import StepStatistics
 
 FILE = "diverged.json"
 
@@ -50,13 +50,13 @@ class Divergence:
             f"nothing, and the result is that of step {self.streak[0].step - 1}"
         )
 
-    def judge(self, step: int, ledger: Ledger, *, bad: bool, last: bool) -> None:
+    def judge(self, step: int, statistics: StepStatistics, *, bad: bool, last: bool) -> None:
         """Take note of a step that all ranks call good or bad; the run's `last` one may not be the first good one.
         Raises DivergedError, on every rank at once."""
         if not bad:
             self.streak, self.has_good = [], True
             return
-        self.streak.append(BadStep(step, ledger.loss, ledger.rows))
+        self.streak.append(BadStep(step, statistics.loss, statistics.rows))
         in_vain = last and not self.has_good
         if len(self.streak) < self.limit and not in_vain:
             return

@@ -24,7 +24,7 @@ from trainer.models.lora import is_of_adapter, lora_plus
 from trainer.node.peers import Peers
 from trainer.node.ranks import Place
 from trainer.parallel.zero_state import has_state, is_by_name, load_state, take_state, write_state
-from trainer.training.metrics import Ledger
+from trainer.training.metrics import StepStatistics
 from trainer.training.optimizer_states import PagedAdamW
 from trainer.vision.collate import begin_worker, require_images
 
@@ -43,7 +43,7 @@ class RankBatches:
 
 
 class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """`ledger` is kept up to date; `peers` are told before a save, which may take long."""
+    """`statistics` is kept up to date; `peers` are told before a save, which may take long."""
 
     lora: Lora | None = None
     _last_loss: Any = 0.0
@@ -52,14 +52,14 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         self,
         *args: Any,
         place: Place,
-        ledger: Ledger,
+        statistics: StepStatistics,
         peers: Peers | None,
         saver: Saver,
         order: Order,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.place, self.ledger, self.peers, self.order = place, ledger, peers, order
+        self.place, self.statistics, self.peers, self.order = place, statistics, peers, order
         self.saver, self.output = saver, Path(self.args.output_dir)
         _change_mode_only(self.model)
         link_adapters(self.model)
@@ -83,17 +83,17 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next step."""
-        self.ledger.begin_step()
-        return super().get_batch_samples(self.ledger.stopwatch.batches(epoch_iterator), *args, **kwargs)
+        self.statistics.begin_step()
+        return super().get_batch_samples(self.statistics.stopwatch.batches(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch, and write it down. Returns its loss for the reports: the one before, if it is not a
         number (transformers does the same, but stops the device for it)."""
         require_images(inputs)
-        self.ledger.rows += inputs.pop("rows")
-        self.ledger.tokens += int(inputs["input_ids"].numel())
+        self.statistics.rows += inputs.pop("rows")
+        self.statistics.tokens += int(inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self.ledger.add_loss(loss)
+        self.statistics.add_loss(loss)
         loss = torch.where(loss.isfinite(), loss, self._last_loss)
         self._last_loss = loss
         return loss
@@ -111,8 +111,8 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """DeepSpeed has passed over a step that is not finite by now; AdamW passes over weights without gradient."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.ledger.grad_norm = None if norm is None else float(norm)
-        if not self.ledger.is_finite:
+        self.statistics.grad_norm = None if norm is None else float(norm)
+        if not self.statistics.is_finite:
             model.zero_grad()
         return norm
 
@@ -174,7 +174,7 @@ class CheckedTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """Take the state; threads write and publish it (trainer.checkpoints.saver). Raises SaveError when this rank
         cannot write, or could not write the checkpoint before."""
         busy = self.peers.busy() if self.peers else nullcontext()
-        with busy, self.ledger.stopwatch.paused(), self.saver.save(self.state.global_step):
+        with busy, self.statistics.stopwatch.paused(), self.saver.save(self.state.global_step):
             super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -40,7 +40,7 @@ def memory_gib(*, on_cpu: bool) -> dict[str, float | None]:
 
 
 @dataclass
-class Ledger:
+class StepStatistics:
     """What this process has computed: tokens, padding included, the time for them, and of the step under way its rows,
     loss and gradient norm (None where there is none)."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.chat.answer import Answer, Answerer, Drawing, batch_inputs
+from trainer.chat.answer import Answer, Answerer, SamplingParameters, batch_inputs
 from trainer.config.job import SamplePrompt, Sampling
 from trainer.data.encode import Encoder
 from trainer.data.message import Message
@@ -47,7 +47,7 @@ class Sampler:
     ) -> None:
         self.encoder, self.prompts = encoder, prompts
         shorter = sampling.model_copy(update={"max_new_tokens": sampling.max_new_tokens or LONGEST})
-        self.answerer = Answerer(encoder, tokenizer, Drawing(shorter), stopped)
+        self.answerer = Answerer(encoder, tokenizer, SamplingParameters(shorter), stopped)
 
     @torch.no_grad()
     def answer_all(

@@ -17,23 +17,23 @@ POLICIES: dict[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
-class Policy:
+class ActivationPolicy:
     """`name`: a key of POLICIES. `host`: where kept tensors wait; None: on the device."""
 
     name: str
-    host: "Host | None" = None
+    host: "CpuOffload | None" = None
 
     def keeps(self, what: str) -> bool:
         """Whether a layer keeps this."""
         return what in POLICIES[self.name]
 
 
-def policy_named(name: str, device: torch.device) -> Policy:
+def policy_named(name: str, device: torch.device) -> ActivationPolicy:
     """`offload` waits in host memory where there is a GPU to free."""
-    return Policy(name, Host(device) if name == "offload" and device.type == "cuda" else None)
+    return ActivationPolicy(name, CpuOffload(device) if name == "offload" and device.type == "cuda" else None)
 
 
-class Host:
+class CpuOffload:
     """Tensors of one step in pinned host memory: they come back in the opposite order, each while the GPU computes with
     the one before it. The host memory is kept from step to step: getting it takes long."""
 
@@ -76,7 +76,7 @@ class Host:
 
 
 class _Slot:
-    """Host memory for one tensor of a step."""
+    """CpuOffload memory for one tensor of a step."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.stream = stream

@@ -37,7 +37,7 @@ class Spoken(NamedTuple):
         return f"{self.tokens} tokens{speed}, the first after {self.first_s:.2f} s; prompt {self.prompt} tokens{cached}"
 
 
-class Speaker:
+class ChatSession:
     """Speaks for one model. An answer that was told to end is what there is of it. `fixed`: keys and values lie in one
     place (trainer.chat.replay)."""
 

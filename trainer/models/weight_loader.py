@@ -8,7 +8,7 @@ import torch
 PIECE = 2**24  # elements
 
 
-class Mover:
+class WeightLoader:
     """Gives copies of tensors in `dtype` on `device`."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:

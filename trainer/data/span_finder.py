@@ -14,7 +14,7 @@ MAX_LEAD = 64  # characters
 Spans = tuple[list[tuple[int, int]], list[int]]
 
 
-def has_landmarks(segments: Sequence[Segment]) -> bool:
+def has_control_tokens(segments: Sequence[Segment]) -> bool:
     """Whether every answer comes behind a control token and at most a text of the template."""
     after_content = False
     for segment in segments:

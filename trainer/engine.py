@@ -49,7 +49,7 @@ from trainer.parallel.host_ops import load_ops, missing_for_deepspeed, needed_op
 from trainer.parallel.partition import is_partitioned
 from trainer.parallel.zero_state import is_by_name
 from trainer.sizing.flops import flops_of
-from trainer.training.arguments import stretched_schedule, training_arguments
+from trainer.training.arguments import check_schedule, stretched_schedule, training_arguments
 from trainer.training.build import (
     build_model,
     new_tokenizer,
@@ -264,6 +264,7 @@ class Run:
         total = optimizer.max_steps or math.ceil(rows * optimizer.epochs / batch)
         args.max_steps = total
         args.warmup_steps = math.ceil(total * optimizer.warmup_ratio)
+        check_schedule(optimizer, args.warmup_steps, total)
         self.tell(
             f"steps: {total} of {batch} rows ({optimizer.batch_size} x {optimizer.accumulation} accumulated x "
             f"{self.place.world} processes), {args.warmup_steps} of them warm-up"

@@ -65,6 +65,7 @@ data:
 optimizer:
   lr: 0.0002
   schedule: cosine
+  schedule_args: {}
   warmup_ratio: 0.03
   epochs: 3.0
   max_steps: null

@@ -127,12 +127,17 @@ class DeepSpeed(Section):
         return self
 
 
+Schedule = Literal["cosine", "linear", "constant", "polynomial", "inverse_sqrt", "cosine_with_restarts",
+                   "cosine_with_min_lr", "warmup_stable_decay"]  # fmt: skip
+
+
 class Optimizer(Section):
     """AdamW and its schedule."""
 
     lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Shape of the learning rate after warm-up."
+    schedule: Schedule = Field("cosine", description="Shape of the learning rate after warm-up (transformers' names).")
+    schedule_args: dict[str, float | int | str] = Field(
+        {}, description="Arguments of that schedule in transformers, such as min_lr_rate: 0.1 of cosine_with_min_lr."
     )
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the rate climbs from 0.")
     epochs: float = Field(3.0, gt=0, le=10000, description="Passes over the data.")

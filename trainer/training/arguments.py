@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 
 from trainer.config.job import TrainConfig
+from trainer.config.sections import Optimizer
+from trainer.errors import ConfigError
 from trainer.node.ranks import Place
 from trainer.training.optimizer_states import optimizer_name
 
@@ -25,7 +28,8 @@ def training_arguments(
         per_device_train_batch_size=optimizer.batch_size,
         gradient_accumulation_steps=optimizer.accumulation,
         learning_rate=optimizer.lr,
-        lr_scheduler_type=optimizer.schedule,
+        lr_scheduler_type=scheduler_name(optimizer.schedule),
+        lr_scheduler_kwargs=dict(optimizer.schedule_args),
         weight_decay=optimizer.weight_decay,
         adam_beta1=optimizer.betas[0],
         adam_beta2=optimizer.betas[1],
@@ -51,6 +55,25 @@ def training_arguments(
         dataloader_pin_memory=not place.on_cpu,
         label_names=["labels"],
     )
+
+
+def scheduler_name(schedule: str) -> str:
+    """transformers' name of a schedule: its `constant` knows no warm-up."""
+    return "constant_with_warmup" if schedule == "constant" else schedule
+
+
+def check_schedule(optimizer: Optimizer, warmup_steps: int, steps: int) -> None:
+    """Raises ConfigError for arguments that the schedule does not take, or lacks."""
+    probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=optimizer.lr)
+    try:
+        get_scheduler(scheduler_name(optimizer.schedule), probe, warmup_steps, steps, dict(optimizer.schedule_args))
+    except (TypeError, ValueError) as error:
+        given = ", ".join(optimizer.schedule_args) or "none"
+        raise ConfigError(
+            f"optimizer.schedule_args: got {given} for the schedule {optimizer.schedule}, allowed: what transformers' "
+            f"schedule of that name takes ({str(error).splitlines()[0]})",
+            "see https://huggingface.co/docs/transformers/main_classes/optimizer_schedules",
+        ) from error
 
 
 def stretched_schedule(schedule: str, planned: int, total: int) -> str | None:

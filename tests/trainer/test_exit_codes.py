@@ -121,7 +121,7 @@ def test_a_node_that_never_comes_is_a_failure():
     """Not 75, with which a scheduler would start all of them again for ever."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    script = ("import sys; from trainer import agent; agent.COME_S = 1; "
+    script = ("import sys; from trainer.node import agent; agent.COME_S = 1; "
               f"sys.exit(agent.main(['2', '0', 'localhost', '{port}']))")
     done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=120)
     assert (done.returncode, "error: node 1 of 2 never came (1 s)" in done.stderr) == (1, True), done.stderr

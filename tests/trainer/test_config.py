@@ -32,6 +32,7 @@ def test_defaults_are_xtuners():
     assert values["optimizer"] == {
         "lr": 2e-4,
         "schedule": "cosine",
+        "schedule_args": {},
         "warmup_ratio": 0.03,
         "epochs": 3,
         "max_steps": None,

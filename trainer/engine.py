@@ -364,7 +364,7 @@ class Run:
         split, samples = is_partitioned(model), []
         if split or self.place.is_main:
             samples = sampler.answer_all(model, step, self.tell, before, synced=split and self.place.world > 1)
-        if self.place.is_main and samples and not self.stop.requested:  # told, they were cut short
+        if self.place.is_main and samples and not self.stop.requested:  # a stop has cut them short
             append_samples(samples, self.output / "samples.jsonl")
         barrier()
         return samples

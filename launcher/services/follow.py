@@ -45,7 +45,7 @@ def _going_on(again: str | None, status: JobStatus) -> str:
 
 @contextmanager
 def watched(backend: Backend, run: Run) -> Iterator[None]:
-    """Meanwhile it is told on stderr why the run waits, each reason once, and which of its machines are lost."""
+    """Meanwhile it is said on stderr why the run is pending, each reason once, and which of its machines are lost."""
     stop = threading.Event()
     threading.Thread(target=_watch, args=(backend, run, stop), name="watch", daemon=True).start()
     try:

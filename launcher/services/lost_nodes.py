@@ -7,12 +7,12 @@ from launcher.terminal import ui
 
 
 class LostNodes:
-    """Those of a run that is followed: each is told of once on stderr, and repaired where the profile allows it."""
+    """Those of a run that is followed: each is reported once on stderr, and repaired where the profile allows it."""
 
     def __init__(self, backend: Backend, run: Run) -> None:
         self.backend = backend if isinstance(backend, RepairsNodes) else None
         self.run = run
-        self._told: set[LostNode] = set()
+        self._reported: set[LostNode] = set()
 
     def look(self) -> None:
         """Look after them. A failure is only warned about: the follower itself tells what is wrong."""
@@ -24,11 +24,11 @@ class LostNodes:
 
     def _look(self, backend: RepairsNodes) -> None:
         unasked = backend.repairs_unasked(self.run)
-        new = [node for node in backend.lost(self.run) if node not in self._told]
+        new = [node for node in backend.lost(self.run) if node not in self._reported]
         for node in new:
             hint = "" if unasked else f"; if it does not come back: launch repair {self.run.run_id}"
             ui.note(lost_words(self.run, node) + hint)
-        self._told.update(new)
+        self._reported.update(new)
         if new and unasked:
             repair_nodes(backend, self.run, new)
 

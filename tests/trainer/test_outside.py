@@ -58,6 +58,7 @@ def test_a_family_of_another_package_is_made_estimated_trained_and_sampled(launc
     with safe_open(tmp_path / "base/model.safetensors", framework="pt") as held:
         names = set(held.keys())
     assert all(name.startswith("acme.") for name in names)
+    (tmp_path / "base/chat_template.jinja").unlink()  # then the card says which it is
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Who?", "completion": "Nobody."}) + "\n")
     train = {"settings": {"output_dir": "out"}, "model": {"path": "base", "quantization": "nf4"},
              "data": {"sources": [{"path": "rows.jsonl"}], "max_length": 64},

@@ -13,15 +13,11 @@ from trainer.data.segment import render_text
 from trainer.data.templates import TEMPLATES
 from trainer.data.turns import Template, TurnTemplate
 from trainer.errors import ConfigError
-from trainer.families.registry import CARDS
+from trainer.families.registry import CARDS, chat_card_of
 from trainer.models.hub import read_model_type
 
-# model_type of config.json -> the template of the makers' chat models
-FAMILIES = {kind: card.template for card in CARDS.values() if card.template for kind in (card.name, *card.kin)}
-# of families whose models have several templates, or tokens that many others have, too: a guess, for a tokenizer
-# without chat_template
+# of model types without a card: a guess, for a tokenizer without chat_template
 GUESSES = {
-    **{card.name: card.guess for card in CARDS.values() if card.guess},
     "chatglm": "chatglm3",
     "mixtral": "mistral",
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "deepseek"),
@@ -52,7 +48,7 @@ def with_template(config: TrainConfig, tokenizer: Any | None) -> tuple[TrainConf
             require_tokens(tokenizer, model.chat_template, str(model.path), model.revision)
         return config, ""
     if tokenizer is None:
-        choice = Choice(FAMILIES[str(model.init)], f"that of {model.init}'s chat models")
+        choice = Choice(str(CARDS[str(model.init)].template), f"that of {model.init}'s chat models")
     else:
         choice = recognise(tokenizer, read_model_type(str(model.path), model.revision))
     named = model.model_copy(update={"chat_template": choice.name})
@@ -92,8 +88,9 @@ def require_tokens(tokenizer: Any, name: str, path: str, revision: str | None) -
 
 def _choices(tokenizer: Any, model_type: str) -> Iterator[Choice]:
     """What a model may be trained with, the best first."""
-    family, its = FAMILIES.get(model_type), f"that of {model_type}'s chat models"
-    likely = [name for name in (family, GUESSES.get(model_type)) if name and _has(tokenizer, TEMPLATES[name])]
+    card, its = chat_card_of(model_type), f"that of {model_type}'s chat models"
+    family, guess = (card.template, card.guess) if card else (None, GUESSES.get(model_type))
+    likely = [name for name in (family, guess) if name and _has(tokenizer, TEMPLATES[name])]
     if not tokenizer.chat_template:
         yield from (Choice(name, f"{its}; the tokenizer has no chat_template") for name in likely)
         return
